@@ -1,0 +1,56 @@
+# onecount. `make` alone lists what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+UV := .cache/uv
+
+# The Python to make the virtual environment with: make setup PYTHON=python3.12. By default the newest of 3.13, 3.12 and
+# 3.11 that works here. To change it later, make clean first.
+export PYTHON
+
+.PHONY: help setup machine demo test lint bench lock clean
+
+help: ## List the targets
+	@echo "onecount: make TARGET"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/installed ## Install what is missing: Python packages, Java, Redis, Kafka's jars
+
+machine:
+	@deploy/setup.sh
+
+# Made anew when the locked packages or the project's own metadata change.
+$(VENV)/installed: requirements.lock pyproject.toml | machine
+	@echo "setup: installing the locked Python packages into $(VENV)"
+	@test -x $(RUN) || { python=$$(deploy/setup.sh --print-python); "$$python" -m venv $(VENV); }
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## Run the whole thing here, with its own Kafka and Redis: make demo [INPUT=events.jsonl]
+	@$(VENV)/bin/onecount demo $(if $(INPUT),--input $(INPUT))
+
+test: setup ## Run all tests: make test [ARGS="-k redis"]
+	@$(RUN) -m pytest $(ARGS)
+
+lint: setup ## Check style, formatting and which room imports which
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(VENV)/bin/lint-imports
+
+bench: setup ## Measure speed on workload W1
+	@$(RUN) -m tests.bench.w1
+
+lock: setup ## Choose newest versions and hashes for Python 3.11 to 3.13 anew: requirements.lock
+	@test -x $(UV)/bin/uv || { $(RUN) -m venv $(UV) && $(UV)/bin/pip install --quiet --disable-pip-version-check uv; }
+	@$(UV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" --extra test pyproject.toml --output-file requirements.lock
+
+clean: ## Remove everything that was made here, the virtual environment and the jars too
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	find app tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,93 @@
+"""The users of one partition that converted: their state in Redis, and who of them a late touch may concern.
+
+`{tag}:conv:<bucket>` is a hash of user states by "advertiser\\x1fuser". `{tag}:late:<day>` holds (user hash, conversion time) pairs of the
+conversions of one day of event time; a touch older than one of them is late for it and makes its user settle again.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import numpy as np
+import xxhash
+
+from app.policy.model import DAY_MS
+
+BUCKETS: Final = 256
+_PAIR: Final = np.dtype([("user", "<u8"), ("time", "<i8")])
+
+Command = tuple[Any, ...]
+
+
+def user_field(advertiser_id: str, user_id: str) -> str:
+    """The hash field of a user's state; ids hold no control character."""
+    return f"{advertiser_id}\x1f{user_id}"
+
+
+class Converters:
+    """The converted users of one partition. Times are epoch ms of event or stream time."""
+
+    def __init__(self, tag: str, horizon_ms: int) -> None:
+        self.tag = tag
+        self.horizon_ms = horizon_ms
+        self.latest_ms: dict[int, int] = {}  # the latest conversion of each user hash, within the correction horizon
+        self.days: set[int] = set()
+
+    def key(self, bucket: int) -> str:
+        """The Redis key of one bucket of user states."""
+        return f"{{{self.tag}}}:conv:{bucket}"
+
+    def late_key(self, day: int) -> str:
+        """The Redis key of one day's (user, conversion time) pairs."""
+        return f"{{{self.tag}}}:late:{day}"
+
+    def read_commands(self, fields: list[str]) -> tuple[list[Command], list[list[str]]]:
+        """The HMGETs that read users' states, and the fields that each one's reply stands for."""
+        by_bucket: dict[int, list[str]] = {}
+        for field in fields:
+            by_bucket.setdefault(self._bucket(field), []).append(field)
+        return [("HMGET", self.key(bucket), *members) for bucket, members in by_bucket.items()], list(
+            by_bucket.values()
+        )
+
+    def write_commands(self, states: dict[str, bytes | None]) -> list[Command]:
+        """The HSETs that store users' packed states, and the HDELs of those that hold nothing any more (None)."""
+        sets: dict[int, list[Any]] = {}
+        deletions: dict[int, list[str]] = {}
+        for field, packed in states.items():
+            if packed is None:
+                deletions.setdefault(self._bucket(field), []).append(field)
+            else:
+                sets.setdefault(self._bucket(field), []).extend((field, packed))
+        return [("HSET", self.key(bucket), *pairs) for bucket, pairs in sets.items()] + [
+            ("HDEL", self.key(bucket), *members) for bucket, members in deletions.items()
+        ]
+
+    def note(self, pairs: list[tuple[int, int]]) -> list[Command]:
+        """Notes new conversions as (user hash, time ms); the APPENDs that store them."""
+        by_day: dict[int, list[tuple[int, int]]] = {}
+        for user, time_ms in pairs:
+            by_day.setdefault(time_ms // DAY_MS, []).append((user, time_ms))
+            if time_ms > self.latest_ms.get(user, -1):
+                self.latest_ms[user] = time_ms
+        self.days |= by_day.keys()
+        return [("APPEND", self.late_key(day), np.array(found, dtype=_PAIR).tobytes()) for day, found in by_day.items()]
+
+    def load(self, blobs: Iterable[bytes | None]) -> None:
+        """Reads the stored pairs back after this process took the partition over."""
+        for blob in blobs:
+            for user, time_ms in np.frombuffer(blob or b"", dtype=_PAIR).tolist():
+                if time_ms > self.latest_ms.get(user, -1):
+                    self.latest_ms[user] = time_ms
+
+    def expire(self, stream_ms: int) -> list[Command]:
+        """Forgets days that no accepted touch can be late for any more; the UNLINKs that free them."""
+        ended = {day for day in self.days if stream_ms >= (day + 1) * DAY_MS + self.horizon_ms}
+        if not ended:
+            return []
+        self.days -= ended
+        floor_ms = stream_ms - self.horizon_ms
+        self.latest_ms = {user: time_ms for user, time_ms in self.latest_ms.items() if time_ms >= floor_ms}
+        return [("UNLINK", *(self.late_key(day) for day in sorted(ended)))]
+
+    def _bucket(self, field: str) -> int:
+        return xxhash.xxh3_64_intdigest(field.encode()) & (BUCKETS - 1)

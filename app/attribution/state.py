@@ -1,0 +1,95 @@
+"""What one user has done that can still change a count: conversions with the best touch so far, and adjustments.
+
+Plain structs that are stored as one MessagePack value per (advertiser, user).
+"""
+
+from typing import Final
+
+import msgspec
+
+from app.policy.model import RANK
+
+STATE_VERSION: Final = 1
+
+
+class Touch(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A view, click or engaged view that a conversion may be credited to; `attributes` in the order of the policy's `keep`."""
+
+    kind: str
+    time_ms: int
+    event_id: str
+    attributes: tuple[str | None, ...]
+
+    def strength(self) -> tuple[int, int, str]:
+        """What decides between eligible touches: the stronger kind, then the later, then the larger event_id (by code point)."""
+        return RANK[self.kind], self.time_ms, self.event_id
+
+
+class Conversion(msgspec.Struct, array_like=True, gc=False):
+    """One accepted conversion event, the best touch known per platform, and the revision of each row published for it."""
+
+    event_id: str
+    name: str
+    platform: str  # "" where it names none
+    time_ms: int
+    value_micros: int | None
+    currency: str | None
+    order_id: str | None
+    credits: dict[str, Touch]
+    revisions: dict[str, int]
+
+    def identity(self) -> tuple[str, str, str]:
+        """What makes two events of one user the same conversion event."""
+        return self.platform, self.name, self.event_id
+
+
+class Adjustment(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One accepted retraction or restatement, with its record's coordinates for the dead letter that a refusal becomes."""
+
+    event_id: str
+    platform: str
+    kind: str
+    time_ms: int
+    value_micros: int | None
+    order_id: str | None
+    conversion_event_id: str | None
+    source: tuple[str, int, int, int]  # topic, partition, offset, timestamp (ms)
+    key: bytes | None
+    raw: bytes
+
+    def identity(self) -> tuple[str, str]:
+        """What makes two events of one user the same adjustment."""
+        return self.platform, self.event_id
+
+
+class UserState(msgspec.Struct, array_like=True, gc=False):
+    """Everything held for one (advertiser, user). `version` guards against reading what another release wrote."""
+
+    version: int
+    conversions: list[Conversion]
+    adjustments: list[Adjustment]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(UserState)
+
+
+class UnknownStateVersion(Exception):
+    """The stored state was written by another release of onecount; it must be rebuilt, never guessed at."""
+
+
+def pack(state: UserState) -> bytes:
+    """The stored form of a user's state."""
+    return _encoder.encode(state)
+
+
+def unpack(data: bytes | None) -> UserState:
+    """A user's state from its stored form; None is a user without any. Raises `UnknownStateVersion`."""
+    if data is None:
+        return UserState(STATE_VERSION, [], [])
+    state = _decoder.decode(data)
+    if state.version != STATE_VERSION:
+        raise UnknownStateVersion(
+            f"state version {state.version}, this release reads {STATE_VERSION}: run `onecount rebuild`"
+        )
+    return state

@@ -1,0 +1,231 @@
+"""One user's step: take in what is new, settle before and after, and say what changed.
+
+The difference is what leaves onecount: a row with a higher revision for each decision that changed, a deletion for one that no
+longer stands, and negative and positive deltas for the counts.
+"""
+
+from typing import NamedTuple
+
+from app.attribution.settle import Decision, Settlement, credit, settle
+from app.attribution.state import Adjustment, Conversion, Touch, UserState
+from app.contract import rows
+from app.contract.events import MICROS
+from app.contract.rows import AttributedRow
+from app.policy.model import Policy
+
+
+class CountDelta(NamedTuple):
+    """A change of one count row's conversions and value (millionths); added up by the aggregator."""
+
+    window_start: int
+    platform: str
+    advertiser_id: str
+    dimensions: tuple[str | None, ...]
+    conversion_name: str
+    currency: str
+    conversions: int
+    value_micros: int
+
+
+class Change(NamedTuple):
+    """What one step of one user means for the outputs: upserts by key (None deletes), deltas, and adjustments refused with a reason."""
+
+    rows: list[tuple[bytes, AttributedRow | None]]
+    deltas: list[CountDelta]
+    refused: list[tuple[Adjustment, str]]
+    corrections: int
+
+
+def take_in(
+    state: UserState,
+    conversions: list[Conversion],
+    adjustments: list[Adjustment],
+    touches: list[tuple[str, Touch]],
+    policy: Policy,
+) -> tuple[Settlement, int]:
+    """Adds what is new to `state` in place; the settlement as it was before, and how many of the new events it already held."""
+    before = settle(state.conversions, state.adjustments, policy) if state.conversions else Settlement({}, {})
+    held = {conversion.identity() for conversion in state.conversions}
+    held_adjustments = {adjustment.identity() for adjustment in state.adjustments}
+    fresh = [conversion for conversion in conversions if conversion.identity() not in held]
+    fresh_adjustments = [adjustment for adjustment in adjustments if adjustment.identity() not in held_adjustments]
+    state.conversions += fresh
+    state.adjustments += fresh_adjustments
+    for conversion in state.conversions:
+        credit(conversion, touches, policy)
+    return before, len(conversions) + len(adjustments) - len(fresh) - len(fresh_adjustments)
+
+
+def changes(advertiser_id: str, user_id: str, state: UserState, before: Settlement, policy: Policy) -> Change:
+    """What differs between the settlement `before` and the state now; raises the revision of each row that changes."""
+    after = settle(state.conversions, state.adjustments, policy)
+    change = Change([], [], [], 0)
+    corrections = 0
+    by_identity = {conversion.identity(): conversion for conversion in state.conversions}
+    for key, decision in after.decisions.items():
+        old = before.decisions.get(key)
+        if old is not None and _same(old, decision):
+            continue
+        identity, platform = key
+        conversion = by_identity[identity]
+        conversion.revisions[platform] = revision = conversion.revisions.get(platform, 0) + 1
+        corrections += old is not None
+        row_key = rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id)
+        change.rows.append(
+            (row_key, attributed_row(advertiser_id, user_id, platform, conversion, decision, revision, policy))
+        )
+        change.deltas.extend(_deltas(advertiser_id, platform, conversion, old, decision, policy))
+    for key, old in before.decisions.items():
+        if key not in after.decisions:
+            identity, platform = key
+            conversion = by_identity[identity]
+            corrections += 1
+            change.rows.append(
+                (rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id), None)
+            )
+            change.deltas.extend(_deltas(advertiser_id, platform, conversion, old, None, policy))
+    if after.refusals:
+        for adjustment in state.adjustments:
+            reason = after.refusals.get(adjustment.identity())
+            if reason is not None and before.refusals.get(adjustment.identity()) != reason:
+                change.refused.append((adjustment, reason))
+    return change._replace(corrections=corrections)
+
+
+def _same(old: Decision, new: Decision) -> bool:
+    return old[:4] == new[:4] and old.version.number == new.version.number
+
+
+def _deltas(
+    advertiser_id: str,
+    platform: str,
+    conversion: Conversion,
+    old: Decision | None,
+    new: Decision | None,
+    policy: Policy,
+) -> list[CountDelta]:
+    found = []
+    window_ms = policy.bounds.window_ms
+    for decision, sign in ((old, -1), (new, 1)):
+        if decision is None or decision.status != rows.COUNTED or decision.touch is None:
+            continue
+        found.append(
+            CountDelta(
+                conversion.time_ms // window_ms * window_ms,
+                platform,
+                advertiser_id,
+                dimensions_of(decision.touch, policy),
+                conversion.name,
+                conversion.currency or "",
+                sign,
+                sign * decision.value_micros,
+            )
+        )
+    return found
+
+
+def dimensions_of(touch: Touch, policy: Policy) -> tuple[str | None, ...]:
+    """The touch's values of the policy's dimensions, in their order."""
+    kept = dict(zip(policy.bounds.keep, touch.attributes, strict=True))
+    return tuple(kept[name] for name in policy.bounds.dimensions)
+
+
+def attributed_row(
+    advertiser_id: str,
+    user_id: str,
+    platform: str,
+    conversion: Conversion,
+    decision: Decision,
+    revision: int,
+    policy: Policy,
+) -> AttributedRow:
+    """The row that publishes a decision."""
+    version, touch = decision.version, decision.touch
+    action = version.actions[conversion.name]
+    rule = version.platforms.get(platform)
+    kept = dict(zip(policy.bounds.keep, touch.attributes, strict=True)) if touch else {}
+    return AttributedRow(
+        advertiser_id=advertiser_id,
+        user_id=user_id,
+        platform=platform,
+        conversion_name=conversion.name,
+        event_id=conversion.event_id,
+        event_time=conversion.time_ms,
+        order_id=conversion.order_id,
+        status=decision.status,
+        conversions=int(decision.status == rows.COUNTED),
+        value=decision.value_micros / MICROS,
+        currency=conversion.currency,
+        action_class=action.action_class,
+        intent=action.intent,
+        outcome=action.outcome or "",
+        method=rule.method if rule else "",
+        policy_version=version.number,
+        duplicate_of=decision.duplicate_of,
+        touch_type=touch.kind if touch else None,
+        touch_event_id=touch.event_id if touch else None,
+        touch_time=touch.time_ms if touch else None,
+        time_to_convert_ms=conversion.time_ms - touch.time_ms if touch else None,
+        campaign_id=kept.get("campaign_id"),
+        ad_id=kept.get("ad_id"),
+        creative_id=kept.get("creative_id"),
+        landing_page=kept.get("landing_page"),
+        offer_id=kept.get("offer_id"),
+        source=kept.get("source"),
+        medium=kept.get("medium"),
+        revision=revision,
+    )
+
+
+def prune(state: UserState, policy: Policy, stream_time_ms: int) -> None:
+    """Forgets, in place, the conversions and adjustments that can no longer matter at this stream time (ms).
+
+    A conversion stays while any other one that it is judged with (its order, its touch's place, its adjustment) stays, since
+    forgetting it earlier would change their judgement.
+    """
+    floor = stream_time_ms - policy.conversion_retention_ms()
+    if all(item.time_ms >= floor for item in (*state.conversions, *state.adjustments)):
+        return
+    if all(item.time_ms < floor for item in (*state.conversions, *state.adjustments)):
+        state.conversions, state.adjustments = [], []
+        return
+    kept = {conversion.identity() for conversion in state.conversions if conversion.time_ms >= floor}
+    ties = {conversion.identity(): _ties(conversion) for conversion in state.conversions}
+    live: set[tuple[str, ...]] = set().union(*(ties[identity] for identity in kept)) if kept else set()
+    for adjustment in state.adjustments:
+        if adjustment.time_ms >= floor:
+            live |= _adjustment_ties(adjustment)
+    grown = True
+    while grown:
+        grown = False
+        for conversion in state.conversions:
+            identity = conversion.identity()
+            if identity not in kept and ties[identity] & live:
+                kept.add(identity)
+                live |= ties[identity]
+                grown = True
+        for adjustment in state.adjustments:
+            tied = _adjustment_ties(adjustment)
+            if tied & live and not tied <= live:
+                live |= tied
+                grown = True
+    state.conversions = [conversion for conversion in state.conversions if conversion.identity() in kept]
+    state.adjustments = [item for item in state.adjustments if item.time_ms >= floor or _adjustment_ties(item) & live]
+
+
+def _ties(conversion: Conversion) -> set[tuple[str, ...]]:
+    ties: set[tuple[str, ...]] = {("event", conversion.event_id)}
+    if conversion.order_id:
+        ties.add(("order", conversion.order_id))
+    for platform, touch in conversion.credits.items():
+        ties.add(("touch", platform, conversion.name, touch.kind, touch.event_id))
+    return ties
+
+
+def _adjustment_ties(adjustment: Adjustment) -> set[tuple[str, ...]]:
+    ties: set[tuple[str, ...]] = set()
+    if adjustment.order_id:
+        ties.add(("order", adjustment.order_id))
+    if adjustment.conversion_event_id:
+        ties.add(("event", adjustment.conversion_event_id))
+    return ties

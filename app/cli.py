@@ -1,0 +1,276 @@
+"""The commands: one function each, thin over the rooms that do the work."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from confluent_kafka import KafkaException
+from pydantic import ValidationError
+from rich.console import Console
+
+from app import __version__
+from app.engine.clients import KafkaClients
+from app.engine.state import StateRefused
+from app.engine.store import RedisStore, StoreRefused, StoreUnavailable, unsafe_settings
+from app.policy.load import PolicyError, load_policy, warnings
+from app.settings import Settings, from_environment
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="Counts ad conversions, exactly once."
+)
+topics_app = typer.Typer(no_args_is_help=True, help="Create onecount's topics, or compare what is there.")
+app.add_typer(topics_app, name="topics")
+console = Console()
+errors = Console(stderr=True)
+
+FAILED = 1
+MISUSED = 2
+
+
+def main() -> None:
+    """The entry point: known errors end in one clear line and exit code 2, never a traceback."""
+    from app.engine.maintenance import StillRunning
+    from app.generate import DeliveryError
+    from app.importer import ImportRefusedError, MappingError
+    from app.local import LocalServiceError
+
+    try:
+        app()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = (
+                "ONECOUNT_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
+            )
+            errors.print(f"[red]{name}[/]: {problem['msg']}", highlight=False)
+        sys.exit(MISUSED)
+    except (
+        PolicyError,
+        StateRefused,
+        StoreRefused,
+        StoreUnavailable,
+        StillRunning,
+        DeliveryError,
+        MappingError,
+        ImportRefusedError,
+        LocalServiceError,
+    ) as error:
+        errors.print(f"[red]{error}[/]", highlight=False)
+        sys.exit(MISUSED)
+    except KafkaException as error:
+        errors.print(
+            f"[red]Kafka at {from_environment().bootstrap}: {error.args[0].str()}[/]; is it running, and is ONECOUNT_BOOTSTRAP right?",
+            highlight=False,
+        )
+        sys.exit(MISUSED)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+    """Settings come from ONECOUNT_* environment variables; `onecount check` shows and tries them."""
+    if show:
+        console.print(f"onecount {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    role: Annotated[str, typer.Argument(help="counter or aggregator")],
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes, each with one consumer; a supervisor restarts them.")
+    ] = 1,
+    slot: Annotated[int, typer.Option(hidden=True)] = 0,
+) -> None:
+    """Count until stopped (SIGTERM or Ctrl-C drains and exits 0).
+
+    `onecount run counter --workers 2`
+    """
+    from app.engine.stages import ROLES
+    from app.run import run_worker, supervise
+
+    if role not in ROLES:
+        raise typer.BadParameter(f"{role!r}: one of {', '.join(ROLES)}", param_hint="ROLE")
+    settings = from_environment()
+    load_policy(settings.policy)
+    raise typer.Exit(run_worker(settings, role, slot) if workers == 1 else supervise(settings, role, workers))
+
+
+@topics_app.command("create")
+def topics_create(
+    keep_forever: Annotated[bool, typer.Option(help="Raw topics without a retention, for importing history.")] = False,
+) -> None:
+    """Create the topics that are missing; may be repeated.
+
+    `ONECOUNT_PARTITIONS=12 ONECOUNT_REPLICATION=3 onecount topics create`
+    """
+    from app.engine.topics import create_topics
+
+    settings = from_environment()
+    created = create_topics(settings, load_policy(settings.policy)[0], -1 if keep_forever else None)
+    console.print(f"created {', '.join(created)}" if created else "all topics are there", highlight=False)
+
+
+@topics_app.command("check")
+def topics_check() -> None:
+    """Compare the topics with what they must be; exit code 1 if one differs."""
+    from app.engine.topics import check_topics
+
+    settings = from_environment()
+    found = check_topics(settings, load_policy(settings.policy)[0])
+    _report(found, "the topics are as they must be")
+
+
+@app.command()
+def check() -> None:
+    """Try configuration, policy, brokers, topics and Redis; one line a finding, exit code 1 if one is bad."""
+    settings = from_environment()
+    console.print(f"[green]ok[/]   settings: {settings!r}", highlight=False, soft_wrap=True)
+    policy, _ = load_policy(settings.policy)
+    console.print(
+        f"[green]ok[/]   policy {settings.policy}: {', '.join(f'{name} {rule.method}' for name, rule in policy.versions[0].platforms.items())}"
+    )
+    for warning in warnings(policy):
+        console.print(f"[yellow]note[/] policy: {warning}")
+    found = [*_kafka_findings(settings), *_redis_findings(settings)]
+    _report(found, "Kafka, its topics, the recorded policy and Redis are fit for counting")
+
+
+def _kafka_findings(settings: Settings) -> list[str]:
+    from app.engine.policy_topic import recorded_policy
+    from app.engine.topics import check_topics
+
+    try:
+        found = [f"topics: {line}" for line in check_topics(settings, load_policy(settings.policy)[0])]
+        if not any(settings.policy_topic in line for line in found):
+            recorded_policy(settings, KafkaClients(settings))
+        return found
+    except KafkaException as error:
+        return [f"Kafka at {settings.bootstrap}: {error.args[0].str()}"]
+    except PolicyError as error:
+        return [f"policy: {error}"]
+
+
+def _redis_findings(settings: Settings) -> list[str]:
+    store = RedisStore(settings.redis_url.get_secret_value(), settings.request_timeout_ms / 1000)
+    try:
+        return [f"Redis: {line}" for line in unsafe_settings(store)]
+    except (StoreUnavailable, StoreRefused) as error:
+        return [str(error)]
+    finally:
+        store.close()
+
+
+def _report(found: list[str], fine: str) -> None:
+    for line in found:
+        console.print(f"[red]bad[/]  {line}", highlight=False, soft_wrap=True)
+    if found:
+        raise typer.Exit(FAILED)
+    console.print(f"[green]ok[/]   {fine}", highlight=False)
+
+
+@app.command()
+def generate(
+    rate: Annotated[float | None, typer.Option(help="Events a second, with the current time.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many events.")] = None,
+    duration: Annotated[float | None, typer.Option(help="How many seconds.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same events.")] = 1,
+) -> None:
+    """Produce made-up events with every trouble real ones have: repeats, late clicks, invalid bytes, adjustments.
+
+    `onecount generate --rate 2000 --duration 60` or `onecount generate --count 1000000`
+    """
+    from app.generate import produce
+
+    settings = from_environment()
+    result = produce(settings, load_policy(settings.policy)[0], seed=seed, rate=rate, count=count, duration_s=duration)
+    console.print(
+        f"{result.delivered:,} events delivered in {result.seconds:.1f} s, {result.failed:,} failed", highlight=False
+    )
+    raise typer.Exit(FAILED if result.failed else 0)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV, TSV or JSONL, may be .gz")],
+    mapping: Annotated[
+        Path, typer.Option("--map", exists=True, dir_okay=False, help="The mapping (YAML); see deploy/mappings")
+    ],
+    rejected: Annotated[
+        Path | None, typer.Option(help="Where refused rows go (JSONL); default: beside the file")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="Where the progress is kept; default: beside the file")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on after what an earlier run delivered.")] = True,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
+) -> None:
+    """Send a file's rows as events, each with its own time; refused rows are written to a file of their own.
+
+    `onecount import events.csv.gz --map deploy/mappings/shop.yaml`
+    """
+    from app.importer import import_file
+
+    settings = from_environment()
+    import_file(
+        settings, load_policy(settings.policy)[0], file, mapping, rejected, resume, limit, console, state_path=state
+    )
+
+
+@app.command()
+def verify(
+    show: Annotated[int, typer.Option(help="How many differences to print.")] = 10,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the workers to catch up.")] = 60.0,
+) -> None:
+    """Recompute everything from the raw topics, slowly and independently, and compare it row by row with what is published.
+
+    Exit code 0 if all rows are equal.
+    """
+    from app.engine.policy_topic import recorded_policy
+    from app.verify import verify as compare
+
+    settings = from_environment()
+    report = compare(
+        settings, recorded_policy(settings, KafkaClients(settings)), show=show, wait_s=wait, console=console
+    )
+    raise typer.Exit(0 if report.is_equal else FAILED)
+
+
+@app.command()
+def rebuild(
+    role: Annotated[str | None, typer.Argument(help="counter or aggregator; both if not given")] = None,
+) -> None:
+    """Empty the state in Redis of stopped workers; their next start rebuilds it from Kafka and corrects what differs."""
+    from app.engine.maintenance import rebuild as empty
+    from app.engine.stages import ROLES
+
+    if role is not None and role not in ROLES:
+        raise typer.BadParameter(f"{role!r}: one of {', '.join(ROLES)}", param_hint="ROLE")
+    removed = empty(from_environment(), (role,) if role else ROLES)
+    console.print(f"{removed:,} keys removed; start the workers, they rebuild", highlight=False)
+
+
+@app.command()
+def reset(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Forget all that was counted (state, offsets, output topics) and count the raw topics from their start."""
+    from app.engine.maintenance import reset as forget
+
+    settings = from_environment()
+    if not yes:
+        typer.confirm(f"Delete the counts and the state of {settings.bootstrap}? The raw events stay.", abort=True)
+    for line in forget(settings, load_policy(settings.policy)[0]):
+        console.print(line, highlight=False)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(min=5, help="How long to generate events.")] = 40.0,
+    rate: Annotated[float, typer.Option(min=1, help="Events a second.")] = 2_000.0,
+    file: Annotated[
+        Path | None, typer.Option("--input", exists=True, dir_okay=False, help="Count this file's rows instead.")
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option("--map", exists=True, dir_okay=False, help="Its mapping; known files need none.")
+    ] = None,
+) -> None:
+    """Run the whole thing here: a real Kafka, a real Redis, workers, events, a live table, and `verify` at the end."""
+    from app.demo import run_demo
+
+    raise typer.Exit(run_demo(console, seconds=seconds, rate=rate, file=file, mapping=mapping))

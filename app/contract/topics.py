@@ -1,0 +1,41 @@
+"""The topics that onecount owns: partitions, cleanup and retention, in one place for `topics create` and `topics check`."""
+
+from typing import NamedTuple
+
+DAY_MS = 86_400_000
+
+
+class TopicSpec(NamedTuple):
+    """How one topic must look. `partitions` None means: as the raw topics."""
+
+    name: str
+    partitions: int | None
+    config: dict[str, str]
+
+
+def topic_specs(
+    events_topics: tuple[str, ...],
+    dlq: str,
+    rekeyed: str,
+    deltas: str,
+    policy: str,
+    attributed: str,
+    counts: str,
+    rebuild_ms: int,
+) -> list[TopicSpec]:
+    """Every topic, the raw ones first. `rebuild_ms`: how far back (ms) a rebuild of lost state must read the raw topics."""
+    log = {"cleanup.policy": "delete", "retention.ms": str(rebuild_ms + DAY_MS), "message.timestamp.type": "CreateTime"}
+    upserts = {"cleanup.policy": "compact", "min.compaction.lag.ms": "3600000"}
+    return [
+        *(TopicSpec(name, None, log) for name in events_topics),
+        TopicSpec(rekeyed, None, log),
+        TopicSpec(dlq, None, {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}),
+        TopicSpec(
+            deltas,
+            None,
+            {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS), "message.timestamp.type": "LogAppendTime"},
+        ),
+        TopicSpec(attributed, None, upserts),
+        TopicSpec(counts, None, upserts),
+        TopicSpec(policy, 1, {"cleanup.policy": "compact"}),
+    ]

@@ -1,0 +1,246 @@
+"""The aggregator's fold: deltas add up to absolute counts of a window and its dimensions; a window becomes final by the watermarks.
+
+`{tag}:win:<window start>` is a hash of packed counts by row key, `{tag}:windows` the set of window starts that are held. Lost state is
+read back from `conversions.counts` itself: its latest rows were committed together with the offsets, so they are the fold.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+import orjson
+
+from app.contract import rows
+from app.contract.events import MICROS, to_micros
+from app.engine.fold import Command, Fold, Record, Run
+from app.engine.state import StateRefused
+from app.policy.model import Policy
+from app.settings import Settings
+from app.windows import deltas
+
+VIEW_VERSION: Final = 1
+_ZERO: Final = (0, 0, 0, 0, 0, 0, 0)  # the measures, money in millionths, and the revision
+
+
+class View(msgspec.Struct, array_like=True):
+    """What is stored in the ledger beside the offsets: how many owner partitions there are, and the watermark of each (epoch ms)."""
+
+    version: int
+    dimensions: tuple[str, ...]
+    partitions: int
+    watermarks: dict[int, int]
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_view = msgspec.msgpack.Decoder(View).decode
+_unpack_counts = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, int, int]).decode
+
+
+class AggregatorPartition:
+    """One deltas partition in memory: the watermarks and which windows are held."""
+
+    def __init__(self, tag: str, dimensions: tuple[str, ...]) -> None:
+        self.tag = tag
+        self.view = View(VIEW_VERSION, dimensions, 0, {})
+        self.windows: set[int] = set()
+
+    def key(self, window: int) -> str:
+        """The Redis key of one window's counts."""
+        return f"{{{self.tag}}}:win:{window}"
+
+    def windows_key(self) -> str:
+        """The Redis key of the set of windows held."""
+        return f"{{{self.tag}}}:windows"
+
+    def watermark_ms(self) -> int:
+        """The time that every owner partition has passed; -1 while some have not been heard of."""
+        view = self.view
+        return min(view.watermarks.values()) if view.partitions and len(view.watermarks) >= view.partitions else -1
+
+
+class AggregatorStage:
+    """Adds up windows: the fold of deltas into rows of `conversions.counts`, on the partition of the deltas they came from."""
+
+    tag = "a"
+    rebuilds_from_log = False
+
+    def __init__(self, settings: Settings, policy: Policy) -> None:
+        self.settings = settings
+        self.bounds = policy.bounds
+        self.retention_ms = policy.count_retention_ms()
+        self.rebuild_ms = 0
+        self.idle_timeout_ms = policy.bounds.idle_timeout_ms
+        self.opened: dict[int, AggregatorPartition] = {}
+
+    def open(self, partition: int, view: bytes | None, run: Run) -> None:
+        """Takes a partition over. Raises `StateRefused` where the stored state does not fit this release or policy."""
+        opened = AggregatorPartition(f"{self.tag}{partition}", self.bounds.dimensions)
+        if view is not None:
+            try:
+                opened.view = _unpack_view(view)
+            except msgspec.DecodeError as error:
+                raise StateRefused(
+                    f"the state of {opened.tag} is unreadable ({error}): run `onecount rebuild`"
+                ) from error
+            if opened.view.version != VIEW_VERSION:
+                raise StateRefused(
+                    f"the state of {opened.tag} has version {opened.view.version}: run `onecount rebuild`"
+                )
+            if opened.view.dimensions != self.bounds.dimensions:
+                raise StateRefused(
+                    f"counts are split by {', '.join(opened.view.dimensions)}; the policy differs: set it back or run `onecount reset`"
+                )
+            opened.windows = {int(window) for window in run([("SMEMBERS", opened.windows_key())])[0]}
+        self.opened[partition] = opened
+
+    def close(self, partition: int) -> None:
+        """Forgets a partition's in-memory view."""
+        self.opened.pop(partition, None)
+
+    def fold(self, batches: dict[int, Sequence[Record]], suppressed: set[int], run: Run) -> Fold:
+        """Adds the batch's deltas to the counts; upserts for each row that changed, and for each row of a window that became final."""
+        fold = Fold()
+        plans = {partition: self._plan(self.opened[partition], batch) for partition, batch in batches.items()}
+        replies = iter(run([command for _, _, commands in plans.values() for command in commands]))
+        for partition, (changed, ended, commands) in plans.items():
+            found = [next(replies) for _ in commands]
+            stored = dict(zip(changed, found, strict=False))
+            finals = dict(zip(ended, found[len(changed) :], strict=True))
+            self._add_up(partition, changed, stored, finals, partition in suppressed, fold)
+            fold.views[partition] = _pack(self.opened[partition].view)
+        return fold
+
+    def _plan(
+        self, opened: AggregatorPartition, batch: Sequence[Record]
+    ) -> tuple[dict[int, dict[str, list[int]]], list[int], list[Command]]:
+        """The changes by window and row key, the windows that become final, and the commands that read both."""
+        changed: dict[int, dict[str, list[int]]] = defaultdict(dict)
+        closed_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
+        for record in batch:
+            message = deltas.decode(record.value() or b"")
+            opened.view.partitions = message.partitions
+            for mark in message.marks:
+                known = opened.view.watermarks.get(mark.partition, -1)
+                opened.view.watermarks[mark.partition] = max(known, mark.watermark_ms)
+            for key, *numbers in message.rows:
+                window = changed[int(key[1 : key.index(",")])]
+                total = window.get(key)
+                window[key] = list(numbers) if total is None else [a + b for a, b in zip(total, numbers, strict=True)]
+        closes_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
+        width = self.bounds.window_ms
+        ended = (
+            sorted(window for window in opened.windows if closed_ms < window + width <= closes_ms)
+            if closes_ms > closed_ms
+            else []
+        )
+        reads: list[Command] = [("HMGET", opened.key(window), *found) for window, found in changed.items()]
+        return changed, ended, reads + [("HGETALL", opened.key(window)) for window in ended]
+
+    def _add_up(
+        self,
+        partition: int,
+        changed: dict[int, dict[str, list[int]]],
+        stored: dict[int, list[bytes | None]],
+        finals: dict[int, list[bytes]],
+        quiet: bool,
+        fold: Fold,
+    ) -> None:
+        opened = self.opened[partition]
+        written: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
+        for window, found in changed.items():
+            for (key, numbers), packed in zip(found.items(), stored[window], strict=True):
+                old = _unpack_counts(packed) if packed is not None else _ZERO
+                written[window][key] = (*(a + b for a, b in zip(old, numbers, strict=False)), old[6] + 1)
+        for window, pairs in finals.items():
+            for name, packed in zip(pairs[::2], pairs[1::2], strict=True):
+                key = name.decode()
+                if key not in written[window]:
+                    old = _unpack_counts(packed)
+                    written[window][key] = (*old[:6], old[6] + 1)
+        commands: list[Command] = []
+        fresh = written.keys() - opened.windows
+        if fresh:
+            commands.append(("SADD", opened.windows_key(), *sorted(fresh)))
+            opened.windows |= fresh
+        for window, counts in written.items():
+            if counts:
+                commands.append(
+                    ("HSET", opened.key(window), *(part for key, row in counts.items() for part in (key, _pack(row))))
+                )
+        fold.writes[partition] = commands + self._expire(opened)
+        fold.counted["rows",] += sum(len(counts) for counts in written.values())
+        if not quiet:
+            self._publish(partition, written, fold)
+
+    def _publish(self, partition: int, written: dict[int, dict[str, tuple[int, ...]]], fold: Fold) -> None:
+        closed_ms = self.opened[partition].watermark_ms() - self.bounds.allowed_lateness_ms
+        out = fold.outputs.setdefault((self.settings.counts_topic, partition), [])
+        for window, counts in written.items():
+            final = window + self.bounds.window_ms <= closed_ms
+            out += [
+                {"key": key.encode(), "value": rows.encode(self._row(key, counted, final))}
+                for key, counted in counts.items()
+            ]
+
+    def _row(self, key: str, counted: tuple[int, ...], final: bool) -> rows.CountRow:
+        window, platform, advertiser, *names, action, currency = orjson.loads(key)
+        views, engaged_views, clicks, conversions, value, cost, revision = counted
+        return rows.CountRow(
+            window_start=window,
+            window_end=window + self.bounds.window_ms,
+            platform=platform,
+            advertiser_id=advertiser,
+            dimensions=dict(zip(self.bounds.dimensions, names, strict=True)),
+            conversion_name=action,
+            currency=currency,
+            views=views,
+            engaged_views=engaged_views,
+            clicks=clicks,
+            conversions=conversions,
+            value=value / MICROS,
+            cost=cost / MICROS,
+            revision=revision,
+            final=final,
+        )
+
+    def _expire(self, opened: AggregatorPartition) -> list[Command]:
+        """Frees the windows whose counts can no longer change."""
+        floor_ms = opened.watermark_ms() - self.retention_ms - self.bounds.window_ms
+        ended = sorted(window for window in opened.windows if window < floor_ms)
+        opened.windows.difference_update(ended)
+        if not ended:
+            return []
+        return [("UNLINK", *(opened.key(window) for window in ended)), ("SREM", opened.windows_key(), *ended)]
+
+    def reconcile(self, partition: int, published: dict[bytes, bytes], run: Run) -> Fold:
+        """Takes the published rows over as the state; there is nothing to correct."""
+        fold = Fold()
+        opened = self.opened[partition]
+        by_window: dict[int, list[Any]] = defaultdict(list)
+        for key, value in published.items():
+            row = rows.decode_count(value)
+            counted = (
+                row.views,
+                row.engaged_views,
+                row.clicks,
+                row.conversions,
+                to_micros(row.value),
+                to_micros(row.cost),
+                row.revision,
+            )
+            by_window[row.window_start] += [key, _pack(counted)]
+        opened.windows |= by_window.keys()
+        fold.writes[partition] = [("HSET", opened.key(window), *pairs) for window, pairs in by_window.items()]
+        if by_window:
+            fold.writes[partition].append(("SADD", opened.windows_key(), *sorted(by_window)))
+        fold.views[partition] = _pack(opened.view)
+        return fold
+
+    def slowest_stream_ms(self) -> int:
+        """The smallest watermark (epoch ms) of the open partitions."""
+        return min((opened.watermark_ms() for opened in self.opened.values()), default=0)
+
+    def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
+        """An aggregator has nothing to say on its own."""
+        return Fold()

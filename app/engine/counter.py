@@ -1,0 +1,259 @@
+"""The counter's fold: intake, dedup, attribution, deltas, in this order, for every partition of a batch at once.
+
+The many (views, clicks, visits) are columns, the few (conversions, adjustments, late touches) are handled one user at a time.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import polars as pl
+
+from app.attribution.users import CountDelta
+from app.contract import reasons, rows
+from app.contract.events import EVENT_TYPES, Event, Rejection
+from app.dedup.identity import event_hashes
+from app.engine.counter_partition import CounterPartition, UserWork
+from app.engine.fold import Fold, Record, Run
+from app.engine.settlement import reconcile_partition, settle_users
+from app.intake.decode import ADJUSTMENT, CONVERSION, TOUCH_CODES, Decoded, decode_batch
+from app.intake.partitioner import owners
+from app.policy.model import Policy
+from app.publish import records
+from app.settings import Settings
+from app.windows import deltas
+
+
+class CounterStage:
+    """Counts a user's partition: the fold of raw events into attributed rows, dead letters, re-keyed events and deltas."""
+
+    tag = "c"
+    rebuilds_from_log = True
+
+    def __init__(self, settings: Settings, policy: Policy, partitions: int, delta_partitions: int) -> None:
+        self.settings = settings
+        self.policy = policy
+        self.platforms = policy.platforms()
+        self.partitions = partitions
+        self.delta_partitions = delta_partitions
+        self.rebuild_ms = policy.conversion_retention_ms()
+        self.idle_timeout_ms = policy.bounds.idle_timeout_ms
+        self.opened: dict[int, CounterPartition] = {}
+
+    def open(self, partition: int, view: bytes | None, run: Run) -> None:
+        """Takes a partition over: its live keys from the view, its filters and late index from Redis."""
+        self.opened[partition] = CounterPartition(f"{self.tag}{partition}", self.policy)
+        self.opened[partition].load(view, run)
+
+    def close(self, partition: int) -> None:
+        """Forgets a partition's in-memory view."""
+        self.opened.pop(partition, None)
+
+    def fold(self, batches: dict[int, Sequence[Record]], suppressed: set[int], run: Run) -> Fold:
+        """Folds the records of each partition, in the order given. Two round trips to Redis at most but for unread names."""
+        fold = Fold()
+        parts = np.repeat(
+            np.fromiter(batches, dtype=np.int64, count=len(batches)), [len(batch) for batch in batches.values()]
+        )
+        messages = [message for batch in batches.values() for message in batch]
+        decoded = self._intake(messages, parts, suppressed, fold)
+        own, stream_ms = self._own(messages, parts, decoded, suppressed, fold)
+        fresh = self._dedup(parts, decoded, own, stream_ms, run, fold)
+        touches = self._touches(parts, decoded, fresh)
+        work = self._work(messages, parts, decoded, fresh, fold)
+        count_deltas = settle_users(
+            self.opened, touches, work, decoded.events, suppressed, self.policy, self.settings, run, fold
+        )
+        self._publish_deltas(batches, touches, count_deltas, suppressed, fold)
+        for partition in batches:
+            view = self.opened[partition]
+            fold.writes.setdefault(partition, []).extend(view.expire())
+            fold.views[partition] = view.pack()
+        return fold
+
+    def _intake(self, messages: list[Record], parts: np.ndarray, suppressed: set[int], fold: Fold) -> Decoded:
+        stamps = np.fromiter([message.timestamp()[1] for message in messages], dtype=np.int64, count=len(messages))
+        decoded = decode_batch(
+            [message.value() for message in messages],
+            [message.key() for message in messages],
+            stamps,
+            self.platforms,
+            self.policy.bounds,
+        )
+        for row, rejection in decoded.rejections:
+            self._reject(messages[row], int(parts[row]), rejection, suppressed, fold)
+        return decoded
+
+    def _reject(self, message: Record, partition: int, rejection: Rejection, suppressed: set[int], fold: Fold) -> None:
+        fold.counted["rejected", rejection.reason] += 1
+        if partition not in suppressed:
+            records.add(fold.outputs, self.settings.dlq_topic, partition, records.dead_letter(message, rejection))
+
+    def _own(
+        self, messages: list[Record], parts: np.ndarray, decoded: Decoded, suppressed: set[int], fold: Fold
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The accepted events that their partition owns and that are in time, as indices into `decoded.events`, with their stream times.
+
+        Events of other owners are sent on; those beyond the correction horizon are refused. Moves each partition's stream time.
+        """
+        owner = owners(
+            [event.user_id.encode() for event in decoded.events], self.partitions, self.policy.bounds.partitioner
+        )
+        found = parts[decoded.rows]
+        is_own = owner == found
+        for index in np.flatnonzero(~is_own).tolist():
+            message = messages[decoded.rows[index]]
+            if message.topic() == self.settings.rekeyed_topic:
+                is_own[index] = True  # whoever wrote it there named the owner
+                continue
+            fold.counted["rekeyed",] += 1
+            if int(found[index]) not in suppressed:
+                key = decoded.events[index].user_id.encode()
+                records.add(fold.outputs, self.settings.rekeyed_topic, int(owner[index]), records.rekeyed(message, key))
+        own = np.flatnonzero(is_own)
+        times, stream_ms = decoded.times_ms[own], np.empty(len(own), dtype=np.int64)
+        for partition in np.unique(found[own]).tolist():
+            at = np.flatnonzero(found[own] == partition)
+            view = self.opened[partition]
+            moved = np.maximum.accumulate(times[at])
+            stream_ms[at] = np.maximum(moved, view.stream_ms)
+            view.stream_ms = int(stream_ms[at][-1])
+        late = times < stream_ms - self.policy.bounds.correction_horizon_ms
+        for index in own[late].tolist():
+            rejection = Rejection(
+                reasons.BEYOND_CORRECTION_HORIZON,
+                "event_time",
+                "older than the stream time of its partition by more than correction_horizon",
+            )
+            self._reject(messages[decoded.rows[index]], int(found[index]), rejection, suppressed, fold)
+        return own[~late], stream_ms[~late]
+
+    def _dedup(
+        self, parts: np.ndarray, decoded: Decoded, own: np.ndarray, stream_ms: np.ndarray, run: Run, fold: Fold
+    ) -> np.ndarray:
+        """The own events that were not seen before, as indices into `decoded.events`; remembers them."""
+        ids = event_hashes(decoded.events, own)
+        found = parts[decoded.rows[own]]
+        at = {partition: np.flatnonzero(found == partition) for partition in np.unique(found).tolist()}
+        questions = {
+            partition: self.opened[partition].seen.question(ids[rows_], stream_ms[rows_])
+            for partition, rows_ in at.items()
+        }
+        replies = iter(run([command for question in questions.values() for command in question.commands]))
+        fresh = np.zeros(len(own), dtype=bool)
+        for partition, rows_ in at.items():
+            question, seen = questions[partition], self.opened[partition].seen
+            new = seen.accept(ids[rows_], stream_ms[rows_], question, [next(replies) for _ in question.commands])
+            fresh[rows_] = new
+            fold.writes.setdefault(partition, []).extend(seen.remember(ids[rows_[new]], stream_ms[rows_[new]]))
+        for index in own[~fresh].tolist():
+            event = decoded.events[index]
+            fold.counted["duplicate", event.platform or "", event.event_type] += 1
+        return own[fresh]
+
+    def _touches(self, parts: np.ndarray, decoded: Decoded, fresh: np.ndarray) -> pl.DataFrame:
+        """The new touches with their partition, type code, time and user hash."""
+        is_fresh = np.zeros(len(decoded.events), dtype=bool)
+        is_fresh[fresh] = True
+        touches = decoded.touches.filter(pl.Series(is_fresh[decoded.touches["row"].to_numpy()]))
+        index = touches["row"].to_numpy()
+        return touches.with_columns(
+            pl.Series("part", parts[decoded.rows[index]], dtype=pl.Int64),
+            pl.Series("type", decoded.types[index], dtype=pl.UInt8),
+            pl.Series("time_ms", decoded.times_ms[index], dtype=pl.Int64),
+        )
+
+    def _work(
+        self, messages: list[Record], parts: np.ndarray, decoded: Decoded, fresh: np.ndarray, fold: Fold
+    ) -> dict[int, dict[str, UserWork]]:
+        """The new conversions and adjustments, by partition and user; noise is counted and left out."""
+        work: dict[int, dict[str, UserWork]] = {}
+        kinds = decoded.types[fresh]
+        for code in range(TOUCH_CODES, ADJUSTMENT + 1):
+            if code != CONVERSION:
+                fold.counted["accepted", "", EVENT_TYPES[code]] += int((kinds == code).sum())
+        for index in fresh[kinds >= CONVERSION].tolist():
+            event, time_ms = decoded.events[index], int(decoded.times_ms[index])
+            message = messages[decoded.rows[index]]
+            if event.event_type == "conversion":
+                fold.counted["accepted", event.platform or "", "conversion"] += 1
+                if self.policy.at(time_ms).counted_action(event.conversion_name or "") is None:
+                    fold.counted["noise",] += 1
+                    continue
+            self._user(work, int(parts[decoded.rows[index]]), event).add(
+                event, time_ms, records.source_of(message), message
+            )
+        return work
+
+    def _user(self, work: dict[int, dict[str, UserWork]], partition: int, event: Event) -> UserWork:
+        return UserWork.of(work.setdefault(partition, {}), event.advertiser_id, event.user_id)
+
+    def _publish_deltas(
+        self,
+        batches: dict[int, Sequence[Record]],
+        touches: pl.DataFrame,
+        changed: list[CountDelta],
+        suppressed: set[int],
+        fold: Fold,
+    ) -> None:
+        bounds = self.policy.bounds
+        for platform, code, count in touches.group_by("platform", "type").len().iter_rows():
+            fold.counted["accepted", platform, EVENT_TYPES[code]] += count
+        marks = [
+            deltas.Mark(partition, self.opened[partition].stream_ms, records.ranges(batch))
+            for partition, batch in batches.items()
+            if partition not in suppressed
+        ]
+        if not marks:
+            return
+        if suppressed:
+            touches = touches.filter(~pl.col("part").is_in(list(suppressed)))
+        numbers = deltas.touch_deltas(touches, bounds.dimensions, bounds.window_ms)
+        for delta in changed:
+            key = rows.count_key(
+                delta.window_start,
+                delta.platform,
+                delta.advertiser_id,
+                list(delta.dimensions),
+                delta.conversion_name,
+                delta.currency,
+            )
+            numbers.append((key, (0, 0, 0, delta.conversions, delta.value_micros, 0)))
+        self._send(numbers, marks, fold)
+
+    def _send(self, numbers: list[tuple[bytes, deltas.Numbers]], marks: list[deltas.Mark], fold: Fold) -> None:
+        for partition, value in deltas.messages(numbers, marks, self.partitions, self.delta_partitions):
+            records.add(fold.outputs, self.settings.deltas_topic, partition, {"value": value})
+
+    def reconcile(self, partition: int, published: dict[bytes, bytes], run: Run) -> Fold:
+        """After a rebuild: takes the published revisions over, and corrects the rows that differ from the rebuilt state."""
+        fold = Fold()
+        view = self.opened[partition]
+        changed = reconcile_partition(view, partition, published, self.policy, self.settings, run, fold)
+        numbers: list[tuple[bytes, deltas.Numbers]] = []
+        for delta in changed:
+            key = rows.count_key(
+                delta.window_start,
+                delta.platform,
+                delta.advertiser_id,
+                list(delta.dimensions),
+                delta.conversion_name,
+                delta.currency,
+            )
+            numbers.append((key, (0, 0, 0, delta.conversions, delta.value_micros, 0)))
+        self._send(numbers, [deltas.Mark(partition, view.stream_ms, {})], fold)
+        fold.views[partition] = view.pack()
+        return fold
+
+    def slowest_stream_ms(self) -> int:
+        """The smallest stream time (epoch ms) of the open partitions that have one."""
+        return min((view.stream_ms for view in self.opened.values() if view.stream_ms), default=0)
+
+    def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
+        """Advances the watermarks of idle partitions by the clock, so that their windows become final."""
+        fold = Fold()
+        clock_ms = now_ms - self.policy.bounds.idle_timeout_ms
+        marks = [
+            deltas.Mark(partition, max(self.opened[partition].stream_ms, clock_ms), {}) for partition in partitions
+        ]
+        self._send([], marks, fold)
+        return fold

@@ -1,0 +1,163 @@
+"""What a counter holds of one partition in memory, all of which can be read back from Redis; and the work that a batch brings for one user."""
+
+from typing import Any, Final
+
+import msgspec
+import xxhash
+
+from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
+from app.attribution.converters import Converters, user_field
+from app.attribution.state import Adjustment, Conversion
+from app.attribution.touches import Touches
+from app.contract.events import Event, to_micros
+from app.contract.rows import KEPT_BYTES
+from app.dedup.seen import Seen
+from app.engine.state import StateRefused
+from app.engine.fold import Command, Record, Run
+from app.policy.model import DAY_MS, Policy
+
+VIEW_VERSION: Final = 1
+
+
+class View(msgspec.Struct, array_like=True):
+    """What is stored in the ledger beside the offsets: the stream time, and which expiring keys are live."""
+
+    version: int
+    keep: tuple[str, ...]
+    stream_ms: int
+    generations: list[int]
+    segments: list[tuple[str, int, int]]
+    slots: list[int]
+    days: list[int]
+    swept_day: int
+    swept_buckets: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(View).decode
+
+
+class CounterPartition:
+    """One partition's ids, touches and converted users, and its stream time (epoch ms)."""
+
+    def __init__(self, tag: str, policy: Policy) -> None:
+        bounds = policy.bounds
+        self.policy = policy
+        self.seen = Seen(tag, bounds.dedup_window_ms)
+        self.touches = Touches(tag, policy)
+        self.converters = Converters(tag, bounds.correction_horizon_ms)
+        self.stream_ms = 0
+        self.swept_day = -1
+        self.swept_buckets = CONVERTER_BUCKETS
+
+    def load(self, packed: bytes | None, run: Run) -> None:
+        """Takes the stored view over and reads the filters and the late index back. Raises `StateRefused`."""
+        if packed is None:
+            return
+        try:
+            view = _decode(packed)
+        except msgspec.DecodeError as error:
+            raise StateRefused(
+                f"the state of {self.seen.tag} is unreadable ({error}): run `onecount rebuild`"
+            ) from error
+        if view.version != VIEW_VERSION:
+            raise StateRefused(
+                f"the state of {self.seen.tag} has version {view.version}, this release reads {VIEW_VERSION}: run `onecount rebuild`"
+            )
+        if view.keep != self.policy.bounds.keep:
+            raise StateRefused(
+                f"the stored touches keep {', '.join(view.keep)}; the policy differs: set it back or run `onecount rebuild`"
+            )
+        self.stream_ms, self.swept_day, self.swept_buckets = view.stream_ms, view.swept_day, view.swept_buckets
+        self.touches.segments, self.touches.slots = set(view.segments), set(view.slots)
+        self.converters.days = set(view.days)
+        for generation in view.generations:
+            self.seen.load(generation, run(self.seen.load_commands(generation)))
+        if view.days:
+            self.converters.load(run([("GET", self.converters.late_key(day)) for day in view.days]))
+
+    def pack(self) -> bytes:
+        """The view as it is stored."""
+        return _encode(
+            View(
+                VIEW_VERSION,
+                self.policy.bounds.keep,
+                self.stream_ms,
+                sorted(self.seen.filters),
+                sorted(self.touches.segments),
+                sorted(self.touches.slots),
+                sorted(self.converters.days),
+                self.swept_day,
+                self.swept_buckets,
+            )
+        )
+
+    def expire(self) -> list[Command]:
+        """The UNLINKs for what can no longer matter at the stream time."""
+        return (
+            self.seen.expire(self.stream_ms)
+            + self.touches.expire(self.stream_ms)
+            + self.converters.expire(self.stream_ms)
+        )
+
+    def bucket_to_sweep(self) -> int | None:
+        """Each day of stream time every bucket of user states is looked through once, one a batch, for users to forget."""
+        day = self.stream_ms // DAY_MS
+        if self.swept_buckets >= CONVERTER_BUCKETS:
+            if day == self.swept_day:
+                return None
+            self.swept_day, self.swept_buckets = day, 0
+        self.swept_buckets += 1
+        return self.swept_buckets - 1
+
+
+class UserWork:
+    """What a batch brings for one (advertiser, user) that must be settled."""
+
+    __slots__ = ("adjustments", "advertiser_id", "base", "conversions", "user_id")
+
+    def __init__(self, advertiser_id: str, user_id: str) -> None:
+        self.advertiser_id, self.user_id = advertiser_id, user_id
+        self.base = user_hash(advertiser_id, user_id)
+        self.conversions: list[Conversion] = []
+        self.adjustments: list[Adjustment] = []
+
+    @staticmethod
+    def of(users: "dict[str, UserWork]", advertiser_id: str, user_id: str) -> "UserWork":
+        """The user's work in `users`, begun if there is none yet."""
+        field = user_field(advertiser_id, user_id)
+        if field not in users:
+            users[field] = UserWork(advertiser_id, user_id)
+        return users[field]
+
+    def add(self, event: Event, time_ms: int, source: tuple[str, int, int, int], message: Record) -> None:
+        """Adds one accepted conversion or adjustment."""
+        value_micros = None if event.value is None else to_micros(event.value)
+        order_id = event.order_id or None
+        if event.event_type == "conversion":
+            name: Any = event.conversion_name
+            self.conversions.append(
+                Conversion(
+                    event.event_id, name, event.platform or "", time_ms, value_micros, event.currency, order_id, {}, {}
+                )
+            )
+        else:
+            self.adjustments.append(
+                Adjustment(
+                    event.event_id,
+                    event.platform or "",
+                    event.adjustment or "",
+                    time_ms,
+                    value_micros,
+                    order_id,
+                    event.conversion_event_id,
+                    source,
+                    message.key(),
+                    (message.value() or b"")[:KEPT_BYTES],
+                )
+            )
+
+
+def user_hash(advertiser_id: str, user_id: str) -> int:
+    """The 64-bit hash that stands for a user in touch records and the late index."""
+    return xxhash.xxh3_64_intdigest(user_field(advertiser_id, user_id).encode())

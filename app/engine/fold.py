@@ -1,0 +1,64 @@
+"""What a stage is to the engine: a fold over batches of records. Data only; the loop is in loop.py."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from app.publish.records import Outputs
+
+Command = tuple[Any, ...]
+Run = Callable[[Iterable[Command]], list[Any]]
+
+
+class Record(Protocol):
+    """One consumed record, as confluent-kafka's Message shows it."""
+
+    def topic(self) -> str: ...
+    def partition(self) -> int: ...
+    def offset(self) -> int: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
+    def headers(self) -> list[tuple[str, bytes]] | None: ...
+
+
+@dataclass
+class Fold:
+    """The effects of one batch: records to publish, Redis commands and the partition's view by partition, and what was counted.
+
+    A record to publish is a dict of `produce_batch`: value and key, and for re-keyed ones timestamp and headers.
+    `views`: the small state that the stage wants back when a partition is opened; it is stored in the ledger.
+    """
+
+    outputs: Outputs = field(default_factory=dict)
+    writes: dict[int, list[Command]] = field(default_factory=dict)
+    views: dict[int, bytes] = field(default_factory=dict)
+    counted: Counter[tuple[str, ...]] = field(default_factory=Counter)
+
+
+class Stage(Protocol):
+    """A fold with its in-memory view of the partitions it has open. Everything in that view can be read back from Redis."""
+
+    tag: str  # the first part of its Redis hash tags
+    rebuilds_from_log: bool  # whether lost state is folded anew from the input, or read back from the output
+    rebuild_ms: int  # how far back (ms) a rebuild reads the input
+    idle_timeout_ms: int
+
+    def open(self, partition: int, view: bytes | None, run: Run) -> None:
+        """Takes a partition over, from the view stored with its last batch (None: it is new)."""
+
+    def close(self, partition: int) -> None:
+        """Forgets a partition's in-memory view."""
+
+    def fold(self, batches: dict[int, Sequence[Record]], suppressed: set[int], run: Run) -> Fold:
+        """Folds each partition's records, in order; what `suppressed` partitions would publish is left out, since it is published already."""
+
+    def reconcile(self, partition: int, published: dict[bytes, bytes], run: Run) -> Fold:
+        """After a rebuild: the corrections that make what is published equal to the rebuilt state."""
+
+    def slowest_stream_ms(self) -> int:
+        """The smallest stream time (epoch ms) of the open partitions; 0 or less where there is none."""
+
+    def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
+        """What to publish for partitions that have had no record for the idle timeout."""

@@ -1,0 +1,117 @@
+"""The ledger of a partition: who owns it, and how far its state in Redis is (DESIGN section 4).
+
+    state in Redis = fold(input up to the ledger's offsets M)     what is published = everything up to the committed offsets C     M <= C
+
+`{tag}:ledger` is a hash: `epoch` (raised by every new owner), `partitions`, `view` (the stage's), `rebuild` (set while lost state is being
+folded anew) and `next:<topic>`, the first offset that is not in the state.
+"""
+
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from app.engine.state import StateRefused
+
+Command = tuple[Any, ...]
+NEXT: Final = "next:"
+
+
+class Mode(Enum):
+    """How a partition's records are folded: published, left out of the outputs up to C, or left out while lost state is rebuilt."""
+
+    LIVE = "live"
+    REPLAY = "replay"
+    REBUILD = "rebuild"
+
+
+class Ledger(NamedTuple):
+    """What Redis says of a partition. `offsets` is M by topic, empty where there is no state."""
+
+    epoch: int
+    partitions: int | None
+    offsets: dict[str, int]
+    view: bytes | None
+    rebuilding: bool
+
+
+class Opening(NamedTuple):
+    """How to go on with a partition: from which offset of each topic, and how."""
+
+    mode: Mode
+    offsets: dict[str, int]
+
+
+def ledger_key(tag: str, partition: int) -> str:
+    """The Redis key of a partition's ledger; its hash tag keeps all keys of the partition on one node."""
+    return f"{{{tag}{partition}}}:ledger"
+
+
+def take_commands(key: str) -> list[Command]:
+    """Steps 1 and 2 of `reopen`: raise the epoch, so that the former owner's next write fails its WATCH; then read the ledger."""
+    return [("HINCRBY", key, "epoch", 1), ("HGETALL", key)]
+
+
+def read_ledger(replies: list[Any]) -> Ledger:
+    """The ledger from the replies to `take_commands`."""
+    epoch, pairs = replies
+    fields = {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
+    offsets = {name.removeprefix(NEXT): int(value) for name, value in fields.items() if name.startswith(NEXT)}
+    partitions = int(fields["partitions"]) if "partitions" in fields else None
+    return Ledger(int(epoch), partitions, offsets, fields.get("view"), "rebuild" in fields)
+
+
+def write_commands(
+    key: str, partitions: int, offsets: dict[str, int], view: bytes | None, rebuilding: bool
+) -> list[Command]:
+    """Moves the ledger; part of the same MULTI as the state that it describes."""
+    pairs: list[Any] = ["partitions", partitions]
+    for topic, offset in offsets.items():
+        pairs += [NEXT + topic, offset]
+    if view is not None:
+        pairs += ["view", view]
+    if rebuilding:
+        pairs += ["rebuild", 1]
+    command: Command = ("HSET", key, *pairs)
+    return [command] if rebuilding else [command, ("HDEL", key, "rebuild")]
+
+
+def decide(
+    ledger: Ledger, partition: int, partitions: int, committed: dict[str, int | None], first: dict[str, int], group: str
+) -> Opening:
+    """Steps 3 and 4 of `reopen`: how the ledger's offsets M and the group's C say to go on.
+
+    `committed` is C by topic (None: nothing committed), `first` the first offset that each topic still holds. Raises `StateRefused`.
+    """
+    if ledger.partitions is not None and ledger.partitions != partitions:
+        raise StateRefused(
+            f"partition {partition}: the state was built for {ledger.partitions} partitions, the topic has {partitions}: users have moved, "
+            f"so run `onecount reset` with a new group, or recreate the topic with {ledger.partitions} partitions"
+        )
+    known = {topic: offset for topic, offset in committed.items() if offset is not None}
+    if not ledger.offsets:
+        return Opening(Mode.REBUILD if known else Mode.LIVE, dict(first))
+    for topic, offset in ledger.offsets.items():
+        if topic not in first:
+            raise StateRefused(
+                f"partition {partition}: the state holds events of {topic}, which is no input any more: put it back or run `onecount rebuild`"
+            )
+        reached = known.get(topic)
+        if reached is None:
+            raise StateRefused(
+                f"partition {partition}: the group {group} has no committed offset for {topic}, but the state reaches to {offset}: the offsets "
+                "expired or the group was deleted; run `onecount reset` (counts from the log's start, into emptied outputs)"
+            )
+        if offset > reached:
+            raise StateRefused(
+                f"partition {partition}: the state reaches to offset {offset} of {topic}, but the group {group} has committed {reached} only: the offsets "
+                "were set back by hand; set them to the state's or run `onecount reset`"
+            )
+        if offset < first[topic] and offset < reached:
+            raise StateRefused(
+                f"partition {partition}: {topic} now begins at offset {first[topic]}, the state still needs {offset}: its retention deleted unread "
+                "records; run `onecount rebuild`"
+            )
+    start = {topic: ledger.offsets.get(topic, first[topic]) for topic in first}
+    if ledger.rebuilding:
+        return Opening(Mode.REBUILD, start)
+    behind = any(offset < known.get(topic, offset) for topic, offset in start.items())
+    return Opening(Mode.REPLAY if behind else Mode.LIVE, start)

@@ -1,0 +1,60 @@
+"""Reads and writes the policy record in Kafka, so that all workers judge by the same versions."""
+
+import hashlib
+import time
+
+from confluent_kafka import OFFSET_BEGINNING, TopicPartition
+
+from app.engine.clients import Clients
+from app.engine.rebuild import read_partition
+from app.policy import record
+from app.policy.load import load_policy
+from app.policy.model import Policy
+from app.settings import Settings
+
+
+def establish(settings: Settings, clients: Clients) -> tuple[Policy, int]:
+    """The policy in force by file and record, and the record's end offset; records a first or a new version.
+
+    Raises `PolicyError` where the file does not fit the record. Two workers that start at once with different files both write; the log's
+    order decides, and the one that lost finds the other's version when it reads again.
+    """
+    wanted, effective_from_ms = load_policy(settings.policy)
+    policy, fresh = record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000))
+    if fresh is not None:
+        _write(settings, clients, fresh)
+        policy, _ = record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000))
+    return policy, end_offset(settings, clients)
+
+
+def recorded_policy(settings: Settings, clients: Clients) -> Policy:
+    """The policy in force for a reader such as `verify`: the file's if nothing is recorded yet. Writes nothing; raises `PolicyError`."""
+    wanted, effective_from_ms = load_policy(settings.policy)
+    return record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000))[0]
+
+
+def end_offset(settings: Settings, clients: Clients) -> int:
+    """Where the record ends now: a worker that sees it move reads the policy anew."""
+    reader = clients.reader()
+    try:
+        return reader.get_watermark_offsets(
+            TopicPartition(settings.policy_topic, 0), settings.request_timeout_ms / 1000
+        )[1]
+    finally:
+        reader.close()
+
+
+def _read(settings: Settings, clients: Clients) -> list[record.Recorded]:
+    values = [message.value() for message in read_partition(clients, settings.policy_topic, 0, OFFSET_BEGINNING, None)]
+    return record.in_force(value for value in values if value is not None)
+
+
+def _write(settings: Settings, clients: Clients, fresh: record.Recorded) -> None:
+    value = record.encode(fresh)
+    # the digest keeps compaction from replacing another worker's version of the same number
+    key = f"{fresh.version.number}:{hashlib.sha256(value).hexdigest()[:16]}"
+    producer = clients.producer(f"{settings.counter_group}-policy-{settings.worker_id}")
+    producer.init_transactions(settings.request_timeout_ms / 1000)
+    producer.begin_transaction()
+    producer.produce(settings.policy_topic, value, key)
+    producer.commit_transaction(settings.request_timeout_ms / 1000)

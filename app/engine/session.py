@@ -1,0 +1,261 @@
+"""One membership of a consumer group with one transactional producer: assignment, reopening, transactions.
+
+Whatever goes wrong ends the session; the worker begins a new one. A new producer with the same transactional id ends what the old one left
+open, a new membership proves who owns what, and `reopen` reads from the ledger and the group how far the last batch got. So a timed-out
+commit, a fenced producer, a lost Redis reply and a crash are one case.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from app.engine import ledger
+from app.engine.clients import Clients
+from app.engine.failpoint import passing
+from app.engine.fold import Fold, Record, Stage
+from app.engine.ledger import Mode
+from app.engine.state import StateRefused
+from app.engine.store import Store
+from app.settings import Settings
+
+_SLICE = 2_000  # records a call to consume, so that a batch's bytes are looked at often enough
+
+
+class SessionEnded(Exception):
+    """Ownership or a transaction is in doubt; begin a new session, which settles it."""
+
+
+class Reading(NamedTuple):
+    """What a stage reads: the group, and the input topics, the leading one first. Its partitions are what the group hands out."""
+
+    group: str
+    topics: tuple[str, ...]
+    published_topic: str  # read back when state was lost
+
+
+class Owned:
+    """One partition that this worker owns."""
+
+    def __init__(self, epoch: int, mode: Mode, offsets: dict[str, int], committed: dict[str, int | None]) -> None:
+        self.epoch = epoch
+        self.mode = mode
+        self.next = offsets  # M: the first offset of each topic that is not in the state
+        self.read = dict(offsets)  # the first offset of each topic that was not consumed yet
+        self.committed = committed  # C, as it was when the partition was opened
+        self.pending: list[Record] = []
+        self.at_end: set[str] = set()
+        self.log_checked = False
+
+    def behind(self, topic: str) -> bool:
+        """Whether records of this topic that are published already are still to be read."""
+        reached = self.committed.get(topic)
+        return reached is not None and self.read[topic] < reached
+
+    def take(self) -> list[Record]:
+        """The records to fold now. Those of a replay come all at once, cut exactly at C, since their batch was one; a rebuild's come as they are."""
+        if not self.pending or (self.mode is Mode.REPLAY and any(self.behind(topic) for topic in self.read)):
+            return []
+        if self.mode is Mode.LIVE:
+            taken, self.pending = self.pending, []
+        else:
+            taken = [record for record in self.pending if record.offset() < (self.committed.get(record.topic()) or 0)]
+            chosen = {(record.topic(), record.offset()) for record in taken}
+            self.pending = [record for record in self.pending if (record.topic(), record.offset()) not in chosen]
+        return sorted(taken, key=lambda record: (record.topic(), record.offset()))
+
+    def is_caught_up(self) -> bool:
+        """Whether everything that is published is in the state again."""
+        return all(not self.behind(topic) for topic in self.read) and all(
+            offset >= (self.committed.get(topic) or 0) for topic, offset in self.next.items()
+        )
+
+
+class Session:
+    """Consumer, producer, and the partitions owned. Not thread-safe; raises `SessionEnded`, `StoreUnavailable` or `StateRefused`."""
+
+    def __init__(
+        self, settings: Settings, stage: Stage, store: Store, clients: Clients, reading: Reading, worker: str
+    ) -> None:
+        self.settings = settings
+        self.stage = stage
+        self.store = store
+        self.reading = reading
+        self.owned: dict[int, Owned] = {}
+        self.failure: BaseException | None = None
+        self.folded = 0  # records carried through all steps
+        self.timeout_s = settings.request_timeout_ms / 1000
+        self.clients = clients
+        self.producer = clients.producer(f"{reading.group}-{worker}")
+        self.consumer = clients.consumer(reading.group, worker)
+
+    def start(self) -> None:
+        """Ends what a former producer of this worker left open, and joins the group."""
+        self._kafka(self.producer.init_transactions, self.timeout_s * 3)
+        topics = self.consumer.list_topics(timeout=self.timeout_s).topics
+        counts = {
+            topic: len(topics[topic].partitions)
+            for topic in self.reading.topics
+            if topic in topics and not topics[topic].error
+        }
+        missing = [topic for topic in self.reading.topics if topic not in counts]
+        if missing:
+            raise StateRefused(f"no such topic: {', '.join(missing)}; run `onecount topics create`")
+        if len(set(counts.values())) != 1:
+            raise StateRefused(
+                f"input topics differ in their partition counts ({counts}), so a user would have several owners; make them equal"
+            )
+        self.partitions = next(iter(counts.values()))
+        self.consumer.subscribe(
+            [self.reading.topics[0]], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+        )
+
+    def close(self) -> None:
+        """Leaves the group, so that the next owner need not wait for the session timeout."""
+        for partition in list(self.owned):
+            self._drop(partition)
+        self.consumer.close()
+
+    def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        # an exception here would leave librdkafka without an assignment: keep it, assign, and raise from `poll`
+        places = []
+        for leading in assigned:
+            places += self._reopened(leading.partition)
+        consumer.incremental_assign(places)
+
+    def _reopened(self, partition: int) -> list[TopicPartition]:
+        try:
+            if self.failure is None:
+                self.reopen(partition)
+                return [
+                    TopicPartition(topic, partition, offset) for topic, offset in self.owned[partition].read.items()
+                ]
+        except BaseException as error:
+            self.failure = error
+        return [TopicPartition(topic, partition) for topic in self.reading.topics]
+
+    def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        for leading in revoked:
+            self._drop(leading.partition)
+        consumer.incremental_unassign(
+            [TopicPartition(topic, leading.partition) for leading in revoked for topic in self.reading.topics]
+        )
+
+    def _drop(self, partition: int) -> None:
+        self.owned.pop(partition, None)
+        self.stage.close(partition)
+
+    def reopen(self, partition: int) -> None:
+        """Takes a partition over: fences the former owner, and finds out from the ledger and the group how to go on."""
+        key = ledger.ledger_key(self.stage.tag, partition)
+        taken = ledger.read_ledger(self.store.run(ledger.take_commands(key)))  # 1. the epoch, 2. M
+        places = [TopicPartition(topic, partition) for topic in self.reading.topics]
+        found = self._kafka(self.consumer.committed, places, self.timeout_s)  # 3. C, waiting for open transactions
+        committed = {place.topic: place.offset if place.offset >= 0 else None for place in found}
+        first = {
+            place.topic: self._kafka(self.consumer.get_watermark_offsets, place, self.timeout_s)[0] for place in places
+        }
+        opening = ledger.decide(taken, partition, self.partitions, committed, first, self.reading.group)  # 4.
+        self.stage.open(partition, taken.view if taken.offsets else None, self.store.run)
+        self.owned[partition] = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed)
+        passing("reopened")
+
+    def poll(self, count: int, timeout_s: float) -> list[Message]:
+        """Consumes up to `count` records, in at most `timeout_s`; they are added to their partitions' pending ones."""
+        messages = self._kafka(self.consumer.consume, min(count, _SLICE), timeout_s)
+        if self.failure is not None:
+            raise self.failure
+        records = []
+        for message in messages:
+            error = message.error()
+            owner = self.owned.get(message.partition()) if message.partition() is not None else None
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    if owner is not None:
+                        owner.at_end.add(message.topic())
+                    continue
+                if error.code() == KafkaError._AUTO_OFFSET_RESET:
+                    raise StateRefused(
+                        f"{message.topic()}/{message.partition()}: {error.str()}: the log no longer holds what the state needs; run `onecount rebuild`"
+                    )
+                raise SessionEnded(f"consuming: {error}")
+            if owner is None or message.offset() < owner.read[message.topic()]:
+                continue  # fetched before the partition was taken away or set back
+            owner.read[message.topic()] = message.offset() + 1
+            owner.at_end.discard(message.topic())
+            owner.pending.append(message)
+            records.append(message)
+        return records
+
+    def lag_records(self) -> int:
+        """How many records of the owned partitions are not consumed yet, as far as the client knows."""
+        lag = 0
+        for partition, owned in self.owned.items():
+            for topic, offset in owned.read.items():
+                high = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)[1]
+                lag += max(high - offset, 0) if topic not in owned.at_end else 0
+        return lag
+
+    def watch(self, partitions: Sequence[int]) -> None:
+        """Guards this batch's write: it will fail if anyone raises one of these epochs from here on."""
+        keys = [ledger.ledger_key(self.stage.tag, partition) for partition in partitions]
+        replies = self.store.run([("UNWATCH",), ("WATCH", *keys), *(("HGET", key, "epoch") for key in keys)])[2:]
+        for partition, epoch in zip(partitions, replies, strict=True):
+            if epoch is None or int(epoch) != self.owned[partition].epoch:
+                raise SessionEnded(f"partition {partition} was taken over by another worker, or its state was emptied")
+
+    def publish(self, fold: Fold, offsets: dict[int, dict[str, int]]) -> None:
+        """One transaction: the outputs, and the input offsets of the partitions whose outputs they are."""
+        passing("folded")
+        self._kafka(self.producer.begin_transaction)
+        passing("transaction_begun")
+        for (topic, partition), records in fold.outputs.items():
+            self._produce(topic, partition, records)
+        passing("produced")
+        places = [
+            TopicPartition(topic, partition, offset)
+            for partition, found in offsets.items()
+            for topic, offset in found.items()
+        ]
+        if places:
+            # the metadata is asked for anew: a rebalance since would fence this transaction
+            self._kafka(
+                self.producer.send_offsets_to_transaction,
+                places,
+                self.consumer.consumer_group_metadata(),
+                self.timeout_s,
+            )
+        passing("offsets_sent")
+        self._kafka(self.producer.commit_transaction, self.timeout_s)
+        passing("committed")
+
+    def _produce(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
+        # produce_batch knows neither headers nor times nor, in spite of its documentation, a partition for each record
+        plain = [record for record in records if "headers" not in record]
+        if plain and self.producer.produce_batch(topic, plain, partition=partition) != len(plain):
+            failed = next(record["_error"] for record in plain if "_error" in record)
+            raise SessionEnded(f"producing to {topic}: {failed}")
+        for record in records:
+            if "headers" in record:
+                self._kafka(self.producer.produce, topic, partition=partition, **record)
+
+    def write(self, fold: Fold, offsets: dict[int, dict[str, int]], rebuilding: set[int]) -> None:
+        """Moves the state in Redis and the ledgers in one MULTI, if this worker still owns them."""
+        commands = []
+        for partition, found in offsets.items():
+            key = ledger.ledger_key(self.stage.tag, partition)
+            commands += fold.writes.get(partition, [])
+            commands += ledger.write_commands(
+                key, self.partitions, found, fold.views.get(partition), partition in rebuilding
+            )
+        if not self.store.guarded_write(commands):
+            raise SessionEnded("another worker took a partition over while its batch was written")
+        for partition, found in offsets.items():
+            self.owned[partition].next.update(found)
+        passing("state_written")
+
+    def _kafka(self, call: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return call(*arguments, **named)
+        except (KafkaException, BufferError) as error:
+            raise SessionEnded(f"Kafka: {error}") from error

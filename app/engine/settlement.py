@@ -1,0 +1,326 @@
+"""The few: users whose conversions, adjustments or late touches must be settled in this batch, read, settled and written back."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from app.attribution import touches as touch_store
+from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
+from app.attribution.settle import settle
+from app.attribution.state import Conversion, Touch, UserState, pack, unpack
+from app.attribution.users import CountDelta, attributed_row, changes, prune, take_in
+from app.contract import rows
+from app.contract.events import TOUCH_TYPES, Event, Rejection, to_micros
+from app.contract.rows import AttributedRow
+from app.engine.counter_partition import CounterPartition, UserWork
+from app.engine.fold import Command, Fold, Run
+from app.policy.model import Policy
+from app.publish import records
+from app.settings import Settings
+
+
+class _Reading(NamedTuple):
+    """What one partition needs from Redis to settle its users."""
+
+    view: CounterPartition
+    work: dict[str, UserWork]
+    fields: list[list[str]]
+    wanted: list[tuple[touch_store.SegmentKey, int]]
+    records: dict[touch_store.SegmentKey, np.ndarray]
+    names: list[Command]
+    swept: int | None
+    commands: list[Command]
+
+
+def settle_users(
+    opened: dict[int, CounterPartition],
+    touches: pl.DataFrame,
+    work: dict[int, dict[str, UserWork]],
+    events: list[Event],
+    suppressed: set[int],
+    policy: Policy,
+    settings: Settings,
+    run: Run,
+    fold: Fold,
+) -> list[CountDelta]:
+    """Stores the batch's creditable touches, settles every user concerned, and gives the changes of the counts."""
+    batches = _storable(touches, events, policy)
+    readings = {}
+    for partition in sorted({*work, *batches, *fold.writes}):
+        readings[partition] = _reading(opened[partition], work.get(partition, {}), batches.get(partition), policy, fold)
+    replies = iter(run([command for reading in readings.values() for command in reading.commands]))
+    changed: list[CountDelta] = []
+    for partition, reading in readings.items():
+        found = [next(replies) for _ in reading.commands]
+        quiet = partition in suppressed
+        deltas = _settle_partition(partition, reading, found, quiet, policy, settings, run, fold)
+        if not quiet:
+            changed += deltas
+    return changed
+
+
+def _storable(
+    touches: pl.DataFrame, events: list[Event], policy: Policy
+) -> dict[int, tuple[touch_store.Batch, list[UserWork]]]:
+    """The touches that some method can credit, by partition, with the user of each."""
+    if touches.is_empty():
+        return {}
+    creditable = policy.creditable()
+    wanted = pl.lit(False)
+    for code, kind in enumerate(TOUCH_TYPES):
+        names = [platform for platform, credited in creditable if credited == kind]
+        if names:
+            wanted = wanted | ((pl.col("type") == code) & pl.col("platform").is_in(names))
+    kept = touches.filter(wanted)
+    found = {}
+    for (partition,), part in kept.partition_by("part", as_dict=True, maintain_order=True).items():
+        sources = [events[index] for index in part["row"].to_list()]
+        users = [UserWork(event.advertiser_id, event.user_id) for event in sources]
+        salts = {
+            platform: np.uint64(touch_store.name_code(platform)) for platform in part["platform"].unique().to_list()
+        }
+        bases = np.array([user.base for user in users], dtype=np.uint64)
+        batch = touch_store.Batch(
+            kinds=[TOUCH_TYPES[code] for code in part["type"].to_list()],
+            users=bases + np.array([salts[platform] for platform in part["platform"].to_list()], dtype=np.uint64),
+            times_ms=part["time_ms"].to_numpy(),
+            event_ids=[event.event_id for event in sources],
+            attributes=[part[name].to_list() for name in policy.bounds.keep],
+        )
+        found[int(partition)] = (batch, users)
+    return found
+
+
+def _reading(
+    view: CounterPartition,
+    work: dict[str, UserWork],
+    storable: tuple[touch_store.Batch, list[UserWork]] | None,
+    policy: Policy,
+    fold: Fold,
+) -> _Reading:
+    packed: dict[touch_store.SegmentKey, np.ndarray] = {}
+    names: list[Command] = []
+    if storable is not None:
+        batch, users = storable
+        packed, names = view.touches.encode(batch, view.stream_ms)
+        latest = view.converters.latest_ms
+        for user, time_ms in zip(users, batch.times_ms.tolist(), strict=True):
+            if (
+                latest.get(user.base, -1) > time_ms
+            ):  # late: a conversion that it may be credited with is settled already
+                UserWork.of(work, user.advertiser_id, user.user_id)
+                fold.counted["late",] += 1
+    wanted = view.touches.wanted(_lookups(work.values(), policy))
+    reads, fields = view.converters.read_commands(list(work))
+    swept = view.bucket_to_sweep()
+    sweep: list[Command] = [("HGETALL", view.converters.key(swept))] if swept is not None else []
+    return _Reading(
+        view, work, fields, wanted, packed, names, swept, [*reads, *view.touches.read_commands(wanted), *sweep]
+    )
+
+
+def _lookups(work: Iterable[UserWork], policy: Policy) -> Iterable[tuple[str, int, int]]:
+    """(kind, user hash, time) of every place where a new conversion's touch may stand."""
+    for user in work:
+        for conversion in user.conversions:
+            for platform, kind in _places(conversion, policy):
+                yield kind, platform_user(user.base, platform), conversion.time_ms
+
+
+def _places(conversion: Conversion, policy: Policy) -> list[tuple[str, str]]:
+    platforms = policy.at(conversion.time_ms).platforms
+    names = (conversion.platform,) if conversion.platform else tuple(platforms)
+    return [(name, kind) for name in names if name in platforms for kind in platforms[name].windows_ms]
+
+
+def platform_user(base: int, platform: str) -> int:
+    """The hash of a user on a platform, as touch records carry it."""
+    return (base + touch_store.name_code(platform)) & (2**64 - 1)
+
+
+def _settle_partition(
+    partition: int,
+    reading: _Reading,
+    found: list[Any],
+    quiet: bool,
+    policy: Policy,
+    settings: Settings,
+    run: Run,
+    fold: Fold,
+) -> list[CountDelta]:
+    view = reading.view
+    stored: dict[str, bytes | None] = {}
+    for fields, values in zip(reading.fields, found, strict=False):
+        stored.update(zip(fields, values, strict=True))
+    states = {field: unpack(packed) for field, packed in stored.items()}
+    blobs = found[len(reading.fields)] if reading.wanted else []
+    credits = _credits(view, reading, states, blobs, policy, run)
+    out: dict[str, bytes | None] = {}
+    changed: list[CountDelta] = []
+    noted: list[tuple[int, int]] = []
+    for field, user in reading.work.items():
+        state = states[field]
+        before, repeats = take_in(state, user.conversions, user.adjustments, credits[field], policy)
+        change = changes(user.advertiser_id, user.user_id, state, before, policy)
+        fold.counted["duplicate", "", "conversion"] += repeats
+        changed += change.deltas
+        if not quiet:
+            _publish(partition, change.rows, settings, fold)
+            for adjustment, reason in change.refused:
+                rejection = Rejection(
+                    reason, "adjustment", f"the {adjustment.kind} {adjustment.event_id} changes nothing"
+                )
+                letter = records.dead_letter_of(adjustment.source, adjustment.key, adjustment.raw, rejection)
+                records.add(fold.outputs, settings.dlq_topic, partition, letter)
+        fold.counted["corrected",] += change.corrections
+        noted += [(user.base, conversion.time_ms) for conversion in user.conversions]
+        prune(state, policy, view.stream_ms)
+        out[field] = pack(state) if state.conversions or state.adjustments else None
+    if reading.swept is not None:
+        out |= _sweep(found[-1], out, policy, view.stream_ms)
+    fold.writes.setdefault(partition, []).extend(
+        [
+            *reading.names,
+            *view.touches.append(reading.records),
+            *view.converters.write_commands(out),
+            *view.converters.note(noted),
+        ]
+    )
+    return changed
+
+
+def _credits(
+    view: CounterPartition,
+    reading: _Reading,
+    states: dict[str, UserState],
+    blobs: list[bytes | None],
+    policy: Policy,
+    run: Run,
+) -> dict[str, list[tuple[str, Touch]]]:
+    """For each user the best stored or new touch of every place that one of its conversions may be credited to."""
+    lookups: dict[str, list[tuple[str, str, int, int]]] = {}
+    for field, user in reading.work.items():
+        lookups[field] = [
+            (platform, kind, platform_user(user.base, platform), conversion.time_ms)
+            for conversion in (*states[field].conversions, *user.conversions)
+            for platform, kind in _places(conversion, policy)
+        ]
+    users = np.array(list({user for found in lookups.values() for _, _, user, _ in found}), dtype=np.uint64)
+    pool = view.touches.pool(reading.wanted, blobs, reading.records, users)
+    best = {
+        field: [
+            (platform, kind, record)
+            for platform, kind, user, time_ms in found
+            if (record := pool.best(kind, user, time_ms)) is not None
+        ]
+        for field, found in lookups.items()
+    }
+    codes = view.touches.unknown_codes(record for found in best.values() for _, _, record in found)
+    view.touches.learn(codes, run(view.touches.names_commands(codes)))
+    return {
+        field: [(platform, view.touches.touch(kind, record)) for platform, kind, record in found]
+        for field, found in best.items()
+    }
+
+
+def _publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], settings: Settings, fold: Fold) -> None:
+    for key, row in changed:
+        if row is not None:
+            fold.counted["conversion", row.platform, row.status] += 1
+        value = None if row is None else rows.encode(row)
+        records.add(fold.outputs, settings.attributed_topic, partition, {"key": key, "value": value})
+
+
+def _sweep(
+    replies: list[bytes], written: dict[str, bytes | None], policy: Policy, stream_ms: int
+) -> dict[str, bytes | None]:
+    """Prunes the users of one bucket that this batch does not touch anyway."""
+    out: dict[str, bytes | None] = {}
+    for name, packed in zip(replies[::2], replies[1::2], strict=True):
+        field = name.decode()
+        if field in written:
+            continue
+        state = unpack(packed)
+        held = len(state.conversions) + len(state.adjustments)
+        prune(state, policy, stream_ms)
+        left = len(state.conversions) + len(state.adjustments)
+        if left != held:
+            out[field] = pack(state) if left else None
+    return out
+
+
+def reconcile_partition(
+    view: CounterPartition,
+    partition: int,
+    published: dict[bytes, bytes],
+    policy: Policy,
+    settings: Settings,
+    run: Run,
+    fold: Fold,
+) -> list[CountDelta]:
+    """Compares the rebuilt state of one partition with its published rows: takes their revisions over, and gives out what differs.
+
+    `published` holds the latest row by key; it keeps rows of conversions that are too old to be held any more, which stand as they are.
+    """
+    changed: list[CountDelta] = []
+    left = dict(published)
+    for bucket in range(CONVERTER_BUCKETS):
+        replies = run([("HGETALL", view.converters.key(bucket))])[0]
+        out: dict[str, bytes | None] = {}
+        for name, packed in zip(replies[::2], replies[1::2], strict=True):
+            state = unpack(packed)
+            advertiser_id, user_id = name.decode().split("\x1f")
+            changed += _reconcile_user(advertiser_id, user_id, state, left, partition, policy, settings, fold)
+            out[name.decode()] = pack(state)
+        fold.writes.setdefault(partition, []).extend(view.converters.write_commands(out))
+    floor_ms = view.stream_ms - policy.conversion_retention_ms()
+    for key, value in left.items():
+        row = rows.decode_attributed(value)
+        if row.event_time >= floor_ms:
+            _publish(partition, [(key, None)], settings, fold)
+            changed += _row_deltas(row, -1, policy)
+    return changed
+
+
+def _reconcile_user(
+    advertiser_id: str,
+    user_id: str,
+    state: UserState,
+    left: dict[bytes, bytes],
+    partition: int,
+    policy: Policy,
+    settings: Settings,
+    fold: Fold,
+) -> list[CountDelta]:
+    changed: list[CountDelta] = []
+    by_identity = {conversion.identity(): conversion for conversion in state.conversions}
+    for (identity, platform), decision in settle(state.conversions, state.adjustments, policy).decisions.items():
+        conversion = by_identity[identity]
+        key = rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id)
+        value = left.pop(key, None)
+        old = None if value is None else rows.decode_attributed(value)
+        revision = old.revision if old is not None else 0
+        row = attributed_row(advertiser_id, user_id, platform, conversion, decision, revision, policy)
+        if row != old:
+            revision += 1
+            row = attributed_row(advertiser_id, user_id, platform, conversion, decision, revision, policy)
+            _publish(partition, [(key, row)], settings, fold)
+            changed += (_row_deltas(old, -1, policy) if old is not None else []) + _row_deltas(row, 1, policy)
+        conversion.revisions[platform] = revision
+    return changed
+
+
+def _row_deltas(row: AttributedRow, sign: int, policy: Policy) -> list[CountDelta]:
+    if row.status != rows.COUNTED:
+        return []
+    bounds = policy.bounds
+    dimensions = tuple(getattr(row, name) for name in bounds.dimensions)
+    window = row.event_time // bounds.window_ms * bounds.window_ms
+    value = sign * to_micros(row.value)
+    return [
+        CountDelta(
+            window, row.platform, row.advertiser_id, dimensions, row.conversion_name, row.currency or "", sign, value
+        )
+    ]

@@ -1,0 +1,38 @@
+"""The two stages, and what each of them reads."""
+
+from typing import Final
+
+from app.engine.aggregator import AggregatorStage
+from app.engine.clients import Clients
+from app.engine.counter import CounterStage
+from app.engine.fold import Stage
+from app.engine.session import Reading
+from app.engine.state import StateRefused
+from app.policy.model import Policy
+from app.settings import Settings
+
+ROLES: Final = ("counter", "aggregator")
+
+
+def make_stage(role: str, settings: Settings, policy: Policy, clients: Clients) -> tuple[Stage, Reading]:
+    """The stage of a role, and its group and topics. Raises `StateRefused` where the topics are missing."""
+    if role == "aggregator":
+        return AggregatorStage(settings, policy), Reading(
+            settings.aggregator_group, (settings.deltas_topic,), settings.counts_topic
+        )
+    counts = partition_counts(settings, clients)
+    stage = CounterStage(settings, policy, counts[settings.events_topics[0]], counts[settings.deltas_topic])
+    return stage, Reading(settings.counter_group, settings.input_topics(), settings.attributed_topic)
+
+
+def partition_counts(settings: Settings, clients: Clients) -> dict[str, int]:
+    """How many partitions each topic has. Raises `StateRefused` where one of onecount's is missing."""
+    reader = clients.reader()
+    try:
+        topics = reader.list_topics(timeout=settings.request_timeout_ms / 1000).topics
+    finally:
+        reader.close()
+    missing = [name for name in (*settings.input_topics(), settings.deltas_topic) if name not in topics]
+    if missing:
+        raise StateRefused(f"no such topic: {', '.join(missing)}; run `onecount topics create`")
+    return {name: len(topic.partitions) for name, topic in topics.items()}

@@ -1,0 +1,73 @@
+"""How far an import has come: a small file that is only moved forward over what Kafka has acknowledged."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from app.importer.refusal import ImportRefusedError
+
+_PREFIX_BYTES: Final = 1 << 20
+
+
+@dataclass
+class Checkpoint:
+    """`delivered`: rows (of a mapping with sort_by_time: events, in order of time) that need not be sent again."""
+
+    file_bytes: int
+    file_sha256_prefix: str  # of the first MiB
+    mapping_sha256: str
+    topic: str
+    delivered: int = 0
+    complete: bool = False
+
+
+def start_checkpoint(path: Path, mapping_sha256: str, topic: str) -> Checkpoint:
+    """The checkpoint of an import that has not begun. `ImportRefusedError` if the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            prefix = hashlib.sha256(file.read(_PREFIX_BYTES)).hexdigest()
+        return Checkpoint(path.stat().st_size, prefix, mapping_sha256, topic)
+    except OSError as error:
+        raise ImportRefusedError(f"cannot read {path}: {error.strerror}") from error
+
+
+def resume_checkpoint(state_path: Path, fresh: Checkpoint) -> Checkpoint:
+    """Where an earlier run has stopped, or `fresh` if there was none; refused if it was about another file, mapping or topic."""
+    try:
+        saved = Checkpoint(**json.loads(state_path.read_text()))
+    except FileNotFoundError:
+        return fresh
+    except (OSError, ValueError, TypeError) as error:
+        raise ImportRefusedError(
+            f"{state_path} is no state of an import ({error}); remove it, or start anew without resuming"
+        ) from error
+    for name, what in (
+        ("file_bytes", "the file has another size"),
+        ("file_sha256_prefix", "the file begins otherwise"),
+        ("mapping_sha256", "the mapping is another"),
+        ("topic", f"it went to the topic {saved.topic}"),
+    ):
+        if getattr(saved, name) != getattr(fresh, name):
+            raise ImportRefusedError(
+                f"cannot resume from {state_path}: {what} than when it was written. Start anew without resuming: rows that were "
+                "sent before keep their event_id if the mapping gives it, and are then counted once within dedup_window"
+            )
+    return saved
+
+
+def save_checkpoint(state_path: Path, checkpoint: Checkpoint) -> None:
+    """Replaces the state file at once, so that a kill leaves the old one or the new one."""
+    draft = state_path.with_name(f"{state_path.name}.new")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(checkpoint)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(state_path)
+    except OSError as error:
+        raise ImportRefusedError(
+            f"cannot write the state file {state_path}: {error.strerror}; give another path for it"
+        ) from error

@@ -1,0 +1,166 @@
+"""What a row says: the one function that evaluates a mapping's expressions, and the one that tests its conditions."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from app.importer.mapping import Condition, Mapping, Node
+
+
+class UnmappableError(Exception):
+    """A row's value is not what the mapping takes it for: (reason, detail)."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(slots=True)
+class Row:
+    """One row: its columns (null markers are None already), and where it stands in the file."""
+
+    values: dict[str, Any]
+    line: int
+    last_of_group: bool = False
+    defined: dict[str, Any] = field(default_factory=dict)  # what has been evaluated
+
+
+def evaluate(node: Node, row: Row, mapping: Mapping) -> Any:
+    """The value of an expression for a row; None is null. Raises `UnmappableError` for a text that cannot be read as told."""
+    inputs = node.inputs
+    match node.operator:
+        case "constant":
+            return node.argument
+        case "column":
+            return row.values.get(node.argument)
+        case "defined":
+            if node.argument not in row.defined:
+                row.defined[node.argument] = evaluate(mapping.defined[node.argument], row, mapping)
+            return row.defined[node.argument]
+        case "first":
+            return next((value for part in inputs if (value := evaluate(part, row, mapping)) is not None), None)
+        case "when":
+            branch = node.options.get("then" if all(holds(part, row, mapping) for part in node.argument) else "else")
+            return None if branch is None else evaluate(branch, row, mapping)
+        case "concat":
+            parts = [evaluate(part, row, mapping) for part in inputs]
+            return None if None in parts else "".join(str(part) for part in parts)
+        case "hash":
+            parts = [evaluate(part, row, mapping) for part in inputs]
+            if all(part is None for part in parts):
+                return None
+            return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+    value = evaluate(inputs[0], row, mapping) if inputs else row.values
+    if value is None:
+        return evaluate(node.options["else"], row, mapping) if "else" in node.options else None
+    match node.operator:
+        case "param":
+            found = _url(str(value))[1].get(node.argument, ())
+            return next((text for text in found if text not in mapping.nulls), None)
+        case "url_path":
+            return _url(str(value))[0]
+        case "json":
+            return _walk(value, node.argument, mapping.nulls)
+        case "extract":
+            match = node.argument.search(str(value))
+            return match and match.group(1 if match.re.groups else 0)
+        case "lookup":
+            other = node.options.get("else")
+            return node.argument.get(str(value), other and evaluate(other, row, mapping))
+        case "number":
+            return _number(value, node.options.get("times", 1))
+        case "time":
+            return _time_ms(value, **node.options)
+    raise AssertionError(node.operator)
+
+
+def holds(condition: Condition, row: Row, mapping: Mapping) -> bool:
+    """Whether a condition holds for a row; a null value equals nothing and matches nothing."""
+    if condition.test == "any":
+        return any(holds(part, row, mapping) for part in condition.operand)
+    if condition.test == "last_of_group":
+        return row.last_of_group == condition.operand
+    value = evaluate(condition.node, row, mapping)
+    if condition.test == "present":
+        return (value is not None) == condition.operand
+    if value is None:
+        return False
+    text = str(value)
+    if condition.test == "equals":
+        return text == condition.operand
+    if condition.test == "in":
+        return text in condition.operand
+    return condition.operand.search(text) is not None
+
+
+@lru_cache(maxsize=64)  # the rules of a row ask for several parts of one URL
+def _url(text: str) -> tuple[str, dict[str, list[str]]]:
+    try:
+        parts = urlsplit(text)
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+    except ValueError as error:
+        raise UnmappableError("unreadable_url", f"{text[:200]!r}: {error}") from error
+    parameters: dict[str, list[str]] = {}
+    for name, value in pairs:
+        parameters.setdefault(name, []).append(value)
+    return parts.path or "/", parameters
+
+
+@lru_cache(maxsize=16)
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnmappableError("unreadable_json", f"{text[:200]!r}: {error}") from error
+
+
+def _walk(value: Any, path: tuple[str, ...], nulls: frozenset[str]) -> Any:
+    """What stands at a path of a JSON text or value; None where it leads nowhere or to an object or array."""
+    here = _parse(value) if isinstance(value, str) else value
+    for step in path:
+        if isinstance(here, dict):
+            here = here.get(step)
+        elif isinstance(here, list) and step.isdigit() and int(step) < len(here):
+            here = here[int(step)]
+        else:
+            return None
+    return None if isinstance(here, dict | list) or (isinstance(here, str) and here in nulls) else here
+
+
+def _number(value: Any, times: float) -> int | float:
+    """Decimal on the way, so that 0.1 * 3 is 0.3 and an integer stays one."""
+    try:
+        if isinstance(value, bool):
+            raise InvalidOperation
+        number = Decimal(str(value).strip()) * Decimal(str(times))
+    except InvalidOperation as error:
+        raise UnmappableError("unreadable_number", f"{str(value)[:200]!r} is no number") from error
+    if not number.is_finite() or math.isinf(float(number)):
+        raise UnmappableError("unreadable_number", f"{str(value)[:200]!r} is not finite")
+    return int(number) if number == number.to_integral_value() else float(number)
+
+
+def _time_ms(value: Any, format: str, plus_ms: int, zone: Any, start_ms: int) -> int:
+    text = str(value).strip()
+    try:
+        if format in ("epoch_s", "offset_s", "epoch_ms", "offset_ms"):
+            unit_ms = 1000 if format.endswith("_s") else 1
+            return start_ms + round(Decimal(text) * unit_ms) + plus_ms
+        moment = datetime.fromisoformat(text) if format == "iso" else datetime.strptime(text, format)  # noqa: DTZ007 - the zone follows
+        if moment.tzinfo is None:
+            if zone is None:
+                raise UnmappableError(
+                    "time_without_zone", f"{text[:200]!r} names no zone and the mapping gives none: add `zone`"
+                )
+            moment = moment.replace(tzinfo=zone)
+        whole = int(moment.replace(microsecond=0).timestamp())
+    except (ValueError, ArithmeticError) as error:
+        raise UnmappableError("unreadable_time", f"{text[:200]!r} is not {format}") from error
+    return whole * 1000 + moment.microsecond // 1000 + plus_ms

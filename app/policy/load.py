@@ -1,0 +1,159 @@
+"""Reads policy.yaml, and refuses an impossible one before anything starts."""
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+import yaml
+
+from app.contract.events import parse_time_ms, to_micros
+from app.policy.model import DAY_MS, MAX_LOOKBACK_MS, METHODS, Action, Bounds, Platform, Policy, Version
+
+_UNITS_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": DAY_MS}
+_DURATIONS: Final = (
+    "window",
+    "allowed_lateness",
+    "idle_timeout",
+    "correction_horizon",
+    "max_event_age",
+    "max_clock_skew",
+    "dedup_window",
+    "order_window",
+    "adjustment_window",
+)
+MANY_ACTIONS: Final = 10
+
+
+class PolicyError(Exception):
+    """The policy cannot be used; the message says where and what to do."""
+
+
+def duration_ms(text: str) -> int:
+    """Milliseconds of a duration such as 200ms, 10s, 5m, 48h or 30d."""
+    match = re.fullmatch(r"([0-9]+)(ms|s|m|h|d)", text)
+    if match is None:
+        raise PolicyError(f"{text!r} is no duration; write a whole number and its unit, such as 10s, 5m, 48h or 30d")
+    return int(match.group(1)) * _UNITS_MS[match.group(2)]
+
+
+def schema() -> dict[str, Any]:
+    """The policy file's own JSON Schema."""
+    return json.loads(resources.files("app.policy").joinpath("schema.json").read_text())
+
+
+def load_policy(path: Path | str) -> tuple[Policy, int | None]:
+    """The policy of a YAML file as its version 1, and the file's `effective_from` (epoch ms) if it has one.
+
+    Raises `PolicyError` for a file that is missing, breaks the schema or asks for the impossible.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise PolicyError(
+            f"cannot read the policy {path}: {error.strerror}; set ONECOUNT_POLICY to its path"
+        ) from error
+    except yaml.YAMLError as error:
+        raise PolicyError(f"{path} is not valid YAML: {error}") from error
+    return parse_policy(document, str(path))
+
+
+def parse_policy(document: object, name: str = "policy") -> tuple[Policy, int | None]:
+    """As `load_policy`, of a document already read."""
+    validator = jsonschema.Draft202012Validator(schema())
+    problem = jsonschema.exceptions.best_match(validator.iter_errors(document))
+    if problem is not None:
+        where = "/".join(str(part) for part in problem.absolute_path) or "the top"
+        raise PolicyError(f"{name}: at {where}: {problem.message}")
+    assert isinstance(document, dict)
+    bounds = _bounds(document)
+    version = Version(
+        number=1,
+        effective_from_ms=0,
+        platforms={key: _platform(key, value) for key, value in document["platforms"].items()},
+        actions={key: _action(value) for key, value in document["actions"].items()},
+    )
+    policy = Policy(bounds, (version,))
+    _refuse_impossible(policy, name)
+    effective_from_ms = None
+    if "effective_from" in document:
+        effective_from_ms = parse_time_ms(document["effective_from"])
+        if effective_from_ms is None:
+            raise PolicyError(f"{name}: effective_from {document['effective_from']!r} is not RFC 3339 with a zone")
+    return policy, effective_from_ms
+
+
+def warnings(policy: Policy) -> list[str]:
+    """What is allowed but probably not meant."""
+    found = []
+    actions = policy.versions[-1].actions
+    if len(actions) > MANY_ACTIONS:
+        found.append(
+            f"{len(actions)} actions: more than {MANY_ACTIONS} are hard to act on; keep those that are tied to revenue or retention"
+        )
+    found += [
+        f"action {name} names no outcome: its conversions are noise, in no count"
+        for name, action in actions.items()
+        if not action.outcome
+    ]
+    return found
+
+
+def _bounds(document: dict[str, Any]) -> Bounds:
+    values: dict[str, Any] = {f"{key}_ms": duration_ms(document[key]) for key in _DURATIONS if key in document}
+    values |= {key: tuple(document[key]) for key in ("dimensions", "keep") if key in document}
+    if "partitioner" in document:
+        values["partitioner"] = document["partitioner"]
+    return Bounds(**values)
+
+
+def _platform(name: str, value: dict[str, Any]) -> Platform:
+    method, windows = value["method"], value["windows"]
+    if set(windows) != set(METHODS[method]):
+        raise PolicyError(
+            f"platform {name}: method {method} needs a window for {' and '.join(METHODS[method])}, and for nothing else; "
+            f"it has {', '.join(sorted(windows))}"
+        )
+    counts = {action: rule["count"] for action, rule in value.get("actions", {}).items()}
+    if "count" in value:
+        counts.setdefault("*", value["count"])
+    return Platform(method, {kind: duration_ms(text) for kind, text in windows.items()}, counts)
+
+
+def _action(value: dict[str, Any]) -> Action:
+    return Action(
+        action_class=value["class"],
+        intent=value["intent"],
+        outcome=value.get("outcome"),
+        count=value["count"],
+        value_micros=to_micros(value["value"]) if "value" in value else None,
+    )
+
+
+def _refuse_impossible(policy: Policy, name: str) -> None:
+    bounds, version = policy.bounds, policy.versions[0]
+    for platform, rule in version.platforms.items():
+        for kind, window_ms in rule.windows_ms.items():
+            if not 0 < window_ms <= MAX_LOOKBACK_MS:
+                raise PolicyError(f"{name}: platform {platform}: the {kind} window must be above 0 and at most 90d")
+        for action in rule.counts:
+            if action != "*" and action not in version.actions:
+                raise PolicyError(
+                    f"{name}: platform {platform} overrides the action {action!r}, which the catalogue lacks"
+                )
+    if bounds.window_ms < 1000 or DAY_MS % bounds.window_ms:
+        raise PolicyError(f"{name}: window must be at least 1s and divide a day")
+    for key in ("correction_horizon_ms", "max_event_age_ms", "dedup_window_ms", "idle_timeout_ms"):
+        if getattr(bounds, key) <= 0:
+            raise PolicyError(f"{name}: {key.removesuffix('_ms')} must be above 0")
+    if bounds.dedup_window_ms < DAY_MS // 24:
+        raise PolicyError(f"{name}: dedup_window must be at least 1h, real repeats come seconds to hours apart")
+    missing = set(bounds.dimensions) - set(bounds.keep)
+    if missing:
+        raise PolicyError(
+            f"{name}: dimensions {', '.join(sorted(missing))} are not in keep, so a credited touch could not name them"
+        )
+    if not any(action.outcome for action in version.actions.values()):
+        raise PolicyError(f"{name}: no action names an outcome, so nothing would ever be counted")

@@ -1,0 +1,125 @@
+"""The policy: ONE counting method per platform, the actions that count, and the times that bound them.
+
+A `Policy` is a series of versions. The version in force for a conversion is the one whose `effective_from_ms` is the latest that is
+not after the conversion's time, so a change never touches what was counted before it.
+"""
+
+from bisect import bisect_right
+from typing import Final
+
+import msgspec
+
+from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES
+
+DAY_MS: Final = 86_400_000
+# Which kinds of touch a method may credit, the strongest first: a click beats any view inside its own window.
+METHODS: Final = {
+    "click": ("click",),
+    "view": ("view",),
+    "click_then_view": ("click", "view"),
+    "click_engaged_view": ("click", "engaged_view"),
+}
+# The rank by which kinds beat each other, whatever their times.
+RANK: Final = {"view": 1, "engaged_view": 2, "click": 3}
+MAX_LOOKBACK_MS: Final = 90 * DAY_MS  # the longest window that any of the platforms offers
+
+
+class Action(msgspec.Struct, frozen=True):
+    """What a conversion of this name means. `outcome` None makes it noise; `value_micros` stands in for a value not sent."""
+
+    action_class: str
+    intent: str
+    outcome: str | None
+    count: str
+    value_micros: int | None
+
+
+class Platform(msgspec.Struct, frozen=True):
+    """One platform's counting: its method, the lookback window of each kind of touch (ms), and its own `count` per action."""
+
+    method: str
+    windows_ms: dict[str, int]
+    counts: dict[str, str]
+
+    def count(self, name: str, action: Action) -> str:
+        """`one` or `every` for an action here: the platform's word on it, else its word on all, else the action's own."""
+        return self.counts.get(name) or self.counts.get("*") or action.count
+
+
+class Version(msgspec.Struct, frozen=True):
+    """The counting rules in force from `effective_from_ms` (epoch ms; 0 for the first) on."""
+
+    number: int
+    effective_from_ms: int
+    platforms: dict[str, Platform]
+    actions: dict[str, Action]
+
+    def counted_action(self, name: str) -> Action | None:
+        """The action if it names its business outcome; None means noise."""
+        action = self.actions.get(name)
+        return action if action is not None and action.outcome is not None else None
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """The times and choices that all versions share; changing one would change what was published, so it needs a reset."""
+
+    partitioner: str = "murmur2"
+    dimensions: tuple[str, ...] = ("campaign_id",)
+    keep: tuple[str, ...] = TOUCH_ATTRIBUTES
+    window_ms: int = 60_000
+    allowed_lateness_ms: int = 60_000
+    idle_timeout_ms: int = 30_000
+    correction_horizon_ms: int = 7 * DAY_MS
+    max_event_age_ms: int = 7 * DAY_MS
+    max_clock_skew_ms: int = 300_000
+    dedup_window_ms: int = 2 * DAY_MS
+    order_window_ms: int = 90 * DAY_MS
+    adjustment_window_ms: int = 55 * DAY_MS
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """Every version of the rules, oldest first, and the bounds that they share."""
+
+    bounds: Bounds
+    versions: tuple[Version, ...]
+
+    def at(self, time_ms: int) -> Version:
+        """The version in force for a conversion at `time_ms` (epoch ms)."""
+        if len(self.versions) == 1:
+            return self.versions[0]
+        index = bisect_right(self.versions, time_ms, key=lambda version: version.effective_from_ms)
+        return self.versions[max(index - 1, 0)]
+
+    def platforms(self) -> frozenset[str]:
+        """Every platform that any version knows: an event that names another is rejected."""
+        return frozenset(name for version in self.versions for name in version.platforms)
+
+    def lookback_ms(self, kind: str) -> int:
+        """The longest window of `kind` over all platforms and versions; 0 where no method credits that kind."""
+        return max(
+            (rule.windows_ms.get(kind, 0) for version in self.versions for rule in version.platforms.values()),
+            default=0,
+        )
+
+    def creditable(self) -> frozenset[tuple[str, str]]:
+        """The (platform, kind) pairs that some version's method can credit; any other touch is counted but not stored."""
+        return frozenset(
+            (name, kind)
+            for version in self.versions
+            for name, rule in version.platforms.items()
+            for kind in TOUCH_TYPES
+            if kind in rule.windows_ms
+        )
+
+    def conversion_retention_ms(self) -> int:
+        """How long (ms of stream time) a conversion can still matter: to its order, to its touch, to an adjustment."""
+        bounds = self.bounds
+        longest = max(
+            bounds.order_window_ms, bounds.adjustment_window_ms, *(self.lookback_ms(kind) for kind in TOUCH_TYPES)
+        )
+        return longest + bounds.correction_horizon_ms
+
+    def count_retention_ms(self) -> int:
+        """How long (ms of stream time) a window's counts can still change."""
+        bounds = self.bounds
+        return bounds.correction_horizon_ms + max(bounds.adjustment_window_ms, bounds.correction_horizon_ms)

@@ -1,0 +1,93 @@
+"""The record of what is in force: the versions of the policy on the topic `onecount.policy`, and how a policy file fits it.
+
+Stick with the method: counts of one platform are comparable only while its method stays. So a changed policy is refused unless it says from
+which future instant on it holds, and then it becomes the next version; what was counted before is never judged anew.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from app.policy.load import PolicyError
+from app.policy.model import Bounds, Policy, Version
+
+# A new version must leave the running workers time to take it up before it holds.
+NOTICE_MS: Final = 60_000
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """One record of the policy topic: a version, and the bounds that it was recorded with."""
+
+    bounds: Bounds
+    version: Version
+
+
+encode = msgspec.json.Encoder(order="sorted").encode
+decode = msgspec.json.Decoder(Recorded).decode
+
+
+def in_force(values: Iterable[bytes]) -> list[Recorded]:
+    """The recorded versions, oldest first, from the topic's values in log order; of two with one number the first holds."""
+    found: list[Recorded] = []
+    for value in values:
+        recorded = decode(value)
+        if recorded.version.number == len(found) + 1:
+            found.append(recorded)
+    return found
+
+
+def fit(
+    recorded: list[Recorded], wanted: Policy, effective_from_ms: int | None, now_ms: int
+) -> tuple[Policy, Recorded | None]:
+    """The policy in force for a process that wants `wanted` (a single version), and the version to record first, if any.
+
+    Raises `PolicyError` where the file differs from the record without an `effective_from` in the future.
+    """
+    rules = wanted.versions[0]
+    if not recorded:
+        return wanted, Recorded(wanted.bounds, rules)
+    versions = tuple(record.version for record in recorded)
+    latest = recorded[-1]
+    if latest.bounds != wanted.bounds:
+        changed = [
+            name for name in Bounds.__struct_fields__ if getattr(latest.bounds, name) != getattr(wanted.bounds, name)
+        ]
+        raise PolicyError(
+            f"{', '.join(changed)} differ from what the counts were made with (policy version {latest.version.number}); set them back, "
+            "or run `onecount reset` to count anew"
+        )
+    policy = Policy(wanted.bounds, versions)
+    if _same_rules(latest.version, rules):
+        return policy, None
+    if any(_same_rules(version, rules) for version in versions[:-1]) and effective_from_ms is None:
+        raise PolicyError(
+            f"the policy file holds an older version; version {latest.version.number} is recorded: deploy that one everywhere"
+        )
+    if effective_from_ms is None:
+        raise PolicyError(
+            f"the policy differs from version {latest.version.number}, which is in force ({', '.join(_differences(latest.version, rules))}); "
+            "give it an effective_from in the future, or set it back"
+        )
+    earliest_ms = max(now_ms + NOTICE_MS + wanted.bounds.max_clock_skew_ms, latest.version.effective_from_ms + 1)
+    if effective_from_ms < earliest_ms:
+        raise PolicyError(
+            f"effective_from must be at least {(earliest_ms - now_ms) // 1000} s from now, so that every worker knows it before it holds; "
+            "what was counted is not judged anew"
+        )
+    version = msgspec.structs.replace(rules, number=len(versions) + 1, effective_from_ms=effective_from_ms)
+    return Policy(wanted.bounds, (*versions, version)), Recorded(wanted.bounds, version)
+
+
+def _same_rules(recorded: Version, wanted: Version) -> bool:
+    return recorded.platforms == wanted.platforms and recorded.actions == wanted.actions
+
+
+def _differences(recorded: Version, wanted: Version) -> list[str]:
+    found = []
+    for label, old, new in (
+        ("platform", recorded.platforms, wanted.platforms),
+        ("action", recorded.actions, wanted.actions),
+    ):
+        found += [f"{label} {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return found

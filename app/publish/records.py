@@ -1,0 +1,75 @@
+"""Records as they are produced: plain dicts of `produce_batch`, by topic, and the coordinates of consumed ones."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from app.contract import rows
+from app.contract.events import Rejection
+
+SOURCE_HEADER: Final = "onecount-source"  # topic/partition/offset where a re-keyed event was found
+
+
+class Consumed(Protocol):
+    """The part of a consumed record that is read here."""
+
+    def topic(self) -> str: ...
+    def partition(self) -> int: ...
+    def offset(self) -> int: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
+    def headers(self) -> list[tuple[str, bytes]] | None: ...
+
+
+Outputs = dict[
+    tuple[str, int], list[dict[str, Any]]
+]  # by topic and partition: produce_batch takes one partition a call
+
+
+def add(outputs: Outputs, topic: str, partition: int, record: dict[str, Any]) -> None:
+    """Puts a record to publish under its topic and partition."""
+    outputs.setdefault((topic, partition), []).append(record)
+
+
+def source_of(message: Consumed) -> tuple[str, int, int, int]:
+    """A record's first coordinates (topic, partition, offset) and its timestamp (ms): where a re-keyed event was found, not its copy."""
+    timestamp_ms = message.timestamp()[1]
+    for name, value in message.headers() or ():
+        if name == SOURCE_HEADER:
+            topic, partition, offset = value.decode().rsplit("/", 2)
+            return topic, int(partition), int(offset), timestamp_ms
+    return message.topic(), message.partition(), message.offset(), timestamp_ms
+
+
+def dead_letter(message: Consumed, rejection: Rejection) -> dict[str, Any]:
+    """The dead letter of a refused record."""
+    return dead_letter_of(source_of(message), message.key(), message.value(), rejection)
+
+
+def dead_letter_of(
+    source: tuple[str, int, int, int], key: bytes | None, value: bytes | None, rejection: Rejection
+) -> dict[str, Any]:
+    """As `dead_letter`, of a record that was consumed earlier."""
+    letter = rows.dead_letter(rejection, *source, key, value)
+    return {"value": rows.encode(letter), "key": key[:1024] if key is not None else None}
+
+
+def rekeyed(message: Consumed, key: bytes) -> dict[str, Any]:
+    """A copy of an event for the partition of its owner; keeps the record's time, by which its age is judged."""
+    source = f"{message.topic()}/{message.partition()}/{message.offset()}".encode()
+    return {
+        "value": message.value(),
+        "key": key,
+        "timestamp": message.timestamp()[1],
+        "headers": [(SOURCE_HEADER, source)],
+    }
+
+
+def ranges(batch: Sequence[Consumed]) -> dict[str, tuple[int, int]]:
+    """The half-open offset range of each topic in a partition's batch."""
+    found: dict[str, tuple[int, int]] = {}
+    for message in batch:
+        topic, offset = message.topic(), message.offset()
+        first, _ = found.get(topic, (offset, 0))
+        found[topic] = (first, offset + 1)
+    return found

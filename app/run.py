@@ -1,0 +1,110 @@
+"""`onecount run`: one worker in this process, or a supervisor over several worker processes."""
+
+import gc
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+
+from app.engine.clients import KafkaClients
+from app.engine.loop import Worker
+from app.engine.state import StateRefused
+from app.engine.store import StoreRefused
+from app.observe.logs import configure_logs
+from app.observe.metrics import Metrics
+from app.policy.load import PolicyError
+from app.settings import Settings
+
+REFUSED = 3  # the exit code of a worker that must not go on: restarting it changes nothing
+GRACE_S = 45.0
+_RESTART_S = (0.5, 1.0, 2.0, 5.0, 10.0)
+_log = structlog.get_logger()
+
+
+def run_worker(settings: Settings, role: str, slot: int) -> int:
+    """Counts in this process until SIGTERM or SIGINT; the exit code."""
+    configure_logs()
+    name = f"{settings.worker_id}-{slot}"
+    metrics = Metrics(role, name)
+    worker = Worker(settings, role, name, metrics, KafkaClients(settings))
+    _on_stop(worker.stop.set)
+    if settings.metrics_port is not None:
+        port = metrics.serve(settings.metrics_port + slot if settings.metrics_port else 0)
+        _log.info("metrics", role=role, worker=name, port=port)
+    _log.info("started", role=role, worker=name, **settings.model_dump(mode="json", exclude={"kafka"}))
+    # the long-lived state must not be walked by every collection; batches make few cycles
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 100)
+    try:
+        worker.run()
+    except (StateRefused, StoreRefused, PolicyError) as error:
+        _log.error("refused", role=role, worker=name, why=str(error))
+        return REFUSED
+    _log.info("stopped", role=role, worker=name)
+    return 0
+
+
+def supervise(settings: Settings, role: str, workers: int) -> int:
+    """Runs so many worker processes, restarts those that die, and stops them together; the exit code. A refused one ends all."""
+    configure_logs()
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        stopping = True
+
+    _on_stop(stop)
+    children = {slot: _spawn(role, slot) for slot in range(workers)}
+    deaths = dict.fromkeys(children, 0)
+    due: dict[int, float] = {}
+    code = 0
+    while not stopping:
+        time.sleep(0.2)
+        for slot, child in children.items():
+            if slot in due:
+                if time.monotonic() >= due[slot]:
+                    children[slot] = _spawn(role, slot)
+                    del due[slot]
+            elif child.poll() is not None:
+                if child.returncode == REFUSED:
+                    code, stopping = REFUSED, True
+                    break
+                wait_s = _RESTART_S[min(deaths[slot], len(_RESTART_S) - 1)]
+                deaths[slot] += 1
+                due[slot] = time.monotonic() + wait_s
+                _log.warning("worker died, restarting", role=role, slot=slot, exit_code=child.returncode, in_s=wait_s)
+    return _stop_all(list(children.values())) or code
+
+
+def _spawn(role: str, slot: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "app", "run", role, "--slot", str(slot)])
+
+
+def _stop_all(children: list[subprocess.Popen[bytes]]) -> int:
+    """SIGTERM to each, SIGKILL to those that do not end within the grace period; 1 if one had to be killed."""
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    deadline = time.monotonic() + GRACE_S
+    killed = 0
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            killed = 1
+    return killed
+
+
+def _on_stop(stop: Callable[[], None]) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)

@@ -1,0 +1,324 @@
+"""The answer: what onecount must have published for these records, by docs/counting.md read line by line.
+
+Slow, plain and careful on purpose. It keeps everything for ever (section 6 says that expiry never changes an answer); only the
+rule of when an id stops being remembered (section 2) is an answer of its own, and followed.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from app.contract import reasons, rows
+from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Event, Rejection, decode_event
+from app.contract.rows import AttributedRow, CountRow
+from app.policy.model import Policy
+from app.verify.partition import owner_of
+from app.verify.records import Arrival, Coordinates, Order, Person, Record
+from app.verify.sequence import Streams, by_batches, by_time
+from app.verify.settlement import Decision, counted_action, settle, to_micros
+
+MICROS: Final = 1_000_000
+# Which measure a touch adds 1 to (section 3).
+MEASURE: Final = {"view": "views", "engaged_view": "engaged_views", "click": "clicks"}
+
+
+@dataclass
+class Tally:
+    """The measures of one count row, money in millionths, and the events behind them."""
+
+    amounts: dict[str, int] = field(default_factory=dict)
+    behind: list[Coordinates] = field(default_factory=list)
+
+
+@dataclass
+class Answer:
+    """What must stand in the output topics, and why.
+
+    Rows are by their Kafka key; `revision` is 0 and `final` False, for neither is a function of the input. `rejected`,
+    `duplicates` and `refused_adjustments` are by the coordinates of the raw record; a refused adjustment is also an accepted event.
+    `faults` names what is wrong with the input's own bookkeeping: batches and re-keyed copies.
+    """
+
+    attributed: dict[bytes, AttributedRow] = field(default_factory=dict)
+    counts: dict[bytes, CountRow] = field(default_factory=dict)
+    rejected: dict[Coordinates, str] = field(default_factory=dict)
+    duplicates: set[Coordinates] = field(default_factory=set)
+    refused_adjustments: dict[Coordinates, str] = field(default_factory=dict)
+    produced: int = 0
+    accepted: int = 0
+    noise: int = 0
+    faults: list[str] = field(default_factory=list)
+    # Of (advertiser_id, user_id).
+    people: dict[tuple[str, str], Person] = field(default_factory=lambda: defaultdict(Person))
+    # The events that a count row adds up, by its key.
+    behind_count: dict[bytes, list[Coordinates]] = field(default_factory=dict)
+
+
+# A count row's identity: window start, platform, advertiser, dimensions, conversion_name, currency.
+CountIdentity = tuple[int, str, str, tuple[str | None, ...], str, str]
+
+
+def answer(
+    records: Iterable[Record],
+    policy: Policy,
+    partitions: int,
+    order: Order | None = None,
+    rekeyed_topic: str | None = None,
+) -> Answer:
+    """The answer to all `records`: the raw ones, and the copies where `rekeyed_topic` names their topic.
+
+    Records may come in any order. `order`: the batches that were committed; without them events are processed by offset within a
+    topic-partition and by Kafka timestamp across them. Without `rekeyed_topic` an event on a foreign partition needs no copy.
+    """
+    result = Answer()
+    tallies: dict[CountIdentity, Tally] = defaultdict(Tally)
+    streams = route(records, policy, partitions, rekeyed_topic, result)
+    for owner in range(partitions):
+        if order is None:
+            arrivals = by_time(streams[owner])
+        else:
+            arrivals, faults = by_batches(streams[owner], owner, order.get(owner, ()))
+            result.faults += faults
+        process(arrivals, policy, result, tallies)
+    for person in result.people.values():
+        if person.conversions:
+            decisions, refused = settle(person, policy)
+            result.refused_adjustments |= refused
+            for decision in decisions:
+                publish(decision, policy, result, tallies)
+    for identity, tally in tallies.items():
+        publish_count(identity, tally, policy, result)
+    return result
+
+
+# --- Section 1: from record to event ----------------------------------------------------------------------------------
+
+
+def route(
+    records: Iterable[Record], policy: Policy, partitions: int, rekeyed_topic: str | None, result: Answer
+) -> list[Streams]:
+    """Judges every raw record, and lays the records that each owner partition processes in streams by offset."""
+    raw: list[Record] = []
+    copies: list[Record] = []
+    for record in records:
+        (copies if record.topic == rekeyed_topic else raw).append(record)
+    raw.sort(key=lambda record: record.coordinates)
+    copies.sort(key=lambda record: record.coordinates)
+    result.produced = len(raw)
+    streams: list[Streams] = [defaultdict(list) for _ in range(partitions)]
+    foreign: dict[Coordinates, tuple[Record, Arrival]] = {}
+    for record, arrival in judge(raw, policy, partitions, result):
+        at_home = arrival is not None and arrival.owner == record.partition
+        # What is refused or foreign stays as a step without an event, for a batch must have taken it too.
+        streams[record.partition][record.topic, record.partition].append((record, arrival if at_home else None))
+        if arrival is not None and not at_home:
+            foreign[record.coordinates] = (record, arrival)
+    for copy in copies:
+        arrival = claim(copy, foreign, result.faults)
+        streams[copy.partition][copy.topic, copy.partition].append((copy, arrival))
+    for coordinates, (record, arrival) in foreign.items():
+        if rekeyed_topic is not None:
+            result.faults.append(
+                f"{show(coordinates)}: belongs on partition {arrival.owner}, and has no copy in {rekeyed_topic}"
+            )
+        streams[arrival.owner][record.topic, record.partition].append((record, arrival))
+    return streams
+
+
+def judge(
+    raw: list[Record], policy: Policy, partitions: int, result: Answer
+) -> Iterable[tuple[Record, Arrival | None]]:
+    """Each raw record with its event, or with None where the contract refuses it."""
+    bounds, platforms = policy.bounds, policy.platforms()
+    owners: dict[str, int] = {}  # users come again and again, and the hash is slow
+    for record in raw:
+        judged = decode_event(
+            record.value, record.key, record.timestamp_ms, platforms, bounds.max_event_age_ms, bounds.max_clock_skew_ms
+        )
+        if isinstance(judged, Rejection):
+            result.rejected[record.coordinates] = judged.reason
+            yield record, None
+            continue
+        user_id = judged.event.user_id
+        if user_id not in owners:
+            owners[user_id] = owner_of(user_id, partitions, bounds.partitioner)
+        yield record, Arrival(record.coordinates, judged.event, judged.time_ms, owners[user_id])
+
+
+def claim(copy: Record, foreign: dict[Coordinates, tuple[Record, Arrival]], faults: list[str]) -> Arrival | None:
+    """Takes the event that `copy` brings to its owner out of `foreign`; None, and a fault, if it is no sound first copy of one."""
+    found = None if copy.source is None else foreign.pop(copy.source, None)
+    if found is None:
+        source = "no record" if copy.source is None else show(copy.source)
+        faults.append(
+            f"{show(copy.coordinates)}: copies {source}, which is not an accepted foreign event or was copied before"
+        )
+        return None
+    record, arrival = found
+    if copy.partition != arrival.owner or copy.value != record.value:
+        faults.append(
+            f"{show(copy.coordinates)}: is not {show(arrival.found)}, or not on its owner's partition {arrival.owner}"
+        )
+    return arrival
+
+
+def show(coordinates: Coordinates) -> str:
+    """topic/partition/offset, for a person."""
+    return "/".join(str(part) for part in coordinates)
+
+
+# --- Sections 1 to 3: stream time, duplicates, touches ----------------------------------------------------------------
+
+
+def process(arrivals: list[Arrival], policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+    """One owner partition's events in processing order: each is refused, a duplicate, or accepted for its person."""
+    bounds = policy.bounds
+    generation_ms = bounds.dedup_window_ms // 4  # "G = dedup_window / 4"
+    stream_ms = 0
+    forgotten_at_ms: dict[
+        tuple[str, ...], int
+    ] = {}  # by identity: the stream time from which it is not remembered any more
+    held: set[tuple[str, ...]] = set()
+    for arrival in arrivals:
+        event = arrival.event
+        if arrival.time_ms < stream_ms - bounds.correction_horizon_ms:
+            result.rejected[arrival.found] = reasons.BEYOND_CORRECTION_HORIZON
+            continue  # "such an event does not move the stream time"
+        stream_ms = max(stream_ms, arrival.time_ms)  # "repeats included", "including the one at hand"
+        identity = identity_of(event)
+        remembered = identity in forgotten_at_ms and stream_ms < forgotten_at_ms[identity]
+        if remembered or (event.user_id, *identity) in held:
+            result.duplicates.add(arrival.found)
+            continue
+        forgotten_at_ms[identity] = (stream_ms // generation_ms + 1) * generation_ms + bounds.dedup_window_ms
+        if event.event_type in ("conversion", "adjustment"):
+            held.add((event.user_id, *identity))
+        accept(arrival, policy, result, tallies)
+
+
+def identity_of(event: Event) -> tuple[str, ...]:
+    """(advertiser, platform or "", event_type, conversion_name or "", event_id): section 2."""
+    return (event.advertiser_id, event.platform or "", event.event_type, event.conversion_name or "", event.event_id)
+
+
+def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+    """Counts a touch; gives touches, conversions and adjustments to their person. "Visits are in no count row"."""
+    event = arrival.event
+    result.accepted += 1
+    if event.event_type == "visit":
+        return
+    result.people[event.advertiser_id, event.user_id].add(arrival)
+    if event.event_type in TOUCH_TYPES:
+        identity = count_identity(arrival.time_ms, event.platform or "", arrival, "", "", policy)
+        add(tallies[identity], arrival, {MEASURE[event.event_type]: 1, "cost": to_micros(event.cost)})
+    elif event.event_type == "conversion":
+        result.noise += counted_action(policy, arrival) is None
+
+
+# --- Sections 3, 4 and 7: rows ----------------------------------------------------------------------------------------
+
+
+def count_identity(
+    time_ms: int, platform: str, touch: Arrival, conversion_name: str, currency: str, policy: Policy
+) -> CountIdentity:
+    """The row of the window of `time_ms`, under the dimensions of `touch`."""
+    window_start = time_ms // policy.bounds.window_ms * policy.bounds.window_ms
+    dimensions = tuple(getattr(touch.event, name) for name in policy.bounds.dimensions)
+    return (window_start, platform, touch.event.advertiser_id, dimensions, conversion_name, currency)
+
+
+def add(tally: Tally, arrival: Arrival, amounts: dict[str, int]) -> None:
+    """Adds one event's measures to a row."""
+    for measure, amount in amounts.items():
+        tally.amounts[measure] = tally.amounts.get(measure, 0) + amount
+    tally.behind.append(arrival.found)
+
+
+def publish(decision: Decision, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+    """A decision as its row in `conversions.attributed` and, if it is counted, in the counts."""
+    row = attributed_row(decision, policy)
+    key = rows.attributed_key(row.advertiser_id, row.user_id, row.platform, row.conversion_name, row.event_id)
+    assert key not in result.attributed, key  # one row for each conversion and judged platform
+    result.attributed[key] = row
+    if decision.status == rows.COUNTED:
+        assert decision.touch is not None
+        conversion = decision.conversion
+        currency = conversion.event.currency or ""
+        identity = count_identity(
+            conversion.time_ms, decision.platform, decision.touch, row.conversion_name, currency, policy
+        )
+        add(tallies[identity], conversion, {"conversions": 1, "value": decision.value_micros})
+
+
+def attributed_row(decision: Decision, policy: Policy) -> AttributedRow:
+    """The row, field by field; attributes of the touch that the policy does not keep are null."""
+    conversion, touch = decision.conversion, decision.touch
+    event = conversion.event
+    rule = decision.version.platforms.get(decision.platform)
+    attributes = {
+        name: getattr(touch.event, name) if touch is not None and name in policy.bounds.keep else None
+        for name in TOUCH_ATTRIBUTES
+    }
+    return AttributedRow(
+        advertiser_id=event.advertiser_id,
+        user_id=event.user_id,
+        platform=decision.platform,
+        conversion_name=event.conversion_name or "",
+        event_id=event.event_id,
+        event_time=conversion.time_ms,
+        order_id=event.order_id or None,  # an empty order_id is no order_id
+        status=decision.status,
+        conversions=1 if decision.status == rows.COUNTED else 0,
+        value=decision.value_micros / MICROS,
+        currency=event.currency,
+        action_class=decision.action.action_class,
+        intent=decision.action.intent,
+        outcome=decision.action.outcome or "",
+        method="" if rule is None else rule.method,
+        policy_version=decision.version.number,
+        duplicate_of=decision.duplicate_of,
+        touch_type=None if touch is None else touch.event.event_type,
+        touch_event_id=None if touch is None else touch.event.event_id,
+        touch_time=None if touch is None else touch.time_ms,
+        time_to_convert_ms=None if touch is None else conversion.time_ms - touch.time_ms,
+        revision=0,
+        **attributes,
+    )
+
+
+def publish_count(identity: CountIdentity, tally: Tally, policy: Policy, result: Answer) -> None:
+    """A tally as its row in `conversions.counts`."""
+    window_start, platform, advertiser_id, dimensions, conversion_name, currency = identity
+    key = rows.count_key(window_start, platform, advertiser_id, list(dimensions), conversion_name, currency)
+    measures: dict[str, float] = {measure: tally.amounts.get(measure, 0) for measure in rows.MEASURES}
+    for measure in rows.MONEY_MEASURES:
+        measures[measure] /= MICROS
+    result.behind_count[key] = tally.behind
+    result.counts[key] = CountRow(
+        window_start=window_start,
+        window_end=window_start + policy.bounds.window_ms,
+        platform=platform,
+        advertiser_id=advertiser_id,
+        dimensions=dict(zip(policy.bounds.dimensions, dimensions, strict=True)),
+        conversion_name=conversion_name,
+        currency=currency,
+        revision=0,
+        final=False,
+        **measures,
+    )
+
+
+def refusals_over_time(person: Person, policy: Policy) -> dict[Coordinates, set[str]]:
+    """The reasons for which each adjustment was refused at some moment, had every event been settled as it came.
+
+    A dead letter is written once and stays, though a later event may make the adjustment apply after all.
+    """
+    so_far = Person()
+    found: dict[Coordinates, set[str]] = defaultdict(set)
+    for arrival in person.history:
+        so_far.add(arrival)
+        if so_far.adjustments and so_far.conversions:
+            for coordinates, reason in settle(so_far, policy)[1].items():
+                found[coordinates].add(reason)
+    return found

@@ -1,0 +1,73 @@
+"""The plain data that the oracle works on: records as Kafka holds them, accepted events, and what one user did."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from app.contract.events import Event
+
+# Where a record lies: topic, partition, offset.
+Coordinates: TypeAlias = tuple[str, int, int]
+# The batches that were committed for each owner partition, in their order: the offsets [from, to) of each input topic,
+# `onecount.rekeyed` included, on the partition of that number.
+Order: TypeAlias = Mapping[int, Sequence[Mapping[str, tuple[int, int]]]]
+
+SOURCE_HEADER: Final = "onecount-source"
+
+
+class VerifyError(Exception):
+    """The topics cannot be verified; the message says why and what to do."""
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One record of an input topic. `source`: of a re-keyed copy, where the event was found; None for a raw record."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    source: Coordinates | None = None
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Where the record lies."""
+        return (self.topic, self.partition, self.offset)
+
+
+class Arrival(msgspec.Struct, frozen=True, gc=False):
+    """An event that keeps the contract: where it was found, its time (epoch ms) and the partition that owns its user."""
+
+    found: Coordinates
+    event: Event
+    time_ms: int
+    owner: int
+
+    @property
+    def time_and_id(self) -> tuple[int, str]:
+        """The order in which the rules speak of conversions and adjustments; ids compare by code point."""
+        return (self.time_ms, self.event.event_id)
+
+
+class Person(msgspec.Struct):
+    """Everything accepted of one (advertiser, user) that can bear on a conversion, in processing order: all, and by kind."""
+
+    history: list[Arrival] = msgspec.field(default_factory=list)
+    touches: list[Arrival] = msgspec.field(default_factory=list)
+    conversions: list[Arrival] = msgspec.field(default_factory=list)
+    adjustments: list[Arrival] = msgspec.field(default_factory=list)
+
+    def add(self, arrival: Arrival) -> None:
+        """Takes in one accepted touch, conversion or adjustment."""
+        self.history.append(arrival)
+        kind = arrival.event.event_type
+        lists = {"conversion": self.conversions, "adjustment": self.adjustments}
+        lists.get(kind, self.touches).append(arrival)
+
+
+def parse_source(header: bytes) -> Coordinates:
+    """The coordinates in a copy's `onecount-source` header, b"topic/partition/offset"; raises ValueError for another form."""
+    topic, partition, offset = header.decode().rsplit("/", 2)
+    return (topic, int(partition), int(offset))

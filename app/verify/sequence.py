@@ -1,0 +1,52 @@
+"""In which order an owner partition processes its events (docs/counting.md, section 1)."""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from app.verify.records import Arrival, Record
+
+# A record of a topic-partition, and the event that it brings to this owner: None where it was refused or belongs elsewhere.
+Step: TypeAlias = tuple[Record, Arrival | None]
+# Every topic-partition that brings events to one owner partition, each by offset.
+Streams: TypeAlias = dict[tuple[str, int], list[Step]]
+
+
+def by_time(streams: Streams) -> list[Arrival]:
+    """Every event when no batches are known: by offset within a topic-partition; of the topic-partitions' next records, the one
+    with the smallest (Kafka timestamp, topic, partition, offset)."""
+    # On lists that are not sorted themselves, merge compares just the heads, which is what is meant here.
+    merged = heapq.merge(*streams.values(), key=lambda step: (step[0].timestamp_ms, *step[0].coordinates))
+    return [arrival for _, arrival in merged if arrival is not None]
+
+
+def by_batches(
+    streams: Streams, owner: int, batches: Sequence[Mapping[str, tuple[int, int]]]
+) -> tuple[list[Arrival], list[str]]:
+    """Every event as the committed batches took them, and what is wrong with the batches: a record in two of them or in none.
+
+    A record that no batch took is processed all the same, so that the answer stays that of the whole input.
+    """
+    arrivals: list[Arrival] = []
+    faults: list[str] = []
+    taken = dict.fromkeys(streams, 0)
+    for batch in batches:
+        for topic in sorted(batch):  # "each batch is processed in order of (topic, partition, offset)"
+            first, end = batch[topic]
+            stream = streams.get((topic, owner), [])
+            at = taken.get((topic, owner), 0)
+            if at > 0 and stream[at - 1][0].offset >= first:
+                faults.append(f"{topic}/{owner}: offset {first} lies in two batches")
+            if at < len(stream) and stream[at][0].offset < first:
+                faults.append(f"{topic}/{owner}: offsets {stream[at][0].offset} to {first - 1} lie in no batch")
+            while at < len(stream) and stream[at][0].offset < end:
+                _, arrival = stream[at]
+                if arrival is not None:
+                    arrivals.append(arrival)
+                at += 1
+            taken[topic, owner] = at
+    left = {where: stream[taken[where] :] for where, stream in streams.items()}
+    for (topic, partition), steps in left.items():
+        if steps and partition == owner:  # another partition's is an event that was never copied: told by its own fault
+            faults.append(f"{topic}/{owner}: no batch reaches offset {steps[0][0].offset} and beyond")
+    return arrivals + by_time(left), faults

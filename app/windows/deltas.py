@@ -1,0 +1,80 @@
+"""What a counter tells the aggregators: changes of count rows, its watermark, and which input the batch was.
+
+One message a batch and deltas partition, not one a row: rows are many and small. A row's partition is a stable hash of its key.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+import polars as pl
+import xxhash
+
+from app.contract import rows
+from app.contract.events import MICROS, TOUCH_TYPES
+
+MAX_ROWS_A_MESSAGE: Final = 2_000
+TOUCH_MEASURES: Final = tuple(
+    {"view": "views", "click": "clicks", "engaged_view": "engaged_views"}[name] for name in TOUCH_TYPES
+)
+# The order of a delta's numbers: rows.MEASURES, money in millionths.
+
+
+class Mark(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One owner partition's progress: its watermark (epoch ms), and the half-open offset range that the batch took of each input topic."""
+
+    partition: int
+    watermark_ms: int
+    ranges: dict[str, tuple[int, int]]
+
+
+class DeltaMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One message of `onecount.deltas`. `partitions`: how many owner partitions there are; a row: key, then the change of each measure."""
+
+    partitions: int
+    marks: list[Mark]
+    rows: list[tuple[str, int, int, int, int, int, int]]
+
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder(DeltaMessage).decode
+
+Numbers = tuple[int, int, int, int, int, int]
+
+
+def touch_deltas(touches: pl.DataFrame, dimensions: tuple[str, ...], window_ms: int) -> list[tuple[bytes, Numbers]]:
+    """Adds up touches (columns time_ms, type, platform, advertiser_id, cost and the dimensions) by window and dimensions."""
+    if touches.is_empty():
+        return []
+    keys = ["window", "platform", "advertiser_id", *dimensions]
+    counts = (
+        touches.with_columns((pl.col("time_ms") // window_ms * window_ms).alias("window"))
+        .group_by(keys)
+        .agg(
+            *((pl.col("type") == code).sum().alias(name) for code, name in enumerate(TOUCH_MEASURES)),
+            (pl.col("cost") * MICROS).round(mode="half_to_even").cast(pl.Int64).sum().alias("cost_micros"),
+        )
+    )
+    found: list[tuple[bytes, Numbers]] = []
+    for window, platform, advertiser, *rest in counts.iter_rows():
+        names, (views, clicks, engaged_views, cost) = rest[: len(dimensions)], rest[len(dimensions) :]
+        found.append(
+            (rows.count_key(window, platform, advertiser, names, "", ""), (views, engaged_views, clicks, 0, 0, cost))
+        )
+    return found
+
+
+def messages(
+    deltas: Iterable[tuple[bytes, Numbers]], marks: list[Mark], owner_partitions: int, delta_partitions: int
+) -> list[tuple[int, bytes]]:
+    """The batch's messages as (deltas partition, value): at least one to every partition, since each needs the watermark."""
+    by_partition: list[list[Any]] = [[] for _ in range(delta_partitions)]
+    for key, numbers in deltas:
+        by_partition[xxhash.xxh3_64_intdigest(key) % delta_partitions].append((key.decode(), *numbers))
+    found = []
+    for partition, part in enumerate(by_partition):
+        for start in range(0, max(len(part), 1), MAX_ROWS_A_MESSAGE):
+            last = start + MAX_ROWS_A_MESSAGE >= len(part)
+            chunk = DeltaMessage(owner_partitions, marks if last else [], part[start : start + MAX_ROWS_A_MESSAGE])
+            found.append((partition, encode(chunk)))
+    return found
