@@ -46,10 +46,14 @@ lint: setup ## Check style, formatting and which room imports which
 bench: setup ## Measure speed on workload W1
 	@$(RUN) -m tests.bench.w1
 
-lock: setup ## Choose newest versions and hashes for Python 3.11 to 3.13 anew: requirements.lock
+# requirements.lock has everything, requirements-runtime.lock the part of it that the image needs.
+COMPILE := pip compile --quiet --universal --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
+
+lock: setup ## Choose the newest versions for Python 3.11 to 3.13 anew, with hashes: requirements*.lock
 	@test -x $(UV)/bin/uv || { $(RUN) -m venv $(UV) && $(UV)/bin/pip install --quiet --disable-pip-version-check uv; }
-	@$(UV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \
-	  --custom-compile-command "make lock" --extra test pyproject.toml --output-file requirements.lock
+	@$(UV)/bin/uv $(COMPILE) --upgrade --extra test pyproject.toml --output-file requirements.lock
+	@$(UV)/bin/uv $(COMPILE) --no-annotate --constraint requirements.lock pyproject.toml \
+	  --output-file requirements-runtime.lock
 
 clean: ## Remove everything that was made here, the virtual environment and the jars too
 	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache

@@ -219,7 +219,8 @@ def verify(
     show: Annotated[int, typer.Option(help="How many differences to print.")] = 10,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the workers to catch up.")] = 60.0,
 ) -> None:
-    """Recompute everything from the raw topics, slowly and independently, and compare it row by row with what is published.
+    """Recompute everything from the raw topics, slowly and independently, and compare it row by row with what is
+    published.
 
     Exit code 0 if all rows are equal.
     """

@@ -50,7 +50,9 @@ def run_worker(settings: Settings, role: str, slot: int) -> int:
 
 
 def supervise(settings: Settings, role: str, workers: int) -> int:
-    """Runs so many worker processes, restarts those that die, and stops them together; the exit code. A refused one ends all."""
+    """Runs so many worker processes, restarts those that die, and stops them together; the exit code. A refused one
+    ends all.
+    """
     configure_logs()
     stopping = False
 

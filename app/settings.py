@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     )
     replication: int = Field(1, ge=1, le=9, description="of every topic, for `topics create`")
 
+    namespace: str = Field(
+        "",
+        pattern="^[a-z0-9_-]{0,32}$",
+        description="begins all Redis keys, so that several deployments can share one Redis",
+    )
     counter_group: str = "onecount.counter"
     aggregator_group: str = "onecount.aggregator"
     worker_id: str = Field(
@@ -91,6 +96,10 @@ class Settings(BaseSettings):
     def input_topics(self) -> tuple[str, ...]:
         """What a counter reads: the raw topics and the re-keyed events, the leading topic first."""
         return (*self.events_topics, self.rekeyed_topic)
+
+    def tag(self, stage: str) -> str:
+        """The first part of a stage's Redis hash tags: one letter, after the namespace if there is one."""
+        return f"{self.namespace}.{stage}" if self.namespace else stage
 
     def client(self, **properties: object) -> dict[str, object]:
         """librdkafka properties: the brokers, the deployment's own ones, then `properties`."""

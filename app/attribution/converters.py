@@ -1,7 +1,8 @@
 """The users of one partition that converted: their state in Redis, and who of them a late touch may concern.
 
-`{tag}:conv:<bucket>` is a hash of user states by "advertiser\\x1fuser". `{tag}:late:<day>` holds (user hash, conversion time) pairs of the
-conversions of one day of event time; a touch older than one of them is late for it and makes its user settle again.
+`{tag}:conv:<bucket>` is a hash of user states by "advertiser\\x1fuser". `{tag}:late:<day>` holds (user hash,
+conversion time) pairs of the conversions of one day of event time; a touch older than one of them is late for it and
+makes its user settle again.
 """
 
 from collections.abc import Iterable

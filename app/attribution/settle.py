@@ -1,8 +1,8 @@
 """The canonical answer for one user: which conversions count, for which touch, with what value.
 
-Both functions are pure and know no arrival order, so any order, any repeat and any cut into batches ends in the same answer:
-`credit` keeps a maximum over the touches seen so far, `settle` judges the whole set of conversions and adjustments.
-The rules are those of docs/counting.md; the numbers behind the comments are its sections.
+Both functions are pure and know no arrival order, so any order, any repeat and any cut into batches ends in the same
+answer: `credit` keeps a maximum over the touches seen so far, `settle` judges the whole set of conversions and
+adjustments. The rules are those of docs/counting.md; the numbers behind the comments are its sections.
 """
 
 from collections import defaultdict
@@ -15,7 +15,9 @@ from app.policy.model import Policy, Version
 
 
 class Decision(NamedTuple):
-    """The judgement of one conversion on one platform. `value_micros` is what its row shows; it is counted only where `status` is counted."""
+    """The judgement of one conversion on one platform. `value_micros` is what its row shows; it is counted only where
+    `status` is counted.
+    """
 
     status: str
     value_micros: int
@@ -25,14 +27,18 @@ class Decision(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """Decisions by (conversion identity, platform), and the reason for each adjustment that is refused, by its (platform, event_id)."""
+    """Decisions by (conversion identity, platform), and the reason for each adjustment that is refused, by its
+    (platform, event_id).
+    """
 
     decisions: dict[tuple[tuple[str, str, str], str], Decision]
     refusals: dict[tuple[str, str], str]
 
 
 def is_eligible(conversion: Conversion, platform: str, touch: Touch, version: Version) -> bool:
-    """Whether the platform's method may credit this touch: strictly before the conversion, and inside its kind's window (section 4)."""
+    """Whether the platform's method may credit this touch: strictly before the conversion, and inside its kind's
+    window (section 4).
+    """
     rule = version.platforms.get(platform)
     if rule is None:
         return False
@@ -60,7 +66,9 @@ def credit(conversion: Conversion, touches: Iterable[tuple[str, Touch]], policy:
 
 
 def judged_platforms(conversion: Conversion) -> Iterable[str]:
-    """The platforms that judge a conversion: the one it names, else each that has an eligible touch, else "" (section 4)."""
+    """The platforms that judge a conversion: the one it names, else each that has an eligible touch, else "" (section
+    4).
+    """
     if conversion.platform:
         return (conversion.platform,)
     return conversion.credits.keys() or ("",)
@@ -96,7 +104,9 @@ def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], pol
 
 
 def _distinct(conversions: list[Conversion]) -> list[Conversion]:
-    """In order of (time, event_id); an event that was sent both with and without its platform is one conversion, the earlier report of it."""
+    """In order of (time, event_id); an event that was sent both with and without its platform is one conversion, the
+    earlier report of it.
+    """
     ordered = sorted(conversions, key=lambda conversion: (conversion.time_ms, conversion.event_id, conversion.platform))
     kept = {(conversion.name, conversion.event_id): conversion for conversion in reversed(ordered)}
     return (
@@ -107,7 +117,9 @@ def _distinct(conversions: list[Conversion]) -> list[Conversion]:
 
 
 def _orders(members: list[Conversion], order_window_ms: int) -> list[list[Conversion]]:
-    """Groups the reports of one order, each group's first being the order itself; in order of the first's (time, event_id)."""
+    """Groups the reports of one order, each group's first being the order itself; in order of the first's (time,
+    event_id).
+    """
     orders: list[list[Conversion]] = []
     latest: dict[tuple[str, str], list[Conversion]] = {}
     for conversion in members:
@@ -130,7 +142,9 @@ def _adjust(
     window_ms: int,
     named: dict[tuple[str, str], list[str | None]],
 ) -> tuple[bool, int | None]:
-    """Whether the order is retracted, and its restated value; notes in `named` what became of each adjustment that names it (section 5)."""
+    """Whether the order is retracted, and its restated value; notes in `named` what became of each adjustment that
+    names it (section 5).
+    """
     first = order[0]
     retracted, restated = False, None
     for adjustment in adjustments:  # by (time, event_id): the earliest of a kind wins

@@ -13,7 +13,9 @@ STATE_VERSION: Final = 1
 
 
 class Touch(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A view, click or engaged view that a conversion may be credited to; `attributes` in the order of the policy's `keep`."""
+    """A view, click or engaged view that a conversion may be credited to; `attributes` in the order of the policy's
+    `keep`.
+    """
 
     kind: str
     time_ms: int
@@ -21,7 +23,9 @@ class Touch(msgspec.Struct, array_like=True, frozen=True, gc=False):
     attributes: tuple[str | None, ...]
 
     def strength(self) -> tuple[int, int, str]:
-        """What decides between eligible touches: the stronger kind, then the later, then the larger event_id (by code point)."""
+        """What decides between eligible touches: the stronger kind, then the later, then the larger event_id (by code
+        point).
+        """
         return RANK[self.kind], self.time_ms, self.event_id
 
 
@@ -44,7 +48,9 @@ class Conversion(msgspec.Struct, array_like=True, gc=False):
 
 
 class Adjustment(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One accepted retraction or restatement, with its record's coordinates for the dead letter that a refusal becomes."""
+    """One accepted retraction or restatement, with its record's coordinates for the dead letter that a refusal
+    becomes.
+    """
 
     event_id: str
     platform: str

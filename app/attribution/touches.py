@@ -1,9 +1,11 @@
 """The touches of one partition that a conversion may still be credited to, as packed records in Redis strings.
 
-A record is fixed-size: the user's hash, the time, the event id, and a 64-bit code for each kept attribute. Records are appended to
-`{tag}:touch:<kind>:<segment>:<width>:<bucket>`: a segment is a span of event time that expires as a whole, the width class fits the event
-id, so that ids of any length compare exactly, and a bucket gathers the users whose hash ends alike. One APPEND per bucket writes a batch, one MGET
-reads what the converting users need. Names stand behind their codes in the hashes `{tag}:names:<slot>`.
+A record is fixed-size: the user's hash, the time, the event id, and a 64-bit code for each kept attribute. Records are
+appended to
+`{tag}:touch:<kind>:<segment>:<width>:<bucket>`: a segment is a span of event time that expires as a whole, the width
+class fits the event id, so that ids of any length compare exactly, and a bucket gathers the users whose hash ends
+alike. One APPEND per bucket writes a batch, one MGET reads what the converting users need. Names stand behind their
+codes in the hashes `{tag}:names:<slot>`.
 """
 
 from bisect import bisect_left
@@ -31,7 +33,9 @@ class UnknownName(Exception):
 
 
 class Batch(NamedTuple):
-    """Storable touches of one partition in one batch: aligned columns. `users` are the hashes of (advertiser, user, platform)."""
+    """Storable touches of one partition in one batch: aligned columns. `users` are the hashes of (advertiser, user,
+    platform).
+    """
 
     kinds: list[str]
     users: np.ndarray
@@ -239,7 +243,9 @@ class Pool:
             self._ranges.clear()
 
     def best(self, kind: str, user: int, time_ms: int) -> Any | None:
-        """The record of this kind and user hash with the largest (time, event id) strictly before `time_ms`; None if there is none."""
+        """The record of this kind and user hash with the largest (time, event id) strictly before `time_ms`; None if
+        there is none.
+        """
         if not self._ranges:
             self._sort()
         ordered = self._ranges.get((kind, user))

@@ -1,7 +1,7 @@
 """One user's step: take in what is new, settle before and after, and say what changed.
 
-The difference is what leaves onecount: a row with a higher revision for each decision that changed, a deletion for one that no
-longer stands, and negative and positive deltas for the counts.
+The difference is what leaves onecount: a row with a higher revision for each decision that changed, a deletion for one
+that no longer stands, and negative and positive deltas for the counts.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,9 @@ class CountDelta(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What one step of one user means for the outputs: upserts by key (None deletes), deltas, and adjustments refused with a reason."""
+    """What one step of one user means for the outputs: upserts by key (None deletes), deltas, and adjustments refused
+    with a reason.
+    """
 
     rows: list[tuple[bytes, AttributedRow | None]]
     deltas: list[CountDelta]
@@ -43,7 +45,9 @@ def take_in(
     touches: list[tuple[str, Touch]],
     policy: Policy,
 ) -> tuple[Settlement, int]:
-    """Adds what is new to `state` in place; the settlement as it was before, and how many of the new events it already held."""
+    """Adds what is new to `state` in place; the settlement as it was before, and how many of the new events it already
+    held.
+    """
     before = settle(state.conversions, state.adjustments, policy) if state.conversions else Settlement({}, {})
     held = {conversion.identity() for conversion in state.conversions}
     held_adjustments = {adjustment.identity() for adjustment in state.adjustments}
@@ -180,8 +184,8 @@ def attributed_row(
 def prune(state: UserState, policy: Policy, stream_time_ms: int) -> None:
     """Forgets, in place, the conversions and adjustments that can no longer matter at this stream time (ms).
 
-    A conversion stays while any other one that it is judged with (its order, its touch's place, its adjustment) stays, since
-    forgetting it earlier would change their judgement.
+    A conversion stays while any other one that it is judged with (its order, its touch's place, its adjustment) stays,
+    since forgetting it earlier would change their judgement.
     """
     floor = stream_time_ms - policy.conversion_retention_ms()
     if all(item.time_ms >= floor for item in (*state.conversions, *state.adjustments)):

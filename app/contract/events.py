@@ -57,7 +57,9 @@ class Event(msgspec.Struct, gc=False, frozen=True):
 
 
 class Rejection(NamedTuple):
-    """Why an event is refused: a reason of `app.contract.reasons`, the field at fault ("" for the whole), and words for a person."""
+    """Why an event is refused: a reason of `app.contract.reasons`, the field at fault ("" for the whole), and words
+    for a person.
+    """
 
     reason: str
     field: str
@@ -115,7 +117,9 @@ def parse_time_ms(value: int | str) -> int | None:
 
 
 def to_micros(amount: float) -> int:
-    """An amount of money as the nearest integer of millionths of its unit; the same rounding as NumPy's `rint` over a column."""
+    """An amount of money as the nearest integer of millionths of its unit; the same rounding as NumPy's `rint` over a
+    column.
+    """
     return round(amount * MICROS)
 
 
@@ -164,7 +168,9 @@ def _field_rejection(message: str) -> Rejection:
 
 
 def judge_fields(event: Event, platforms: frozenset[str]) -> Accepted | Rejection:
-    """The rules that the types alone do not say: fields by event type, ids without control characters, the platform, the time."""
+    """The rules that the types alone do not say: fields by event type, ids without control characters, the platform,
+    the time.
+    """
     if event.event_type not in _REQUIRED:
         return Rejection(
             reasons.UNKNOWN_EVENT_TYPE, "event_type", f"{event.event_type[:64]!r}; one of {', '.join(EVENT_TYPES)}"

@@ -18,7 +18,8 @@ INVALID_TIME: Final = "invalid_time"
 UNKNOWN_EVENT_TYPE: Final = "unknown_event_type"
 UNKNOWN_PLATFORM: Final = "unknown_platform"
 KEY_MISMATCH: Final = "key_mismatch"
-# The event is sound, its time is not: the first two against the record's Kafka timestamp, the third against the partition's stream time.
+# The event is sound, its time is not: the first two against the record's Kafka timestamp, the third against the
+# partition's stream time.
 TOO_OLD: Final = "too_old"
 IN_THE_FUTURE: Final = "in_the_future"
 BEYOND_CORRECTION_HORIZON: Final = "beyond_correction_horizon"

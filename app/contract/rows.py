@@ -1,6 +1,7 @@
 """What goes out: rows of the output topics, their keys, and the dead letter's envelope.
 
-Keys are JSON arrays, since ids may hold any separator. Amounts are numbers in the row's currency. Times are epoch milliseconds.
+Keys are JSON arrays, since ids may hold any separator. Amounts are numbers in the row's currency. Times are epoch
+milliseconds.
 """
 
 import base64
@@ -27,7 +28,8 @@ MONEY_MEASURES: Final = ("value", "cost")
 
 
 class AttributedRow(msgspec.Struct, frozen=True, gc=False):
-    """One conversion as one platform's method judges it (topic `conversions.attributed`, an upsert by `attributed_key`).
+    """One conversion as one platform's method judges it (topic `conversions.attributed`, an upsert by
+    `attributed_key`).
 
     `revision` grows by one with every correction. `platform` is "" for a conversion that names no platform
     and has no eligible touch on any; that row is deleted (a null value) once a platform has one.
@@ -68,9 +70,10 @@ class AttributedRow(msgspec.Struct, frozen=True, gc=False):
 class CountRow(msgspec.Struct, frozen=True, gc=False):
     """Absolute counts of one window and its dimensions (topic `conversions.counts`, an upsert by `count_key`).
 
-    Touches stand in the row with an empty `conversion_name` and `currency`; conversions under the CREDITED touch's dimensions in
-    the row of their action and currency. `window_start` and `window_end` are epoch ms, the end is exclusive.
-    `final`: every partition's watermark has passed the end plus the allowed lateness; a later correction has a higher revision.
+    Touches stand in the row with an empty `conversion_name` and `currency`; conversions under the CREDITED touch's
+    dimensions in the row of their action and currency. `window_start` and `window_end` are epoch ms, the end is
+    exclusive. `final`: every partition's watermark has passed the end plus the allowed lateness; a later correction
+    has a higher revision.
     """
 
     window_start: int
@@ -93,8 +96,9 @@ class CountRow(msgspec.Struct, frozen=True, gc=False):
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     """A refused event (topic `ads.events.dlq`): why, where it came from, and its first 16 KiB.
 
-    `topic`, `partition`, `offset` and `timestamp_ms` are the record's first coordinates, before any re-keying. `sha256` (hex) and
-    `size_bytes` are of the whole value; `value_base64` holds its first `KEPT_BYTES` bytes, null for a null record.
+    `topic`, `partition`, `offset` and `timestamp_ms` are the record's first coordinates, before any re-keying.
+    `sha256` (hex) and `size_bytes` are of the whole value; `value_base64` holds its first `KEPT_BYTES` bytes, null for
+    a null record.
     """
 
     reason: str

@@ -1,4 +1,6 @@
-"""The topics that onecount owns: partitions, cleanup and retention, in one place for `topics create` and `topics check`."""
+"""The topics that onecount owns: partitions, cleanup and retention, in one place for `topics create` and `topics
+check`.
+"""
 
 from typing import NamedTuple
 
@@ -23,7 +25,9 @@ def topic_specs(
     counts: str,
     rebuild_ms: int,
 ) -> list[TopicSpec]:
-    """Every topic, the raw ones first. `rebuild_ms`: how far back (ms) a rebuild of lost state must read the raw topics."""
+    """Every topic, the raw ones first. `rebuild_ms`: how far back (ms) a rebuild of lost state must read the raw
+    topics.
+    """
     log = {"cleanup.policy": "delete", "retention.ms": str(rebuild_ms + DAY_MS), "message.timestamp.type": "CreateTime"}
     upserts = {"cleanup.policy": "compact", "min.compaction.lag.ms": "3600000"}
     return [

@@ -1,7 +1,7 @@
 """A Bloom filter over 63-bit ids, vectorised: it spares Redis the question for ids that certainly are new.
 
-Blocked: an id's four bits lie in one 64-bit word, so a question touches one cache line. A layer holds 16 bits an id; when it is full a
-twice larger one is put on top, so the share of false positives stays below about 1 % a layer.
+Blocked: an id's four bits lie in one 64-bit word, so a question touches one cache line. A layer holds 16 bits an id;
+when it is full a twice larger one is put on top, so the share of false positives stays below about 1 % a layer.
 """
 
 from typing import Final

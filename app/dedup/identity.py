@@ -9,7 +9,9 @@ from app.contract.events import Event
 
 
 def event_hashes(events: Sequence[Event], indices: np.ndarray) -> np.ndarray:
-    """The 63-bit id (int64) of each event at `indices`: its identity is (advertiser, platform, type, action, event_id), never its time or its bytes."""
+    """The 63-bit id (int64) of each event at `indices`: its identity is (advertiser, platform, type, action,
+    event_id), never its time or its bytes.
+    """
     digest = xxhash.xxh3_64_digest
     chosen = events if len(indices) == len(events) else [events[index] for index in indices.tolist()]
     hashes = b"".join(

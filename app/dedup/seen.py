@@ -1,8 +1,9 @@
 """Has this event been seen before? Ids of one partition, in generations of stream time that live in Redis sets.
 
-An id is remembered from the stream time `s` at which it was accepted until stream time reaches `(floor(s / G) + 1) * G + window`, where
-G = window / 4; whole generations expire together. An id's set `{tag}:seen:<generation>:<bucket>` stays an intset of 8 bytes an id.
-Redis is asked only for ids that the generation's filter may hold, so a new id costs no question.
+An id is remembered from the stream time `s` at which it was accepted until stream time reaches `(floor(s / G) + 1) * G
++ window`, where G = window / 4; whole generations expire together. An id's set `{tag}:seen:<generation>:<bucket>`
+stays an intset of 8 bytes an id. Redis is asked only for ids that the generation's filter may hold, so a new id costs
+no question.
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,9 @@ Command = tuple[Any, ...]
 
 
 class Question(NamedTuple):
-    """What to ask Redis: one SMISMEMBER per entry of `commands`; `rows` and `generation` say what each answer is about."""
+    """What to ask Redis: one SMISMEMBER per entry of `commands`; `rows` and `generation` say what each answer is
+    about.
+    """
 
     commands: list[Command]
     rows: list[np.ndarray]
@@ -27,7 +30,9 @@ class Question(NamedTuple):
 
 
 class Seen:
-    """The remembered ids of one partition: a filter per live generation, backed by Redis. Times are epoch ms of stream time."""
+    """The remembered ids of one partition: a filter per live generation, backed by Redis. Times are epoch ms of stream
+    time.
+    """
 
     def __init__(self, tag: str, window_ms: int) -> None:
         self.tag = tag
@@ -68,7 +73,9 @@ class Seen:
     def accept(
         self, ids: np.ndarray, stream_ms: np.ndarray, question: Question, replies: list[list[int]]
     ) -> np.ndarray:
-        """For each id, in processing order: True if it is new. Judges repeats inside the batch and those that Redis knows."""
+        """For each id, in processing order: True if it is new. Judges repeats inside the batch and those that Redis
+        knows.
+        """
         fresh = np.ones(len(ids), dtype=bool)
         remembered: dict[int, int] = {}
         for rows, generation, answers in zip(question.rows, question.generations, replies, strict=True):
@@ -77,7 +84,7 @@ class Seen:
                 if answer:
                     known = int(ids[row])
                     remembered[known] = max(until_ms, remembered.get(known, 0))
-        unique, first, counts = np.unique(ids, return_index=True, return_counts=True)
+        unique, counts = np.unique(ids, return_counts=True)
         repeated = unique[counts > 1]
         involved = np.isin(
             ids, np.concatenate([repeated, np.fromiter(remembered, dtype=np.int64, count=len(remembered))])
@@ -91,7 +98,9 @@ class Seen:
         return fresh
 
     def remember(self, ids: np.ndarray, stream_ms: np.ndarray) -> list[Command]:
-        """Takes accepted ids into the filters; the SADDs that store them. An id stays in the generation of its acceptance."""
+        """Takes accepted ids into the filters; the SADDs that store them. An id stays in the generation of its
+        acceptance.
+        """
         commands: list[Command] = []
         generations = stream_ms // self.span_ms
         for generation in np.unique(generations).tolist():

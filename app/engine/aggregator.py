@@ -1,7 +1,9 @@
-"""The aggregator's fold: deltas add up to absolute counts of a window and its dimensions; a window becomes final by the watermarks.
+"""The aggregator's fold: deltas add up to absolute counts of a window and its dimensions; a window becomes final by
+the watermarks.
 
-`{tag}:win:<window start>` is a hash of packed counts by row key, `{tag}:windows` the set of window starts that are held. Lost state is
-read back from `conversions.counts` itself: its latest rows were committed together with the offsets, so they are the fold.
+`{tag}:win:<window start>` is a hash of packed counts by row key, `{tag}:windows` the set of window starts that are
+held. Lost state is read back from `conversions.counts` itself: its latest rows were committed together with the
+offsets, so they are the fold.
 """
 
 from collections import defaultdict
@@ -24,7 +26,9 @@ _ZERO: Final = (0, 0, 0, 0, 0, 0, 0)  # the measures, money in millionths, and t
 
 
 class View(msgspec.Struct, array_like=True):
-    """What is stored in the ledger beside the offsets: how many owner partitions there are, and the watermark of each (epoch ms)."""
+    """What is stored in the ledger beside the offsets: how many owner partitions there are, and the watermark of each
+    (epoch ms).
+    """
 
     version: int
     dimensions: tuple[str, ...]
@@ -60,13 +64,15 @@ class AggregatorPartition:
 
 
 class AggregatorStage:
-    """Adds up windows: the fold of deltas into rows of `conversions.counts`, on the partition of the deltas they came from."""
+    """Adds up windows: the fold of deltas into rows of `conversions.counts`, on the partition of the deltas they came
+    from.
+    """
 
-    tag = "a"
     rebuilds_from_log = False
 
     def __init__(self, settings: Settings, policy: Policy) -> None:
         self.settings = settings
+        self.tag = settings.tag("a")
         self.bounds = policy.bounds
         self.retention_ms = policy.count_retention_ms()
         self.rebuild_ms = 0
@@ -99,7 +105,9 @@ class AggregatorStage:
         self.opened.pop(partition, None)
 
     def fold(self, batches: dict[int, Sequence[Record]], suppressed: set[int], run: Run) -> Fold:
-        """Adds the batch's deltas to the counts; upserts for each row that changed, and for each row of a window that became final."""
+        """Adds the batch's deltas to the counts; upserts for each row that changed, and for each row of a window that
+        became final.
+        """
         fold = Fold()
         plans = {partition: self._plan(self.opened[partition], batch) for partition, batch in batches.items()}
         replies = iter(run([command for _, _, commands in plans.values() for command in commands]))

@@ -1,6 +1,7 @@
 """The counter's fold: intake, dedup, attribution, deltas, in this order, for every partition of a batch at once.
 
-The many (views, clicks, visits) are columns, the few (conversions, adjustments, late touches) are handled one user at a time.
+The many (views, clicks, visits) are columns, the few (conversions, adjustments, late touches) are handled one user at
+a time.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,13 +25,15 @@ from app.windows import deltas
 
 
 class CounterStage:
-    """Counts a user's partition: the fold of raw events into attributed rows, dead letters, re-keyed events and deltas."""
+    """Counts a user's partition: the fold of raw events into attributed rows, dead letters, re-keyed events and
+    deltas.
+    """
 
-    tag = "c"
     rebuilds_from_log = True
 
     def __init__(self, settings: Settings, policy: Policy, partitions: int, delta_partitions: int) -> None:
         self.settings = settings
+        self.tag = settings.tag("c")
         self.policy = policy
         self.platforms = policy.platforms()
         self.partitions = partitions
@@ -49,7 +52,9 @@ class CounterStage:
         self.opened.pop(partition, None)
 
     def fold(self, batches: dict[int, Sequence[Record]], suppressed: set[int], run: Run) -> Fold:
-        """Folds the records of each partition, in the order given. Two round trips to Redis at most but for unread names."""
+        """Folds the records of each partition, in the order given. Two round trips to Redis at most but for unread
+        names.
+        """
         fold = Fold()
         parts = np.repeat(
             np.fromiter(batches, dtype=np.int64, count=len(batches)), [len(batch) for batch in batches.values()]
@@ -91,9 +96,11 @@ class CounterStage:
     def _own(
         self, messages: list[Record], parts: np.ndarray, decoded: Decoded, suppressed: set[int], fold: Fold
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The accepted events that their partition owns and that are in time, as indices into `decoded.events`, with their stream times.
+        """The accepted events that their partition owns and that are in time, as indices into `decoded.events`, with
+        their stream times.
 
-        Events of other owners are sent on; those beyond the correction horizon are refused. Moves each partition's stream time.
+        Events of other owners are sent on; those beyond the correction horizon are refused. Moves each partition's
+        stream time.
         """
         owner = owners(
             [event.user_id.encode() for event in decoded.events], self.partitions, self.policy.bounds.partitioner
@@ -225,7 +232,9 @@ class CounterStage:
             records.add(fold.outputs, self.settings.deltas_topic, partition, {"value": value})
 
     def reconcile(self, partition: int, published: dict[bytes, bytes], run: Run) -> Fold:
-        """After a rebuild: takes the published revisions over, and corrects the rows that differ from the rebuilt state."""
+        """After a rebuild: takes the published revisions over, and corrects the rows that differ from the rebuilt
+        state.
+        """
         fold = Fold()
         view = self.opened[partition]
         changed = reconcile_partition(view, partition, published, self.policy, self.settings, run, fold)

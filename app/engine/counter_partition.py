@@ -1,4 +1,6 @@
-"""What a counter holds of one partition in memory, all of which can be read back from Redis; and the work that a batch brings for one user."""
+"""What a counter holds of one partition in memory, all of which can be read back from Redis; and the work that a batch
+brings for one user.
+"""
 
 from typing import Any, Final
 
@@ -12,8 +14,8 @@ from app.attribution.touches import Touches
 from app.contract.events import Event, to_micros
 from app.contract.rows import KEPT_BYTES
 from app.dedup.seen import Seen
-from app.engine.state import StateRefused
 from app.engine.fold import Command, Record, Run
+from app.engine.state import StateRefused
 from app.policy.model import DAY_MS, Policy
 
 VIEW_VERSION: Final = 1
@@ -101,7 +103,9 @@ class CounterPartition:
         )
 
     def bucket_to_sweep(self) -> int | None:
-        """Each day of stream time every bucket of user states is looked through once, one a batch, for users to forget."""
+        """Each day of stream time every bucket of user states is looked through once, one a batch, for users to
+        forget.
+        """
         day = self.stream_ms // DAY_MS
         if self.swept_buckets >= CONVERTER_BUCKETS:
             if day == self.swept_day:

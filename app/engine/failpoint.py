@@ -1,4 +1,6 @@
-"""Places where a test may end the process, as a power cut would. Off unless ONECOUNT_FAILPOINT names one: `step` or `step:3` (its third passing)."""
+"""Places where a test may end the process, as a power cut would. Off unless ONECOUNT_FAILPOINT names one: `step` or
+`step:3` (its third passing).
+"""
 
 import os
 import signal

@@ -25,7 +25,8 @@ class Record(Protocol):
 
 @dataclass
 class Fold:
-    """The effects of one batch: records to publish, Redis commands and the partition's view by partition, and what was counted.
+    """The effects of one batch: records to publish, Redis commands and the partition's view by partition, and what was
+    counted.
 
     A record to publish is a dict of `produce_batch`: value and key, and for re-keyed ones timestamp and headers.
     `views`: the small state that the stage wants back when a partition is opened; it is stored in the ledger.
@@ -38,7 +39,9 @@ class Fold:
 
 
 class Stage(Protocol):
-    """A fold with its in-memory view of the partitions it has open. Everything in that view can be read back from Redis."""
+    """A fold with its in-memory view of the partitions it has open. Everything in that view can be read back from
+    Redis.
+    """
 
     tag: str  # the first part of its Redis hash tags
     rebuilds_from_log: bool  # whether lost state is folded anew from the input, or read back from the output
@@ -52,7 +55,9 @@ class Stage(Protocol):
         """Forgets a partition's in-memory view."""
 
     def fold(self, batches: dict[int, Sequence[Record]], suppressed: set[int], run: Run) -> Fold:
-        """Folds each partition's records, in order; what `suppressed` partitions would publish is left out, since it is published already."""
+        """Folds each partition's records, in order; what `suppressed` partitions would publish is left out, since it
+        is published already.
+        """
 
     def reconcile(self, partition: int, published: dict[bytes, bytes], run: Run) -> Fold:
         """After a rebuild: the corrections that make what is published equal to the rebuilt state."""

@@ -1,9 +1,10 @@
 """The ledger of a partition: who owns it, and how far its state in Redis is (DESIGN section 4).
 
-    state in Redis = fold(input up to the ledger's offsets M)     what is published = everything up to the committed offsets C     M <= C
+    state in Redis = fold(input up to the ledger's offsets M)     what is published = everything up to the committed
+    offsets C     M <= C
 
-`{tag}:ledger` is a hash: `epoch` (raised by every new owner), `partitions`, `view` (the stage's), `rebuild` (set while lost state is being
-folded anew) and `next:<topic>`, the first offset that is not in the state.
+`{tag}:ledger` is a hash: `epoch` (raised by every new owner), `partitions`, `view` (the stage's), `rebuild` (set while
+lost state is being folded anew) and `next:<topic>`, the first offset that is not in the state.
 """
 
 from enum import Enum
@@ -16,7 +17,9 @@ NEXT: Final = "next:"
 
 
 class Mode(Enum):
-    """How a partition's records are folded: published, left out of the outputs up to C, or left out while lost state is rebuilt."""
+    """How a partition's records are folded: published, left out of the outputs up to C, or left out while lost state
+    is rebuilt.
+    """
 
     LIVE = "live"
     REPLAY = "replay"
@@ -46,7 +49,9 @@ def ledger_key(tag: str, partition: int) -> str:
 
 
 def take_commands(key: str) -> list[Command]:
-    """Steps 1 and 2 of `reopen`: raise the epoch, so that the former owner's next write fails its WATCH; then read the ledger."""
+    """Steps 1 and 2 of `reopen`: raise the epoch, so that the former owner's next write fails its WATCH; then read the
+    ledger.
+    """
     return [("HINCRBY", key, "epoch", 1), ("HGETALL", key)]
 
 
@@ -79,7 +84,8 @@ def decide(
 ) -> Opening:
     """Steps 3 and 4 of `reopen`: how the ledger's offsets M and the group's C say to go on.
 
-    `committed` is C by topic (None: nothing committed), `first` the first offset that each topic still holds. Raises `StateRefused`.
+    `committed` is C by topic (None: nothing committed), `first` the first offset that each topic still holds. Raises
+    `StateRefused`.
     """
     if ledger.partitions is not None and ledger.partitions != partitions:
         raise StateRefused(

@@ -1,4 +1,5 @@
-"""The loop: where control flow lives. A batch passes its steps in this order, and a crash between any two is settled by `Session.reopen`:
+"""The loop: where control flow lives. A batch passes its steps in this order, and a crash between any two is settled
+by `Session.reopen`:
 
 1. read a batch            4. one transaction: outputs and input offsets
 2. watch the ledgers       5. one MULTI: state and ledgers
@@ -15,8 +16,8 @@ from app.engine.clients import Clients
 from app.engine.failpoint import passing
 from app.engine.fold import Fold
 from app.engine.ledger import Mode
-from app.engine.rebuild import finish_rebuild, refuse_short_log
 from app.engine.policy_topic import end_offset, establish
+from app.engine.rebuild import finish_rebuild, refuse_short_log
 from app.engine.session import Session, SessionEnded
 from app.engine.stages import make_stage
 from app.engine.state import StateRefused
@@ -51,7 +52,9 @@ class Worker:
         self.stop = threading.Event()
 
     def run(self) -> None:
-        """Counts until `stop` is set. Raises `StateRefused`, `StoreRefused` or `PolicyError` where going on would count wrongly."""
+        """Counts until `stop` is set. Raises `StateRefused`, `StoreRefused` or `PolicyError` where going on would
+        count wrongly.
+        """
         failures = 0
         while not self.stop.is_set():
             self.observer.beat()
@@ -156,7 +159,9 @@ def _carry(session: Session, batches: dict[int, list], observer: Observer) -> No
 
 
 def _reached(start: dict[str, int], batch: list) -> dict[str, int]:
-    """The first offset of each topic that the batch leaves undone: last + 1; all topics, so that none's offsets expire in the group."""
+    """The first offset of each topic that the batch leaves undone: last + 1; all topics, so that none's offsets expire
+    in the group.
+    """
     reached = dict(start)
     for record in batch:
         reached[record.topic()] = max(reached[record.topic()], record.offset() + 1)
@@ -164,7 +169,9 @@ def _reached(start: dict[str, int], batch: list) -> dict[str, int]:
 
 
 class IdleClock:
-    """Tells the stage of partitions that have had no record for the idle timeout, so that their watermarks move on by the clock."""
+    """Tells the stage of partitions that have had no record for the idle timeout, so that their watermarks move on by
+    the clock.
+    """
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[dict[str, int], float]] = {}

@@ -20,13 +20,16 @@ class StillRunning(Exception):
 
 
 def rebuild(settings: Settings, roles: Iterable[str]) -> int:
-    """Empties the state of stopped stages in Redis, so that their next start rebuilds it; how many keys were removed. Raises `StillRunning`."""
+    """Empties the state of stopped stages in Redis, so that their next start rebuilds it; how many keys were removed.
+    Raises `StillRunning`.
+    """
     _refuse_running(settings, roles)
     return sum(_empty(settings, _TAGS[role]) for role in roles)
 
 
 def reset(settings: Settings, policy: Policy) -> list[str]:
-    """Forgets everything that was counted: state, group offsets and output topics; what was done, a line each. The raw topics stay.
+    """Forgets everything that was counted: state, group offsets and output topics; what was done, a line each. The raw
+    topics stay.
 
     Raises `StillRunning`.
     """
@@ -82,7 +85,7 @@ def _empty(settings: Settings, tag: str) -> int:
     )
     removed = 0
     batch = []
-    for key in client.scan_iter(match=f"{{{tag}[0-9]*}}:*", count=10_000):
+    for key in client.scan_iter(match=f"{{{settings.tag(tag)}[0-9]*}}:*", count=10_000):
         batch.append(key)
         if len(batch) >= 10_000:
             removed += client.unlink(*batch)

@@ -16,8 +16,8 @@ from app.settings import Settings
 def establish(settings: Settings, clients: Clients) -> tuple[Policy, int]:
     """The policy in force by file and record, and the record's end offset; records a first or a new version.
 
-    Raises `PolicyError` where the file does not fit the record. Two workers that start at once with different files both write; the log's
-    order decides, and the one that lost finds the other's version when it reads again.
+    Raises `PolicyError` where the file does not fit the record. Two workers that start at once with different files
+    both write; the log's order decides, and the one that lost finds the other's version when it reads again.
     """
     wanted, effective_from_ms = load_policy(settings.policy)
     policy, fresh = record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000))
@@ -28,7 +28,9 @@ def establish(settings: Settings, clients: Clients) -> tuple[Policy, int]:
 
 
 def recorded_policy(settings: Settings, clients: Clients) -> Policy:
-    """The policy in force for a reader such as `verify`: the file's if nothing is recorded yet. Writes nothing; raises `PolicyError`."""
+    """The policy in force for a reader such as `verify`: the file's if nothing is recorded yet. Writes nothing; raises
+    `PolicyError`.
+    """
     wanted, effective_from_ms = load_policy(settings.policy)
     return record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000))[0]
 

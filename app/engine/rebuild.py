@@ -16,7 +16,9 @@ READ_TIMEOUT_S = 30
 
 
 def finish_rebuild(session: Session, partition: int) -> None:
-    """At C: what is published is read back, and whatever differs from the rebuilt state leaves as an ordinary correction."""
+    """At C: what is published is read back, and whatever differs from the rebuilt state leaves as an ordinary
+    correction.
+    """
     published = read_latest(session.clients, session.reading.published_topic, partition)
     session.watch([partition])
     owned = session.owned[partition]
@@ -64,7 +66,9 @@ def read_partition(clients: Clients, topic: str, partition: int, offset: int, li
 
 
 def refuse_short_log(session: Session, partition: int) -> None:
-    """Raises `StateRefused`, with the number of missing hours, if the log no longer reaches back over what a rebuild needs."""
+    """Raises `StateRefused`, with the number of missing hours, if the log no longer reaches back over what a rebuild
+    needs.
+    """
     needed_ms = session.stage.rebuild_ms
     owned = session.owned[partition]
     for topic in session.reading.topics:

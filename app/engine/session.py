@@ -1,8 +1,8 @@
 """One membership of a consumer group with one transactional producer: assignment, reopening, transactions.
 
-Whatever goes wrong ends the session; the worker begins a new one. A new producer with the same transactional id ends what the old one left
-open, a new membership proves who owns what, and `reopen` reads from the ledger and the group how far the last batch got. So a timed-out
-commit, a fenced producer, a lost Redis reply and a crash are one case.
+Whatever goes wrong ends the session; the worker begins a new one. A new producer with the same transactional id ends
+what the old one left open, a new membership proves who owns what, and `reopen` reads from the ledger and the group how
+far the last batch got. So a timed-out commit, a fenced producer, a lost Redis reply and a crash are one case.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,9 @@ class SessionEnded(Exception):
 
 
 class Reading(NamedTuple):
-    """What a stage reads: the group, and the input topics, the leading one first. Its partitions are what the group hands out."""
+    """What a stage reads: the group, and the input topics, the leading one first. Its partitions are what the group
+    hands out.
+    """
 
     group: str
     topics: tuple[str, ...]
@@ -53,7 +55,9 @@ class Owned:
         return reached is not None and self.read[topic] < reached
 
     def take(self) -> list[Record]:
-        """The records to fold now. Those of a replay come all at once, cut exactly at C, since their batch was one; a rebuild's come as they are."""
+        """The records to fold now. Those of a replay come all at once, cut exactly at C, since their batch was one; a
+        rebuild's come as they are.
+        """
         if not self.pending or (self.mode is Mode.REPLAY and any(self.behind(topic) for topic in self.read)):
             return []
         if self.mode is Mode.LIVE:
@@ -72,7 +76,9 @@ class Owned:
 
 
 class Session:
-    """Consumer, producer, and the partitions owned. Not thread-safe; raises `SessionEnded`, `StoreUnavailable` or `StateRefused`."""
+    """Consumer, producer, and the partitions owned. Not thread-safe; raises `SessionEnded`, `StoreUnavailable` or
+    `StateRefused`.
+    """
 
     def __init__(
         self, settings: Settings, stage: Stage, store: Store, clients: Clients, reading: Reading, worker: str
@@ -130,7 +136,7 @@ class Session:
                 return [
                     TopicPartition(topic, partition, offset) for topic, offset in self.owned[partition].read.items()
                 ]
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again from `poll`
             self.failure = error
         return [TopicPartition(topic, partition) for topic in self.reading.topics]
 

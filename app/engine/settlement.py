@@ -1,4 +1,6 @@
-"""The few: users whose conversions, adjustments or late touches must be settled in this batch, read, settled and written back."""
+"""The few: users whose conversions, adjustments or late touches must be settled in this batch, read, settled and
+written back.
+"""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -260,9 +262,11 @@ def reconcile_partition(
     run: Run,
     fold: Fold,
 ) -> list[CountDelta]:
-    """Compares the rebuilt state of one partition with its published rows: takes their revisions over, and gives out what differs.
+    """Compares the rebuilt state of one partition with its published rows: takes their revisions over, and gives out
+    what differs.
 
-    `published` holds the latest row by key; it keeps rows of conversions that are too old to be held any more, which stand as they are.
+    `published` holds the latest row by key; it keeps rows of conversions that are too old to be held any more, which
+    stand as they are.
     """
     changed: list[CountDelta] = []
     left = dict(published)

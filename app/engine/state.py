@@ -2,4 +2,6 @@
 
 
 class StateRefused(Exception):
-    """The state, the log or the topics do not fit; counting on would publish wrong numbers. The message says what to do."""
+    """The state, the log or the topics do not fit; counting on would publish wrong numbers. The message says what to
+    do.
+    """

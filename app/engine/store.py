@@ -1,7 +1,8 @@
 """Redis as the engine sees it: batches of commands on one connection, and a guarded write.
 
-redis-py makes the connection (TLS, ACL, timeouts) with its retries off, since a retried INCR, pipeline or MULTI runs twice. Commands
-are packed by hiredis: the many-member commands of a batch are packed there several times faster than by redis-py.
+redis-py makes the connection (TLS, ACL, timeouts) with its retries off, since a retried INCR, pipeline or MULTI runs
+twice. Commands are packed by hiredis: the many-member commands of a batch are packed there several times faster than
+by redis-py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,7 +44,9 @@ class RedisStore:
         self._connection: redis.Connection | None = None
 
     def run(self, commands: Iterable[Command]) -> list[Any]:
-        """The replies in order. Raises `StoreUnavailable` for a lost connection or a timeout, `StoreRefused` for an error reply."""
+        """The replies in order. Raises `StoreUnavailable` for a lost connection or a timeout, `StoreRefused` for an
+        error reply.
+        """
         packed = [hiredis.pack_command(tuple(command)) for command in commands]
         if not packed:
             return []
@@ -101,14 +104,12 @@ def _refusal(error: redis.ResponseError) -> Exception:
 
 
 def unsafe_settings(store: RedisStore) -> list[str]:
-    """What in the server's configuration would lose state or slow it down; empty where all is well.
+    """What in the server's configuration would lose state; empty where all is well.
 
     Any maxmemory-policy but noeviction would evict counted ids and touches, and so change counts without a trace.
     """
-    found = []
-    replies = store.run([("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "set-max-intset-entries")])
-    policy, intset = (dict(zip(reply[::2], reply[1::2], strict=True)) for reply in replies)
-    name = policy.get(b"maxmemory-policy", b"").decode()
+    reply = store.run([("CONFIG", "GET", "maxmemory-policy")])[0]
+    name = dict(zip(reply[::2], reply[1::2], strict=True)).get(b"maxmemory-policy", b"").decode()
     if name != "noeviction":
         found.append(
             f"maxmemory-policy is {name or 'unknown'}: set it to noeviction, or counted events would be evicted"

@@ -22,7 +22,9 @@ def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
 
 
 def create_topics(settings: Settings, policy: Policy, retention_ms: int | None = None) -> list[str]:
-    """Creates the topics that are missing; their names. `retention_ms` overrides the raw topics' retention (-1: for ever)."""
+    """Creates the topics that are missing; their names. `retention_ms` overrides the raw topics' retention (-1: for
+    ever).
+    """
     admin = AdminClient(settings.client())
     present = admin.list_topics(timeout=settings.request_timeout_ms / 1000).topics
     wanted = []

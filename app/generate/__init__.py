@@ -1,7 +1,8 @@
 """`onecount generate`: made-up ad events that look like real ones, with every trouble that real ones have.
 
     for record in events(seed=7, count=100_000, start_ms=0, policy=policy): ...   # the same seed, the same bytes
-    produce(settings, policy, seed=7, count=1_000_000)                            # to Kafka, as any outside producer would
+    produce(settings, policy, seed=7, count=1_000_000)                            # to Kafka, as any outside producer
+    would
 
 What is generated is unknown to the product: it sees records on its input topics, and nothing else.
 """

@@ -23,7 +23,8 @@ def producer_properties(settings: Settings, partitioner: str) -> dict[str, objec
             "batch.num.messages": 20_000,
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 262_144,
-            # A report for every record would cost more than producing it; what is not reported by the end of a flush was delivered.
+            # A report for every record would cost more than producing it; what is not reported by the end
+            # of a flush was delivered.
             "delivery.report.only.error": True,
             "client.id": "onecount-producer",
         }
@@ -33,7 +34,8 @@ def producer_properties(settings: Settings, partitioner: str) -> dict[str, objec
 def open_producer(
     settings: Settings, partitioner: str, on_failure: Callable[[KafkaError | None, Message], None]
 ) -> Producer:
-    """A producer with `producer_properties`, which calls `on_failure(error, message)` for each record that was not delivered.
+    """A producer with `producer_properties`, which calls `on_failure(error, message)` for each record that was not
+    delivered.
 
     One callback for the whole producer: one passed with every record makes producing half as slow again.
     """

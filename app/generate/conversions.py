@@ -56,7 +56,9 @@ def report(
     details: str,
     kind: str,
 ) -> str:
-    """Schedules one report of a conversion, sent at `due_ms`, about `time_ms`; returns its event_id. `details`: further JSON members."""
+    """Schedules one report of a conversion, sent at `due_ms`, about `time_ms`; returns its event_id. `details`:
+    further JSON members.
+    """
     world = scene.world
     event_id = new_id(scene)
     time = time_text(scene, time_ms)
@@ -70,7 +72,9 @@ def report(
 
 
 def _order(scene: Scene, at_ms: int, user: int, ad: int, action: str, platform: str | None, kind: str) -> None:
-    """Schedules the reports of one order: the pixel's, perhaps the server's and another platform's, perhaps adjustments."""
+    """Schedules the reports of one order: the pixel's, perhaps the server's and another platform's, perhaps
+    adjustments.
+    """
     rng, mix, world = scene.rng, scene.mix, scene.world
     order_id = f"o-{new_id(scene)}"
     if rng.random() < mix.reused_order_ids and scene.last_order_id:

@@ -27,7 +27,8 @@ _CHUNK: Final = (
     4_096  # draws of chance are made for so many positions at once, which is several times faster than one by one
 )
 _TOUCHES: Final = frozenset(("view", "click", "engaged_view"))
-# What starts at the stream's last moment is over by then: a late click, its conversion's second report, an adjustment, and that one again.
+# What starts at the stream's last moment is over by then: a late click, its conversion's second report, an
+# adjustment, and that one again.
 LONGEST_STORY_MS: Final = 45 * 60_000
 
 __all__ = ["LONGEST_STORY_MS", "Generated", "events"]
@@ -42,11 +43,13 @@ def events(
     events_per_s: float = 1_000.0,
     time_at: Callable[[int], int] | None = None,
 ) -> Iterator[Generated]:
-    """`count` records (None: without end), in the order in which they are sent. The same arguments give the same records, byte for byte.
+    """`count` records (None: without end), in the order in which they are sent. The same arguments give the same
+    records, byte for byte.
 
-    Event time starts at `start_ms` (epoch ms) and passes at `events_per_s` records a second. The last records are those that
-    are still under way then (repeats, late clicks, adjustments), up to `LONGEST_STORY_MS` later.
-    `time_at(position)` (epoch ms) replaces that clock by another, such as the wall clock; then what is under way at the end stays out.
+    Event time starts at `start_ms` (epoch ms) and passes at `events_per_s` records a second. The last records are
+    those that are still under way then (repeats, late clicks, adjustments), up to `LONGEST_STORY_MS` later.
+    `time_at(position)` (epoch ms) replaces that clock by another, such as the wall clock; then what is under way at
+    the end stays out.
     """
     scene = open_scene(seed, policy, mix or Mix())
     pending = scene.pending
@@ -76,7 +79,9 @@ def events(
 
 
 def _draws(scene: Scene) -> Iterator[tuple[str, int, int, int, str, float]]:
-    """Without end: what happens next, to whom, by which ad, how long its event was under way (ms), its cost as JSON, and its luck."""
+    """Without end: what happens next, to whom, by which ad, how long its event was under way (ms), its cost as JSON,
+    and its luck.
+    """
     mix, world = scene.mix, scene.world
     weights = {
         "view": mix.views,
@@ -110,7 +115,9 @@ def _draws(scene: Scene) -> Iterator[tuple[str, int, int, int, str, float]]:
 def _touch(
     scene: Scene, kind: str, now_ms: int, user: int, ad: int, lag_ms: int, cost: str, luck: float, odds: float
 ) -> Generated | None:
-    """A view, click or engaged view; None for a click that arrives later (it is scheduled, perhaps with a conversion before it)."""
+    """A view, click or engaged view; None for a click that arrives later (it is scheduled, perhaps with a conversion
+    before it).
+    """
     world = scene.world
     time_ms = now_ms - lag_ms
     time = time_text(scene, time_ms)

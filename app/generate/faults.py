@@ -16,7 +16,8 @@ _HOUR_MS: Final = 3_600_000
 
 
 class Fault(NamedTuple):
-    """A way to be wrong: the reason of `app.contract.reasons` that it must be refused for, how often it comes, and the spoiling.
+    """A way to be wrong: the reason of `app.contract.reasons` that it must be refused for, how often it comes, and the
+    spoiling.
 
     `spoil` gets the members of a sound click by name, each as JSON text, and gives the record's bytes.
     """

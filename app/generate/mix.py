@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 class Mix:
     """The proportions (0..1 unless said otherwise) and sizes of a generated stream.
 
-    The first block are weights of what starts a story at a position of the stream; they need not add up to one. Repeats,
-    second reports, visits before a conversion and adjustments are extra records, so they thin the first block out a little.
+    The first block are weights of what starts a story at a position of the stream; they need not add up to one.
+    Repeats, second reports, visits before a conversion and adjustments are extra records, so they thin the first block
+    out a little.
     """
 
     # What happens next (weights).

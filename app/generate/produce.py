@@ -26,7 +26,9 @@ class DeliveryError(Exception):
 
 @dataclass
 class Produced:
-    """What was sent: `delivered` records are acknowledged by all in-sync replicas, `failed` ones are not (why: `failures`)."""
+    """What was sent: `delivered` records are acknowledged by all in-sync replicas, `failed` ones are not (why:
+    `failures`).
+    """
 
     sent: int = 0
     failed: int = 0
@@ -54,11 +56,12 @@ def produce(
     on_progress: Callable[[Produced], None] | None = None,
     open_with: Callable[..., Any] = open_producer,
 ) -> Produced:
-    """Sends a stream to the raw topics until `count` records or `duration_s` seconds (the first of them; neither: for ever).
+    """Sends a stream to the raw topics until `count` records or `duration_s` seconds (the first of them; neither: for
+    ever).
 
-    With `rate` (records a second) event times are now. Without, it goes as fast as it can: with a `count`, event time passes
-    at `events_per_s` from `start_ms` (epoch ms) on, by default such that the last record is not after now; else it is now.
-    `on_progress` is called about ten times a second. `open_with` makes the producer.
+    With `rate` (records a second) event times are now. Without, it goes as fast as it can: with a `count`, event time
+    passes at `events_per_s` from `start_ms` (epoch ms) on, by default such that the last record is not after now; else
+    it is now. `on_progress` is called about ten times a second. `open_with` makes the producer.
     Failed records are counted, not raised; `DeliveryError` if Kafka cannot be reached or a topic is missing.
     """
     if start_ms is None:

@@ -18,8 +18,9 @@ RECENT_TOUCHES = 65_536  # a conversion follows one of these
 class Generated(NamedTuple):
     """One record as its producer sends it; records come in the order in which they are sent.
 
-    `timestamp_ms` is the Kafka timestamp (epoch ms). `foreign`: it goes to a partition that does not own `user`, and `key` is
-    then null or `user`. `kind` says what the record is an example of, for tests and summaries; the product never sees it.
+    `timestamp_ms` is the Kafka timestamp (epoch ms). `foreign`: it goes to a partition that does not own `user`, and
+    `key` is then null or `user`. `kind` says what the record is an example of, for tests and summaries; the product
+    never sees it.
     """
 
     key: bytes | None

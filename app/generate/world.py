@@ -79,7 +79,8 @@ def build_world(mix: Mix, policy: Policy) -> World:
         costs=[f',"cost":{prices.randrange(1, 400) / 100}' for _ in range(500)],
         pages=[f'"page":"https://shop.example{page}"' for page in _PAGES],
         actions=actions,
-        # Small steps are commoner than orders, in about the ratio of a shop's funnel but less steep, so that orders show up soon.
+        # Small steps are commoner than orders, in about the ratio of a shop's funnel but less steep, so that
+        # orders show up soon.
         action_weights=list(
             accumulate(3.0 if version.actions[name].action_class == "micro" else 4.0 for name in actions)
         ),

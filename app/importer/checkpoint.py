@@ -35,7 +35,9 @@ def start_checkpoint(path: Path, mapping_sha256: str, topic: str) -> Checkpoint:
 
 
 def resume_checkpoint(state_path: Path, fresh: Checkpoint) -> Checkpoint:
-    """Where an earlier run has stopped, or `fresh` if there was none; refused if it was about another file, mapping or topic."""
+    """Where an earlier run has stopped, or `fresh` if there was none; refused if it was about another file, mapping or
+    topic.
+    """
     try:
         saved = Checkpoint(**json.loads(state_path.read_text()))
     except FileNotFoundError:

@@ -36,7 +36,9 @@ Step = tuple[Prepared, ...]  # what is sent wholly or not yet: a row's events; o
 
 @dataclass
 class Summary:
-    """What an import did. `sent` events are acknowledged; `rows` and the counters are of the whole file (or up to `limit`)."""
+    """What an import did. `sent` events are acknowledged; `rows` and the counters are of the whole file (or up to
+    `limit`).
+    """
 
     rows: int = 0
     sent: int = 0
@@ -66,11 +68,13 @@ def import_file(
     open_with: Callable[..., Any] = open_producer,
     look_up: Callable[[Settings, str], TopicState] = describe_topic,
 ) -> Summary:
-    """Sends a file's rows to a raw topic (the first of `events_topics` if not given), each with its own time as Kafka timestamp.
+    """Sends a file's rows to a raw topic (the first of `events_topics` if not given), each with its own time as Kafka
+    timestamp.
 
-    `rejected_path` and `state_path` stand next to the file if not given. `resume` carries on after what an earlier run delivered.
-    `limit`: at most so many rows (of a mapping with sort_by_time: events) in this run. Nothing is sent before the whole file is judged.
-    Raises `MappingError` for a mapping that cannot work, `ImportRefusedError` for everything else that stops it.
+    `rejected_path` and `state_path` stand next to the file if not given. `resume` carries on after what an earlier run
+    delivered. `limit`: at most so many rows (of a mapping with sort_by_time: events) in this run. Nothing is sent
+    before the whole file is judged. Raises `MappingError` for a mapping that cannot work, `ImportRefusedError` for
+    everything else that stops it.
     """
     started = time.monotonic()
     topic = topic or settings.events_topics[0]
@@ -178,7 +182,8 @@ class _Sending:
         """Sends all steps. `ImportRefusedError` as soon as one is not acknowledged."""
         producer = self.open_with(self.settings, self.policy.bounds.partitioner, self._on_failure)
         task = bar.add_task("sending", total=total, completed=self.checkpoint.delivered)
-        # After a kill a batch is sent again. Its ids must not have been forgotten by then, so it may not span more of event time.
+        # After a kill a batch is sent again. Its ids must not have been forgotten by then, so it may not span
+        # more of event time.
         span_ms = self.policy.bounds.dedup_window_ms // 2
         taken = records = 0
         newest_ms = batch_start_ms = -1

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from app.contract.events import Rejection, judge_bytes, judge_fields
-from app.importer.evaluate import Row, UnmappableError, evaluate, holds
+from app.importer.evaluate import Row, UnmappableError, all_hold, evaluate
 from app.importer.mapping import Mapping
 from app.importer.source import Broken
 
@@ -21,7 +21,9 @@ class Prepared(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a row is rejected: the rule that it broke on ("" for the row itself), the reason, the field, and words for a person."""
+    """Why a row is rejected: the rule that it broke on ("" for the row itself), the reason, the field, and words for a
+    person.
+    """
 
     event: str
     reason: str
@@ -30,7 +32,9 @@ class Refusal(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What becomes of a row: records with their rule's name, or a refusal, or the reason why it is left out on purpose."""
+    """What becomes of a row: records with their rule's name, or a refusal, or the reason why it is left out on
+    purpose.
+    """
 
     events: tuple[tuple[str, Prepared], ...] = ()
     refusal: Refusal | None = None
@@ -45,11 +49,11 @@ def prepare(row: Row | Broken, mapping: Mapping, platforms: frozenset[str]) -> O
     events = []
     try:
         for rule in mapping.skip:
-            if all(holds(condition, row, mapping) for condition in rule.when):
+            if all_hold(rule.when, row, mapping):
                 return Outcome(skipped=rule.name)
         for rule in mapping.rules:
             name = rule.name
-            if not all(holds(condition, row, mapping) for condition in rule.when):
+            if not all_hold(rule.when, row, mapping):
                 continue
             fields = {
                 key: value for key, node in rule.fields.items() if (value := evaluate(node, row, mapping)) is not None

@@ -46,7 +46,8 @@ def survey(
     rows: int | None = None,
     on_row: Callable[[Survey], None] | None = None,
 ) -> Iterator[Prepared]:
-    """Every record of the first `rows` rows in the file's order; `found` is filled and the rejected rows are written on the way.
+    """Every record of the first `rows` rows in the file's order; `found` is filled and the rejected rows are written
+    on the way.
 
     `sent_rows`: how many rows an earlier run has delivered. `on_row` is called for each row, for the progress bar.
     """

@@ -1,7 +1,8 @@
 """A batch of records becomes columns: the strict contract at the speed of a few checks over the whole batch.
 
-Every value is decoded by the contract's own struct. What the struct alone cannot vouch for is checked over the batch, and a row that
-fails a check is *suspect*: `decode_event` alone then accepts it or says why not. A check may suspect a sound row, never pass an unsound one.
+Every value is decoded by the contract's own struct. What the struct alone cannot vouch for is checked over the batch,
+and a row that fails a check is *suspect*: `decode_event` alone then accepts it or says why not. A check may suspect a
+sound row, never pass an unsound one.
 """
 
 from collections.abc import Sequence
@@ -35,8 +36,9 @@ _UNKNOWN: Final = 255
 class Decoded(NamedTuple):
     """The accepted events of a batch, in the batch's order, and what was refused.
 
-    `rows`: index of each accepted event in the batch; `events`, `types` (code of EVENT_TYPES) and `times_ms` are aligned with it;
-    `touches`: columns of the accepted touches, with `row` the index into `events`; `rejections`: (index in the batch, why).
+    `rows`: index of each accepted event in the batch; `events`, `types` (code of EVENT_TYPES) and `times_ms` are
+    aligned with it; `touches`: columns of the accepted touches, with `row` the index into `events`; `rejections`:
+    (index in the batch, why).
     """
 
     rows: np.ndarray
@@ -102,7 +104,7 @@ def _judge_suspects(
     sound = [event for event in events if event is not None]
     types = np.fromiter([TYPE_CODE[event.event_type] for event in sound], dtype=np.uint8, count=len(sound))
     times_ms = np.fromiter(
-        [times[row] if row in times else event.event_time for row, event in zip(rows.tolist(), sound, strict=True)],
+        [times.get(row, event.event_time) for row, event in zip(rows.tolist(), sound, strict=True)],
         dtype=np.int64,
         count=len(sound),
     )
@@ -142,7 +144,8 @@ def _touch_columns(events: list[Event], types: np.ndarray) -> pl.DataFrame:
 
 
 def _attributes(touches: list[Event]) -> tuple[list[str | None], ...]:
-    # in the order of TOUCH_ATTRIBUTES; spelled out, since this is the hot path and getattr by name costs three times as much
+    # in the order of TOUCH_ATTRIBUTES; spelled out, since this is the hot path and getattr by name costs three
+    # times as much
     return (
         [event.campaign_id for event in touches],
         [event.ad_id for event in touches],
@@ -157,7 +160,9 @@ def _attributes(touches: list[Event]) -> tuple[list[str | None], ...]:
 def _doubtful_types(
     events: list[Event], types: np.ndarray, touches: pl.DataFrame, platforms: frozenset[str]
 ) -> np.ndarray:
-    """Unknown types and platforms, missing fields of a touch, and every conversion and adjustment that lacks what its type needs."""
+    """Unknown types and platforms, missing fields of a touch, and every conversion and adjustment that lacks what its
+    type needs.
+    """
     doubts = types == _UNKNOWN
     if touches["campaign_id"].null_count() or not set(touches["platform"].unique()) <= platforms:
         bad = touches.filter(
@@ -200,7 +205,9 @@ def _doubtful_times(events: list[Event], stamps_ms: np.ndarray, bounds: Bounds) 
 
 
 def _doubtful_keys(events: list[Event], keys: Sequence[bytes | None], escaped: bool) -> np.ndarray:
-    """Records whose key is not their user_id. Where no value is escaped no id holds a newline, so equal joins mean equal rows."""
+    """Records whose key is not their user_id. Where no value is escaped no id holds a newline, so equal joins mean
+    equal rows.
+    """
     users = [event.user_id for event in events]
     if not escaped and None not in keys and b"\n".join(keys) == "\n".join(users).encode():  # type: ignore[arg-type]
         return np.zeros(len(users), dtype=bool)
@@ -214,9 +221,9 @@ def _doubtful_bytes(
 ) -> np.ndarray:
     """Values that may hold a key twice, an unknown field, or a control character in an id.
 
-    Without a backslash no character is escaped, so each colon of the bytes either ends a key or stands in a string. The colons left
-    after those of the decoded strings are at least the keys, the keys at least the fields that are set; where they are equal, no key stands twice
-    and no field is unknown.
+    Without a backslash no character is escaped, so each colon of the bytes either ends a key or stands in a string.
+    The colons left after those of the decoded strings are at least the keys, the keys at least the fields that are
+    set; where they are equal, no key stands twice and no field is unknown.
     """
     doubts = np.fromiter(map(len, values), dtype=np.int64, count=len(values)) > MAX_EVENT_BYTES
     if b"\\" in joined or b"\x7f" in joined:

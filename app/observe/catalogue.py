@@ -1,10 +1,14 @@
-"""Every metric, once: what it is, what it means, and what to do when it looks wrong. docs/metrics.md and the dashboards rest on it."""
+"""Every metric, once: what it is, what it means, and what to do when it looks wrong. docs/metrics.md and the
+dashboards rest on it.
+"""
 
 from typing import Final, NamedTuple
 
 
 class Metric(NamedTuple):
-    """One metric family. `labels` are few-valued by design: no user, campaign or offset. `remedy` is what an operator does."""
+    """One metric family. `labels` are few-valued by design: no user, campaign or offset. `remedy` is what an operator
+    does.
+    """
 
     name: str
     kind: str  # counter, gauge or histogram

@@ -99,7 +99,7 @@ class Metrics:
 
     def serve(self, port: int) -> int:
         """Answers /metrics, /live, /ready and /info on `port` (0: the system picks one); the port."""
-        server = make_server("0.0.0.0", port, self._answer, WSGIServer, _Quiet)  # noqa: S104 - scraped from other hosts
+        server = make_server("0.0.0.0", port, self._answer, WSGIServer, _Quiet)
         Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         return server.server_port
 

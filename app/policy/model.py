@@ -1,7 +1,7 @@
 """The policy: ONE counting method per platform, the actions that count, and the times that bound them.
 
-A `Policy` is a series of versions. The version in force for a conversion is the one whose `effective_from_ms` is the latest that is
-not after the conversion's time, so a change never touches what was counted before it.
+A `Policy` is a series of versions. The version in force for a conversion is the one whose `effective_from_ms` is the
+latest that is not after the conversion's time, so a change never touches what was counted before it.
 """
 
 from bisect import bisect_right
@@ -25,7 +25,9 @@ MAX_LOOKBACK_MS: Final = 90 * DAY_MS  # the longest window that any of the platf
 
 
 class Action(msgspec.Struct, frozen=True):
-    """What a conversion of this name means. `outcome` None makes it noise; `value_micros` stands in for a value not sent."""
+    """What a conversion of this name means. `outcome` None makes it noise; `value_micros` stands in for a value not
+    sent.
+    """
 
     action_class: str
     intent: str
@@ -35,7 +37,9 @@ class Action(msgspec.Struct, frozen=True):
 
 
 class Platform(msgspec.Struct, frozen=True):
-    """One platform's counting: its method, the lookback window of each kind of touch (ms), and its own `count` per action."""
+    """One platform's counting: its method, the lookback window of each kind of touch (ms), and its own `count` per
+    action.
+    """
 
     method: str
     windows_ms: dict[str, int]
@@ -61,7 +65,9 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """The times and choices that all versions share; changing one would change what was published, so it needs a reset."""
+    """The times and choices that all versions share; changing one would change what was published, so it needs a
+    reset.
+    """
 
     partitioner: str = "murmur2"
     dimensions: tuple[str, ...] = ("campaign_id",)

@@ -1,7 +1,9 @@
-"""The record of what is in force: the versions of the policy on the topic `onecount.policy`, and how a policy file fits it.
+"""The record of what is in force: the versions of the policy on the topic `onecount.policy`, and how a policy file
+fits it.
 
-Stick with the method: counts of one platform are comparable only while its method stays. So a changed policy is refused unless it says from
-which future instant on it holds, and then it becomes the next version; what was counted before is never judged anew.
+Stick with the method: counts of one platform are comparable only while its method stays. So a changed policy is
+refused unless it says from which future instant on it holds, and then it becomes the next version; what was counted
+before is never judged anew.
 """
 
 from collections.abc import Iterable
@@ -28,7 +30,9 @@ decode = msgspec.json.Decoder(Recorded).decode
 
 
 def in_force(values: Iterable[bytes]) -> list[Recorded]:
-    """The recorded versions, oldest first, from the topic's values in log order; of two with one number the first holds."""
+    """The recorded versions, oldest first, from the topic's values in log order; of two with one number the first
+    holds.
+    """
     found: list[Recorded] = []
     for value in values:
         recorded = decode(value)
@@ -40,7 +44,8 @@ def in_force(values: Iterable[bytes]) -> list[Recorded]:
 def fit(
     recorded: list[Recorded], wanted: Policy, effective_from_ms: int | None, now_ms: int
 ) -> tuple[Policy, Recorded | None]:
-    """The policy in force for a process that wants `wanted` (a single version), and the version to record first, if any.
+    """The policy in force for a process that wants `wanted` (a single version), and the version to record first, if
+    any.
 
     Raises `PolicyError` where the file differs from the record without an `effective_from` in the future.
     """

@@ -32,7 +32,9 @@ def add(outputs: Outputs, topic: str, partition: int, record: dict[str, Any]) ->
 
 
 def source_of(message: Consumed) -> tuple[str, int, int, int]:
-    """A record's first coordinates (topic, partition, offset) and its timestamp (ms): where a re-keyed event was found, not its copy."""
+    """A record's first coordinates (topic, partition, offset) and its timestamp (ms): where a re-keyed event was
+    found, not its copy.
+    """
     timestamp_ms = message.timestamp()[1]
     for name, value in message.headers() or ():
         if name == SOURCE_HEADER:

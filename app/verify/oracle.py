@@ -1,7 +1,7 @@
 """The answer: what onecount must have published for these records, by docs/counting.md read line by line.
 
-Slow, plain and careful on purpose. It keeps everything for ever (section 6 says that expiry never changes an answer); only the
-rule of when an id stops being remembered (section 2) is an answer of its own, and followed.
+Slow, plain and careful on purpose. It keeps everything for ever, since by section 6 expiry never changes an answer;
+only the rule of when an id stops being remembered (section 2) is an answer of its own, and followed.
 """
 
 from collections import defaultdict
@@ -35,9 +35,9 @@ class Tally:
 class Answer:
     """What must stand in the output topics, and why.
 
-    Rows are by their Kafka key; `revision` is 0 and `final` False, for neither is a function of the input. `rejected`,
-    `duplicates` and `refused_adjustments` are by the coordinates of the raw record; a refused adjustment is also an accepted event.
-    `faults` names what is wrong with the input's own bookkeeping: batches and re-keyed copies.
+    Rows are by their Kafka key; `revision` is 0 and `final` False, for neither is a function of the input.
+    `rejected`, `duplicates` and `refused_adjustments` are by the coordinates of the raw record; a refused adjustment
+    is an accepted event too. `faults` names what is wrong with the batches and the re-keyed copies.
     """
 
     attributed: dict[bytes, AttributedRow] = field(default_factory=dict)
@@ -68,8 +68,9 @@ def answer(
 ) -> Answer:
     """The answer to all `records`: the raw ones, and the copies where `rekeyed_topic` names their topic.
 
-    Records may come in any order. `order`: the batches that were committed; without them events are processed by offset within a
-    topic-partition and by Kafka timestamp across them. Without `rekeyed_topic` an event on a foreign partition needs no copy.
+    Records may come in any order. `order`: the batches that were committed; without them events are processed by
+    offset within a topic-partition and by Kafka timestamp across them. Without `rekeyed_topic` an event on a foreign
+    partition needs no copy. Raises IndexError for a record on a partition that is not below `partitions`.
     """
     result = Answer()
     tallies: dict[CountIdentity, Tally] = defaultdict(Tally)
@@ -147,7 +148,7 @@ def judge(
 
 
 def claim(copy: Record, foreign: dict[Coordinates, tuple[Record, Arrival]], faults: list[str]) -> Arrival | None:
-    """Takes the event that `copy` brings to its owner out of `foreign`; None, and a fault, if it is no sound first copy of one."""
+    """Takes the event that `copy` brings to its owner out of `foreign`; None, and a fault, if there is none."""
     found = None if copy.source is None else foreign.pop(copy.source, None)
     if found is None:
         source = "no record" if copy.source is None else show(copy.source)

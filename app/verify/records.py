@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """An event that keeps the contract: where it was found, its time (epoch ms) and the partition that owns its user."""
+    """An event that keeps the contract: where it was found, its time (epoch ms), the partition that owns its user."""
 
     found: Coordinates
     event: Event
@@ -52,7 +52,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 
 class Person(msgspec.Struct):
-    """Everything accepted of one (advertiser, user) that can bear on a conversion, in processing order: all, and by kind."""
+    """Everything accepted of one (advertiser, user) but visits, in processing order: all of it, and by kind."""
 
     history: list[Arrival] = msgspec.field(default_factory=list)
     touches: list[Arrival] = msgspec.field(default_factory=list)
@@ -68,6 +68,6 @@ class Person(msgspec.Struct):
 
 
 def parse_source(header: bytes) -> Coordinates:
-    """The coordinates in a copy's `onecount-source` header, b"topic/partition/offset"; raises ValueError for another form."""
+    """The coordinates in a copy's `onecount-source` header, b"topic/partition/offset"; ValueError for another form."""
     topic, partition, offset = header.decode().rsplit("/", 2)
     return (topic, int(partition), int(offset))

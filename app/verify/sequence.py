@@ -6,15 +6,17 @@ from typing import TypeAlias
 
 from app.verify.records import Arrival, Record
 
-# A record of a topic-partition, and the event that it brings to this owner: None where it was refused or belongs elsewhere.
+# A record of a topic-partition, and the event that it brings to this owner: None if it was refused or is foreign.
 Step: TypeAlias = tuple[Record, Arrival | None]
 # Every topic-partition that brings events to one owner partition, each by offset.
 Streams: TypeAlias = dict[tuple[str, int], list[Step]]
 
 
 def by_time(streams: Streams) -> list[Arrival]:
-    """Every event when no batches are known: by offset within a topic-partition; of the topic-partitions' next records, the one
-    with the smallest (Kafka timestamp, topic, partition, offset)."""
+    """Every event when no batches are known: by offset within a topic-partition.
+
+    Of the topic-partitions' next records, the smallest (Kafka timestamp, topic, partition, offset) goes first.
+    """
     # On lists that are not sorted themselves, merge compares just the heads, which is what is meant here.
     merged = heapq.merge(*streams.values(), key=lambda step: (step[0].timestamp_ms, *step[0].coordinates))
     return [arrival for _, arrival in merged if arrival is not None]
@@ -23,7 +25,7 @@ def by_time(streams: Streams) -> list[Arrival]:
 def by_batches(
     streams: Streams, owner: int, batches: Sequence[Mapping[str, tuple[int, int]]]
 ) -> tuple[list[Arrival], list[str]]:
-    """Every event as the committed batches took them, and what is wrong with the batches: a record in two of them or in none.
+    """Every event as the committed batches took them, and what is wrong with those: a record in two of them or in none.
 
     A record that no batch took is processed all the same, so that the answer stays that of the whole input.
     """

@@ -1,4 +1,4 @@
-"""Conversions, orders and adjustments of one (advertiser, user): docs/counting.md, sections 4 and 5, sentence by sentence."""
+"""Conversions, orders and adjustments of one (advertiser, user): docs/counting.md, sections 4 and 5."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Order(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the adjustments make of one order: their reason of refusal, or None for one that applies, by where each was found."""
+    """What the adjustments make of one order. `found`: by coordinates, why one is refused, or None."""
 
     retracted: bool
     restated_micros: int | None
@@ -48,7 +48,7 @@ class Decision(NamedTuple):
 
 
 def settle(person: Person, policy: Policy) -> tuple[list[Decision], dict[Coordinates, str]]:
-    """Every decision on one user's conversions, and the reason of every adjustment that applies to no order although it names some."""
+    """Every decision on one user's conversions, and why an adjustment that names orders applies to none."""
     orders = [
         order
         for platform, conversions in judged_conversions(person, policy).items()
@@ -91,7 +91,7 @@ def is_eligible(touch: Arrival, conversion: Arrival, rule: Platform) -> bool:
 
 
 def credited_touch(conversion: Arrival, platform: str, touches: list[Arrival], policy: Policy) -> Arrival | None:
-    """The eligible touch with the largest (rank of kind, event_time, event_id); of equal ones the first that was accepted."""
+    """The eligible touch with the largest (rank of kind, event_time, event_id); of equal ones the first accepted."""
     eligible = eligible_touches(conversion, platform, touches, policy)
     return max(eligible, key=lambda touch: (STRENGTH[touch.event.event_type], *touch.time_and_id), default=None)
 
@@ -108,12 +108,12 @@ def judged_platforms(conversion: Arrival, touches: list[Arrival], policy: Policy
 def judged_conversions(person: Person, policy: Policy) -> dict[str, list[Arrival]]:
     """The conversions that each platform judges, by (event_time, event_id), noise left out.
 
-    A conversion that names the platform and one that names none can have the same conversion_name and event_id, and so the same
-    row: they are two reports of one conversion, and the first by event_time stands, the one with the platform if they are equal.
+    An event sent both with and without its platform is one conversion: on a platform, of those with the same
+    (conversion_name, event_id) only the first by (event_time, platform or "") is judged.
     """
     judged: dict[str, list[Arrival]] = defaultdict(list)
     standing: set[tuple[str, str | None, str]] = set()
-    for conversion in sorted(person.conversions, key=lambda each: (*each.time_and_id, each.event.platform is None)):
+    for conversion in sorted(person.conversions, key=lambda each: (*each.time_and_id, each.event.platform or "")):
         if counted_action(policy, conversion) is None:
             continue
         for platform in judged_platforms(conversion, person.touches, policy):
@@ -133,7 +133,7 @@ def split_into_orders(platform: str, conversions: list[Arrival], order_window_ms
         if order_id:
             group = (conversion.event.conversion_name, order_id)
             order = latest.get(group)
-            # "each later one at most `order_window` after it is a duplicate of it; the next one beyond starts a new order"
+            # "each later one at most `order_window` after it is a duplicate; the next one beyond starts a new order"
             if order is not None and conversion.time_ms - order.reports[0].time_ms <= order_window_ms:
                 order.reports.append(conversion)
                 continue
@@ -223,7 +223,7 @@ def value_of(first: Arrival, action: Action, restated_micros: int | None) -> int
 
 
 def give_places(decisions: list[Decision]) -> list[Decision]:
-    """Where the action counts `one`, the first conversion of a touch keeps `counted`, and the others become `uncounted`."""
+    """Where the action counts `one`, the first conversion of a touch keeps `counted`, the others become `uncounted`."""
     given: set[tuple[str, str | None, str, str]] = set()
     settled = []
     for decision in sorted(decisions, key=lambda each: each.conversion.time_and_id):
@@ -239,7 +239,7 @@ def give_places(decisions: list[Decision]) -> list[Decision]:
 
 
 def counts_one(decision: Decision) -> bool:
-    """Whether the action counts `one` on that platform: the platform's word on the action, else on all, else the action's own."""
+    """Whether the action counts `one` there: by the platform for the action, else for all, else by the action itself."""
     own_counts = decision.version.platforms[decision.platform].counts
     name = decision.conversion.event.conversion_name or ""
     return own_counts.get(name, own_counts.get("*", decision.action.count)) == "one"

@@ -1,6 +1,7 @@
 """What a counter tells the aggregators: changes of count rows, its watermark, and which input the batch was.
 
-One message a batch and deltas partition, not one a row: rows are many and small. A row's partition is a stable hash of its key.
+One message a batch and deltas partition, not one a row: rows are many and small. A row's partition is a stable hash of
+its key.
 """
 
 from collections.abc import Iterable
@@ -21,7 +22,9 @@ TOUCH_MEASURES: Final = tuple(
 
 
 class Mark(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One owner partition's progress: its watermark (epoch ms), and the half-open offset range that the batch took of each input topic."""
+    """One owner partition's progress: its watermark (epoch ms), and the half-open offset range that the batch took of
+    each input topic.
+    """
 
     partition: int
     watermark_ms: int
@@ -29,7 +32,9 @@ class Mark(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class DeltaMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One message of `onecount.deltas`. `partitions`: how many owner partitions there are; a row: key, then the change of each measure."""
+    """One message of `onecount.deltas`. `partitions`: how many owner partitions there are; a row: key, then the change
+    of each measure.
+    """
 
     partitions: int
     marks: list[Mark]
@@ -43,7 +48,9 @@ Numbers = tuple[int, int, int, int, int, int]
 
 
 def touch_deltas(touches: pl.DataFrame, dimensions: tuple[str, ...], window_ms: int) -> list[tuple[bytes, Numbers]]:
-    """Adds up touches (columns time_ms, type, platform, advertiser_id, cost and the dimensions) by window and dimensions."""
+    """Adds up touches (columns time_ms, type, platform, advertiser_id, cost and the dimensions) by window and
+    dimensions.
+    """
     if touches.is_empty():
         return []
     keys = ["window", "platform", "advertiser_id", *dimensions]
@@ -67,7 +74,9 @@ def touch_deltas(touches: pl.DataFrame, dimensions: tuple[str, ...], window_ms: 
 def messages(
     deltas: Iterable[tuple[bytes, Numbers]], marks: list[Mark], owner_partitions: int, delta_partitions: int
 ) -> list[tuple[int, bytes]]:
-    """The batch's messages as (deltas partition, value): at least one to every partition, since each needs the watermark."""
+    """The batch's messages as (deltas partition, value): at least one to every partition, since each needs the
+    watermark.
+    """
     by_partition: list[list[Any]] = [[] for _ in range(delta_partitions)]
     for key, numbers in deltas:
         by_partition[xxhash.xxh3_64_intdigest(key) % delta_partitions].append((key.decode(), *numbers))

@@ -1,0 +1,129 @@
+"""Reads Kafka's topics to fixed ends, read_committed, leaving no trace: no group is joined and nothing is committed."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import Final, TypeAlias
+
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from app.settings import Settings
+from app.verify.records import SOURCE_HEADER, Record, VerifyError, parse_source
+
+Spans: TypeAlias = dict[tuple[str, int], tuple[int, int]]
+
+_FETCH_RECORDS: Final = 10_000
+_POLL_S: Final = 0.5
+
+
+def partition_count(admin: AdminClient, topic: str, timeout_s: float) -> int:
+    """How many partitions a topic has; raises `VerifyError` if it does not exist."""
+    metadata = admin.list_topics(topic, timeout=timeout_s).topics[topic]
+    if metadata.error is not None or not metadata.partitions:
+        raise VerifyError(f"topic {topic} cannot be read ({metadata.error}); run `onecount topics create` first")
+    return len(metadata.partitions)
+
+
+def fix_spans(settings: Settings, topics: Iterable[str]) -> Spans:
+    """The offsets [first kept, end) of every partition as they are now; the end is the last stable offset.
+
+    Raises `VerifyError` for a topic that does not exist, KafkaException if the brokers don't answer.
+    """
+    timeout_s = settings.request_timeout_ms / 1000
+    admin = AdminClient(settings.client())
+    where = [
+        TopicPartition(topic, number) for topic in topics for number in range(partition_count(admin, topic, timeout_s))
+    ]
+    found = []
+    for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
+        futures = admin.list_offsets(
+            dict.fromkeys(where, spec), isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=timeout_s
+        )
+        found.append({(each.topic, each.partition): future.result().offset for each, future in futures.items()})
+    firsts, ends = found
+    return {each: (firsts[each], ends[each]) for each in sorted(firsts)}
+
+
+def read_log(settings: Settings, spans: Spans) -> Iterator[Message]:
+    """Every committed record of the spans, each partition by offset.
+
+    Raises `VerifyError` if no record comes for a minute though some are due, KafkaException for a failing client.
+    """
+    unread = {where: end for where, (first, end) in spans.items() if first < end}
+    properties = {"group.id": f"{settings.counter_group}.verify", "enable.auto.commit": False}
+    properties |= {"isolation.level": "read_committed", "enable.partition.eof": True, "auto.offset.reset": "error"}
+    if not unread:
+        return
+    with closing(Consumer(settings.client(**properties))) as consumer:
+        consumer.assign([TopicPartition(*where, spans[where][0]) for where in unread])
+        heard_s = time.monotonic()
+        while unread:
+            messages = consumer.consume(_FETCH_RECORDS, _POLL_S)
+            for message in messages:
+                where = (message.topic(), message.partition())
+                if not _is_end(message, unread.get(where, 0)):
+                    heard_s = time.monotonic()
+                    yield message
+                # The end may lie behind control records, which are not delivered: then the partition's EOF tells.
+                if message.offset() + 1 >= unread.get(where, 0) and unread.pop(where, None) is not None:
+                    consumer.pause([TopicPartition(*where)])
+            if time.monotonic() - heard_s > 6 * settings.request_timeout_ms / 1000:
+                raise VerifyError(f"no record came for {time.monotonic() - heard_s:.0f} s; unread: {sorted(unread)}")
+
+
+def _is_end(message: Message, end: int) -> bool:
+    """Whether a message is no record of the span, but its partition's EOF or a record beyond the end."""
+    error = message.error()
+    if error is None:
+        return message.offset() >= end
+    if error.code() == KafkaError._PARTITION_EOF:
+        return True
+    raise VerifyError(f"{message.topic()}/{message.partition()} cannot be read: {error}")
+
+
+def to_record(message: Message) -> Record:
+    """A consumed message as the oracle takes it."""
+    source = None
+    for name, value in message.headers() or ():
+        if name == SOURCE_HEADER:
+            source = parse_source(value)
+    return Record(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        message.timestamp()[1],
+        message.key(),
+        message.value(),
+        source,
+    )
+
+
+def unread_spans(settings: Settings, group: str, spans: Spans) -> Spans:
+    """Where a group's committed offset has not reached the end, though a record is left to read: those offsets."""
+    request = ConsumerGroupTopicPartitions(group, [TopicPartition(*where) for where in spans])
+    timeout_s = settings.request_timeout_ms / 1000
+    answered = AdminClient(settings.client()).list_consumer_group_offsets(
+        [request], require_stable=True, request_timeout=timeout_s
+    )
+    behind: Spans = {}
+    for each in answered[group].result().topic_partitions:
+        first, end = spans[each.topic, each.partition]
+        next_offset = max(each.offset, first)  # a group that committed nothing has a negative offset
+        if next_offset < end:
+            behind[each.topic, each.partition] = (next_offset, end)
+    # Control records take up offsets that no consumer ever commits, so only a record that can be read is a lag.
+    return {where: span for where, span in behind.items() if any(True for _ in read_log(settings, {where: span}))}
+
+
+def wait_until_read(settings: Settings, group: str, spans: Spans, wait_s: float) -> None:
+    """Returns when a group has committed every record of the spans; after `wait_s` seconds raises `VerifyError`."""
+    deadline_s = time.monotonic() + wait_s
+    while behind := unread_spans(settings, group, spans):
+        if time.monotonic() > deadline_s:
+            lags = ", ".join(f"{topic}/{number} up to {end - at}" for (topic, number), (at, end) in behind.items())
+            raise VerifyError(
+                f"group {group} is still behind after {wait_s:g} s (records to read by partition: {lags}); "
+                "see that its workers run, or wait longer"
+            )
+        time.sleep(_POLL_S)
