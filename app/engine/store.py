@@ -111,7 +111,5 @@ def unsafe_settings(store: RedisStore) -> list[str]:
     reply = store.run([("CONFIG", "GET", "maxmemory-policy")])[0]
     name = dict(zip(reply[::2], reply[1::2], strict=True)).get(b"maxmemory-policy", b"").decode()
     if name != "noeviction":
-        found.append(
-            f"maxmemory-policy is {name or 'unknown'}: set it to noeviction, or counted events would be evicted"
-        )
-    return found
+        return [f"maxmemory-policy is {name or 'unknown'}: set it to noeviction, or counted events would be evicted"]
+    return []
