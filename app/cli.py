@@ -225,13 +225,13 @@ def verify(
     Exit code 0 if all rows are equal.
     """
     from app.engine.policy_topic import recorded_policy
-    from app.verify import verify as compare
+    from app.verify.compare import verify as compare
 
     settings = from_environment()
     report = compare(
         settings, recorded_policy(settings, KafkaClients(settings)), show=show, wait_s=wait, console=console
     )
-    raise typer.Exit(0 if report.is_equal else FAILED)
+    raise typer.Exit(0 if report.ok else FAILED)
 
 
 @app.command()

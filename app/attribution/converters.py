@@ -13,7 +13,7 @@ import xxhash
 
 from app.policy.model import DAY_MS
 
-BUCKETS: Final = 256
+BUCKETS: Final = 64
 _PAIR: Final = np.dtype([("user", "<u8"), ("time", "<i8")])
 
 Command = tuple[Any, ...]
@@ -72,6 +72,11 @@ class Converters:
                 self.latest_ms[user] = time_ms
         self.days |= by_day.keys()
         return [("APPEND", self.late_key(day), np.array(found, dtype=_PAIR).tobytes()) for day, found in by_day.items()]
+
+    def latest_of(self, users: np.ndarray) -> np.ndarray:
+        """The latest conversion (ms, int64) of each user hash, -1 where there is none."""
+        get = self.latest_ms.get
+        return np.fromiter([get(user, -1) for user in users.tolist()], dtype=np.int64, count=len(users))
 
     def load(self, blobs: Iterable[bytes | None]) -> None:
         """Reads the stored pairs back after this process took the partition over."""

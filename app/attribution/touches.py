@@ -18,7 +18,7 @@ import xxhash
 from app.attribution.state import Touch
 from app.policy.model import DAY_MS, Policy
 
-BUCKETS: Final = 1024
+BUCKETS: Final = 512
 ID_WIDTHS: Final = (16, 40, 512)  # a short id, a UUID, and 128 characters of UTF-8
 SEGMENTS_PER_WINDOW: Final = 4
 MAX_CACHED_NAMES: Final = 1_000_000

@@ -13,7 +13,7 @@ import numpy as np
 
 from app.dedup.filter import IdFilter
 
-BUCKETS: Final = 1024
+BUCKETS: Final = 512
 GENERATIONS_PER_WINDOW: Final = 4
 
 Command = tuple[Any, ...]

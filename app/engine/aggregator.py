@@ -7,7 +7,7 @@ offsets, so they are the fold.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +15,7 @@ import orjson
 
 from app.contract import rows
 from app.contract.events import MICROS, to_micros
-from app.engine.fold import Command, Fold, Record, Run
+from app.engine.fold import Batch, Command, Fold, Run
 from app.engine.state import StateRefused
 from app.policy.model import Policy
 from app.settings import Settings
@@ -104,7 +104,7 @@ class AggregatorStage:
         """Forgets a partition's in-memory view."""
         self.opened.pop(partition, None)
 
-    def fold(self, batches: dict[int, Sequence[Record]], suppressed: set[int], run: Run) -> Fold:
+    def fold(self, batches: dict[int, Batch], suppressed: set[int], run: Run) -> Fold:
         """Adds the batch's deltas to the counts; upserts for each row that changed, and for each row of a window that
         became final.
         """
@@ -120,12 +120,12 @@ class AggregatorStage:
         return fold
 
     def _plan(
-        self, opened: AggregatorPartition, batch: Sequence[Record]
+        self, opened: AggregatorPartition, batch: Batch
     ) -> tuple[dict[int, dict[str, list[int]]], list[int], list[Command]]:
         """The changes by window and row key, the windows that become final, and the commands that read both."""
         changed: dict[int, dict[str, list[int]]] = defaultdict(dict)
         closed_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
-        for record in batch:
+        for record in batch.records:
             message = deltas.decode(record.value() or b"")
             opened.view.partitions = message.partitions
             for mark in message.marks:

@@ -4,7 +4,7 @@ The many (views, clicks, visits) are columns, the few (conversions, adjustments,
 a time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ from app.contract import reasons, rows
 from app.contract.events import EVENT_TYPES, Event, Rejection
 from app.dedup.identity import event_hashes
 from app.engine.counter_partition import CounterPartition, UserWork
-from app.engine.fold import Fold, Record, Run
+from app.engine.fold import Batch, Fold, Record, Run
 from app.engine.settlement import reconcile_partition, settle_users
 from app.intake.decode import ADJUSTMENT, CONVERSION, TOUCH_CODES, Decoded, decode_batch
 from app.intake.partitioner import owners
@@ -51,15 +51,15 @@ class CounterStage:
         """Forgets a partition's in-memory view."""
         self.opened.pop(partition, None)
 
-    def fold(self, batches: dict[int, Sequence[Record]], suppressed: set[int], run: Run) -> Fold:
+    def fold(self, batches: dict[int, Batch], suppressed: set[int], run: Run) -> Fold:
         """Folds the records of each partition, in the order given. Two round trips to Redis at most but for unread
         names.
         """
         fold = Fold()
         parts = np.repeat(
-            np.fromiter(batches, dtype=np.int64, count=len(batches)), [len(batch) for batch in batches.values()]
+            np.fromiter(batches, dtype=np.int64, count=len(batches)), [len(batch.records) for batch in batches.values()]
         )
-        messages = [message for batch in batches.values() for message in batch]
+        messages = [message for batch in batches.values() for message in batch.records]
         decoded = self._intake(messages, parts, suppressed, fold)
         own, stream_ms = self._own(messages, parts, decoded, suppressed, fold)
         fresh = self._dedup(parts, decoded, own, stream_ms, run, fold)
@@ -196,7 +196,7 @@ class CounterStage:
 
     def _publish_deltas(
         self,
-        batches: dict[int, Sequence[Record]],
+        batches: dict[int, Batch],
         touches: pl.DataFrame,
         changed: list[CountDelta],
         suppressed: set[int],
@@ -206,7 +206,7 @@ class CounterStage:
         for platform, code, count in touches.group_by("platform", "type").len().iter_rows():
             fold.counted["accepted", platform, EVENT_TYPES[code]] += count
         marks = [
-            deltas.Mark(partition, self.opened[partition].stream_ms, records.ranges(batch))
+            deltas.Mark(partition, self.opened[partition].stream_ms, batch.ranges)
             for partition, batch in batches.items()
             if partition not in suppressed
         ]

@@ -5,6 +5,7 @@ brings for one user.
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import xxhash
 
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
@@ -165,3 +166,10 @@ class UserWork:
 def user_hash(advertiser_id: str, user_id: str) -> int:
     """The 64-bit hash that stands for a user in touch records and the late index."""
     return xxhash.xxh3_64_intdigest(user_field(advertiser_id, user_id).encode())
+
+
+def user_hashes(events: list[Event]) -> np.ndarray:
+    """`user_hash` (uint64) of each event's user."""
+    digest = xxhash.xxh3_64_digest
+    found = b"".join([digest(f"{event.advertiser_id}\x1f{event.user_id}".encode()) for event in events])
+    return np.frombuffer(found, dtype=">u8").astype(np.uint64)

@@ -1,9 +1,9 @@
 """What a stage is to the engine: a fold over batches of records. Data only; the loop is in loop.py."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from app.publish.records import Outputs
 
@@ -21,6 +21,13 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     def timestamp(self) -> tuple[int, int]: ...
     def headers(self) -> list[tuple[str, bytes]] | None: ...
+
+
+class Batch(NamedTuple):
+    """One partition's records to fold, in order of (topic, offset), and the half-open offset range that they take of each topic."""
+
+    records: list[Record]
+    ranges: dict[str, tuple[int, int]]
 
 
 @dataclass
@@ -54,7 +61,7 @@ class Stage(Protocol):
     def close(self, partition: int) -> None:
         """Forgets a partition's in-memory view."""
 
-    def fold(self, batches: dict[int, Sequence[Record]], suppressed: set[int], run: Run) -> Fold:
+    def fold(self, batches: dict[int, Batch], suppressed: set[int], run: Run) -> Fold:
         """Folds each partition's records, in order; what `suppressed` partitions would publish is left out, since it
         is published already.
         """

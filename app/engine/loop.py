@@ -14,7 +14,7 @@ from confluent_kafka import KafkaException
 
 from app.engine.clients import Clients
 from app.engine.failpoint import passing
-from app.engine.fold import Fold
+from app.engine.fold import Batch, Fold
 from app.engine.ledger import Mode
 from app.engine.policy_topic import end_offset, establish
 from app.engine.rebuild import finish_rebuild, refuse_short_log
@@ -116,7 +116,7 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
                 finish_rebuild(session, partition)
             owned.mode = Mode.LIVE
     observer.owned(session)
-    return sum(map(len, batches.values()))
+    return sum(len(batch.records) for batch in batches.values())
 
 
 def _read(session: Session, settings: Settings) -> None:
@@ -125,17 +125,15 @@ def _read(session: Session, settings: Settings) -> None:
     count, size_bytes = 0, 0
     while count < settings.max_batch_events and size_bytes < settings.max_batch_bytes:
         left_s = deadline - time.monotonic()
-        records = session.poll(settings.max_batch_events - count, max(left_s, 0))
-        count += len(records)
-        size_bytes += sum([len(record) for record in records])
-        if left_s <= 0 and not records:
-            break
+        taken, bytes_taken = session.poll(settings.max_batch_events - count, max(left_s, 0))
+        count += taken
+        size_bytes += bytes_taken
         if time.monotonic() >= deadline:
             break
     passing("batch_read")
 
 
-def _carry(session: Session, batches: dict[int, list], observer: Observer) -> None:
+def _carry(session: Session, batches: dict[int, Batch], observer: Observer) -> None:
     """Steps 2 to 5 for one batch of several partitions."""
     owned = session.owned
     suppressed = {partition for partition in batches if owned[partition].mode is not Mode.LIVE}
@@ -154,18 +152,14 @@ def _carry(session: Session, batches: dict[int, list], observer: Observer) -> No
     marks.append(time.perf_counter())
     for name, begun, ended in zip(("watch", "fold", "publish", "write"), marks, marks[1:], strict=False):
         observer.step(name, ended - begun)
-    session.folded += sum(map(len, batches.values()))
-    observer.batch(fold, sum(map(len, batches.values())))
+    count = sum(len(batch.records) for batch in batches.values())
+    session.folded += count
+    observer.batch(fold, count)
 
 
-def _reached(start: dict[str, int], batch: list) -> dict[str, int]:
-    """The first offset of each topic that the batch leaves undone: last + 1; all topics, so that none's offsets expire
-    in the group.
-    """
-    reached = dict(start)
-    for record in batch:
-        reached[record.topic()] = max(reached[record.topic()], record.offset() + 1)
-    return reached
+def _reached(start: dict[str, int], batch: Batch) -> dict[str, int]:
+    """The first offset of each topic that the batch leaves undone: last + 1; all topics, so that none's offsets expire in the group."""
+    return start | {topic: after for topic, (_, after) in batch.ranges.items()}
 
 
 class IdleClock:

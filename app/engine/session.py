@@ -5,7 +5,8 @@ what the old one left open, a new membership proves who owns what, and `reopen` 
 far the last batch got. So a timed-out commit, a fenced producer, a lost Redis reply and a crash are one case.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -13,8 +14,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from app.engine import ledger
 from app.engine.clients import Clients
 from app.engine.failpoint import passing
-from app.engine.fold import Fold, Record, Stage
-from app.engine.ledger import Mode
+from app.engine.fold import Fold, Stage
+from app.engine.owned import Owned
 from app.engine.state import StateRefused
 from app.engine.store import Store
 from app.settings import Settings
@@ -34,45 +35,6 @@ class Reading(NamedTuple):
     group: str
     topics: tuple[str, ...]
     published_topic: str  # read back when state was lost
-
-
-class Owned:
-    """One partition that this worker owns."""
-
-    def __init__(self, epoch: int, mode: Mode, offsets: dict[str, int], committed: dict[str, int | None]) -> None:
-        self.epoch = epoch
-        self.mode = mode
-        self.next = offsets  # M: the first offset of each topic that is not in the state
-        self.read = dict(offsets)  # the first offset of each topic that was not consumed yet
-        self.committed = committed  # C, as it was when the partition was opened
-        self.pending: list[Record] = []
-        self.at_end: set[str] = set()
-        self.log_checked = False
-
-    def behind(self, topic: str) -> bool:
-        """Whether records of this topic that are published already are still to be read."""
-        reached = self.committed.get(topic)
-        return reached is not None and self.read[topic] < reached
-
-    def take(self) -> list[Record]:
-        """The records to fold now. Those of a replay come all at once, cut exactly at C, since their batch was one; a
-        rebuild's come as they are.
-        """
-        if not self.pending or (self.mode is Mode.REPLAY and any(self.behind(topic) for topic in self.read)):
-            return []
-        if self.mode is Mode.LIVE:
-            taken, self.pending = self.pending, []
-        else:
-            taken = [record for record in self.pending if record.offset() < (self.committed.get(record.topic()) or 0)]
-            chosen = {(record.topic(), record.offset()) for record in taken}
-            self.pending = [record for record in self.pending if (record.topic(), record.offset()) not in chosen]
-        return sorted(taken, key=lambda record: (record.topic(), record.offset()))
-
-    def is_caught_up(self) -> bool:
-        """Whether everything that is published is in the state again."""
-        return all(not self.behind(topic) for topic in self.read) and all(
-            offset >= (self.committed.get(topic) or 0) for topic, offset in self.next.items()
-        )
 
 
 class Session:
@@ -166,32 +128,32 @@ class Session:
         self.owned[partition] = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed)
         passing("reopened")
 
-    def poll(self, count: int, timeout_s: float) -> list[Message]:
-        """Consumes up to `count` records, in at most `timeout_s`; they are added to their partitions' pending ones."""
+    def poll(self, count: int, timeout_s: float) -> tuple[int, int]:
+        """Consumes up to `count` records, in at most `timeout_s`, into their partitions' pending ones; how many, and their bytes."""
         messages = self._kafka(self.consumer.consume, min(count, _SLICE), timeout_s)
         if self.failure is not None:
             raise self.failure
-        records = []
+        taken = 0
+        for (topic, partition, failed), group in groupby(messages, _place):
+            owned = self.owned.get(partition)
+            if failed:
+                self._look_at_errors(group, owned)
+            elif owned is not None:  # else it was fetched before the partition was taken away
+                taken += owned.add(topic, list(group))
+        return taken, sum(map(len, messages))
+
+    def _look_at_errors(self, messages: Iterable[Message], owned: Owned | None) -> None:
         for message in messages:
             error = message.error()
-            owner = self.owned.get(message.partition()) if message.partition() is not None else None
-            if error is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    if owner is not None:
-                        owner.at_end.add(message.topic())
-                    continue
-                if error.code() == KafkaError._AUTO_OFFSET_RESET:
-                    raise StateRefused(
-                        f"{message.topic()}/{message.partition()}: {error.str()}: the log no longer holds what the state needs; run `onecount rebuild`"
-                    )
-                raise SessionEnded(f"consuming: {error}")
-            if owner is None or message.offset() < owner.read[message.topic()]:
-                continue  # fetched before the partition was taken away or set back
-            owner.read[message.topic()] = message.offset() + 1
-            owner.at_end.discard(message.topic())
-            owner.pending.append(message)
-            records.append(message)
-        return records
+            place = f"{message.topic()}/{message.partition()}"
+            if error.code() == KafkaError._AUTO_OFFSET_RESET:
+                raise StateRefused(
+                    f"{place}: {error.str()}: the log no longer holds what the state needs; run `onecount rebuild`"
+                )
+            if error.code() != KafkaError._PARTITION_EOF:
+                raise SessionEnded(f"consuming {place}: {error}")
+            if owned is not None:
+                owned.at_end.add(message.topic())
 
     def lag_records(self) -> int:
         """How many records of the owned partitions are not consumed yet, as far as the client knows."""
@@ -265,3 +227,7 @@ class Session:
             return call(*arguments, **named)
         except (KafkaException, BufferError) as error:
             raise SessionEnded(f"Kafka: {error}") from error
+
+
+def _place(message: Message) -> tuple[str, int, bool]:
+    return message.topic(), message.partition(), message.error() is not None

@@ -16,11 +16,19 @@ from app.attribution.users import CountDelta, attributed_row, changes, prune, ta
 from app.contract import rows
 from app.contract.events import TOUCH_TYPES, Event, Rejection, to_micros
 from app.contract.rows import AttributedRow
-from app.engine.counter_partition import CounterPartition, UserWork
+from app.engine.counter_partition import CounterPartition, UserWork, user_hashes
 from app.engine.fold import Command, Fold, Run
 from app.policy.model import Policy
 from app.publish import records
 from app.settings import Settings
+
+
+class Storable(NamedTuple):
+    """The creditable touches of one partition's batch: as they are stored, with each one's user hash and event."""
+
+    batch: touch_store.Batch
+    bases: np.ndarray
+    events: list[Event]
 
 
 class _Reading(NamedTuple):
@@ -63,9 +71,7 @@ def settle_users(
     return changed
 
 
-def _storable(
-    touches: pl.DataFrame, events: list[Event], policy: Policy
-) -> dict[int, tuple[touch_store.Batch, list[UserWork]]]:
+def _storable(touches: pl.DataFrame, events: list[Event], policy: Policy) -> dict[int, Storable]:
     """The touches that some method can credit, by partition, with the user of each."""
     if touches.is_empty():
         return {}
@@ -79,11 +85,10 @@ def _storable(
     found = {}
     for (partition,), part in kept.partition_by("part", as_dict=True, maintain_order=True).items():
         sources = [events[index] for index in part["row"].to_list()]
-        users = [UserWork(event.advertiser_id, event.user_id) for event in sources]
+        bases = user_hashes(sources)
         salts = {
             platform: np.uint64(touch_store.name_code(platform)) for platform in part["platform"].unique().to_list()
         }
-        bases = np.array([user.base for user in users], dtype=np.uint64)
         batch = touch_store.Batch(
             kinds=[TOUCH_TYPES[code] for code in part["type"].to_list()],
             users=bases + np.array([salts[platform] for platform in part["platform"].to_list()], dtype=np.uint64),
@@ -91,29 +96,25 @@ def _storable(
             event_ids=[event.event_id for event in sources],
             attributes=[part[name].to_list() for name in policy.bounds.keep],
         )
-        found[int(partition)] = (batch, users)
+        found[int(partition)] = Storable(batch, bases, sources)
     return found
 
 
 def _reading(
     view: CounterPartition,
     work: dict[str, UserWork],
-    storable: tuple[touch_store.Batch, list[UserWork]] | None,
+    storable: Storable | None,
     policy: Policy,
     fold: Fold,
 ) -> _Reading:
     packed: dict[touch_store.SegmentKey, np.ndarray] = {}
     names: list[Command] = []
     if storable is not None:
-        batch, users = storable
-        packed, names = view.touches.encode(batch, view.stream_ms)
-        latest = view.converters.latest_ms
-        for user, time_ms in zip(users, batch.times_ms.tolist(), strict=True):
-            if (
-                latest.get(user.base, -1) > time_ms
-            ):  # late: a conversion that it may be credited with is settled already
-                UserWork.of(work, user.advertiser_id, user.user_id)
-                fold.counted["late",] += 1
+        packed, names = view.touches.encode(storable.batch, view.stream_ms)
+        for index in np.flatnonzero(view.converters.latest_of(storable.bases) > storable.batch.times_ms).tolist():
+            # late: a conversion that it may be credited with is settled already
+            UserWork.of(work, storable.events[index].advertiser_id, storable.events[index].user_id)
+            fold.counted["late",] += 1
     wanted = view.touches.wanted(_lookups(work.values(), policy))
     reads, fields = view.converters.read_commands(list(work))
     swept = view.bucket_to_sweep()

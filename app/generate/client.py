@@ -26,7 +26,7 @@ def producer_properties(settings: Settings, partitioner: str) -> dict[str, objec
             # A report for every record would cost more than producing it; what is not reported by the end
             # of a flush was delivered.
             "delivery.report.only.error": True,
-            "client.id": "onecount-producer",
+            "client.id": "onecount-generate",
         }
     )
 

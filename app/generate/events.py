@@ -23,9 +23,8 @@ from app.generate.scene import (
 from app.generate.world import pick_users
 from app.policy.model import Policy
 
-_CHUNK: Final = (
-    4_096  # draws of chance are made for so many positions at once, which is several times faster than one by one
-)
+# Draws of chance are made for so many positions at once, which is several times faster than one by one.
+_CHUNK: Final = 4_096
 _TOUCHES: Final = frozenset(("view", "click", "engaged_view"))
 # What starts at the stream's last moment is over by then: a late click, its conversion's second report, an
 # adjustment, and that one again.

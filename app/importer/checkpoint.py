@@ -14,22 +14,23 @@ _PREFIX_BYTES: Final = 1 << 20
 
 @dataclass
 class Checkpoint:
-    """`delivered`: rows (of a mapping with sort_by_time: events, in order of time) that need not be sent again."""
+    """`delivered`: events, in the order in which they are sent, that need not be sent again."""
 
     file_bytes: int
     file_sha256_prefix: str  # of the first MiB
-    mapping_sha256: str
+    rules_sha256: str  # of what decides which events the rows give: the mapping and the policy's platforms
     topic: str
     delivered: int = 0
     complete: bool = False
 
 
-def start_checkpoint(path: Path, mapping_sha256: str, topic: str) -> Checkpoint:
+def start_checkpoint(path: Path, mapping_sha256: str, platforms: frozenset[str], topic: str) -> Checkpoint:
     """The checkpoint of an import that has not begun. `ImportRefusedError` if the file cannot be read."""
     try:
         with path.open("rb") as file:
             prefix = hashlib.sha256(file.read(_PREFIX_BYTES)).hexdigest()
-        return Checkpoint(path.stat().st_size, prefix, mapping_sha256, topic)
+        rules = hashlib.sha256(json.dumps([mapping_sha256, *sorted(platforms)]).encode()).hexdigest()
+        return Checkpoint(path.stat().st_size, prefix, rules, topic)
     except OSError as error:
         raise ImportRefusedError(f"cannot read {path}: {error.strerror}") from error
 
@@ -47,14 +48,14 @@ def resume_checkpoint(state_path: Path, fresh: Checkpoint) -> Checkpoint:
             f"{state_path} is no state of an import ({error}); remove it, or start anew without resuming"
         ) from error
     for name, what in (
-        ("file_bytes", "the file has another size"),
-        ("file_sha256_prefix", "the file begins otherwise"),
-        ("mapping_sha256", "the mapping is another"),
-        ("topic", f"it went to the topic {saved.topic}"),
+        ("file_bytes", "the size of the file has changed"),
+        ("file_sha256_prefix", "the beginning of the file has changed"),
+        ("rules_sha256", "the mapping or the policy's platforms have changed"),
+        ("topic", f"the topic has changed (it was {saved.topic})"),
     ):
         if getattr(saved, name) != getattr(fresh, name):
             raise ImportRefusedError(
-                f"cannot resume from {state_path}: {what} than when it was written. Start anew without resuming: rows that were "
+                f"cannot resume from {state_path}: since it was written, {what}. Start anew without resuming: rows that were "
                 "sent before keep their event_id if the mapping gives it, and are then counted once within dedup_window"
             )
     return saved

@@ -1,52 +1,44 @@
-"""The import: a first pass that judges every row, then a second one that sends, in steps that Kafka acknowledges."""
+"""The import: first every row is judged, then what was judged is sent, in batches that Kafka acknowledges."""
 
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO
 
-from confluent_kafka import KafkaError, Message
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from app.generate.client import open_producer
 from app.importer.checkpoint import Checkpoint, resume_checkpoint, save_checkpoint, start_checkpoint
 from app.importer.mapping import Mapping, load_mapping
-from app.importer.ordering import merge_runs, write_runs
-from app.importer.prepare import Prepared
+from app.importer.ordering import Spool, read_spool, write_spool
 from app.importer.refusal import ImportRefusedError
+from app.importer.sending import batches, open_producer, send_batch
 from app.importer.source import open_source
-from app.importer.survey import Survey, outcomes, survey
+from app.importer.survey import Survey, survey
 from app.importer.topic import TopicState, describe_topic, refuse_impossible
 from app.policy.model import Policy
 from app.settings import Settings
 
-BATCH_RECORDS: Final = 10_000  # between two acknowledged positions
-_FLUSH_TIMEOUT_S: Final = 60.0
-_PROGRESS_EVERY_ROWS: Final = 1_000
-
-Step = tuple[Prepared, ...]  # what is sent wholly or not yet: a row's events; of a sorted import, one event
+_PROGRESS_EVERY_ROWS = 1_000
 
 
 @dataclass
 class Summary:
-    """What an import did. `sent` events are acknowledged; `rows` and the counters are of the whole file (or up to
-    `limit`).
-    """
+    """What an import did. `sent` events are acknowledged; `rows` and the counters are of all rows that were judged."""
 
     rows: int = 0
     sent: int = 0
-    resumed_at: int = 0  # rows (of a sorted import: events) that an earlier run had delivered
+    resumed_at: int = 0  # events that an earlier run had delivered
     complete: bool = False
-    events: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)  # by rule of the mapping
+    rejected: Counter[str] = field(default_factory=Counter)  # rows by reason
+    skipped: Counter[str] = field(default_factory=Counter)  # rows by why
     oldest_ms: int | None = None
     newest_ms: int | None = None
     rejected_path: Path | None = None
@@ -68,66 +60,60 @@ def import_file(
     open_with: Callable[..., Any] = open_producer,
     look_up: Callable[[Settings, str], TopicState] = describe_topic,
 ) -> Summary:
-    """Sends a file's rows to a raw topic (the first of `events_topics` if not given), each with its own time as Kafka
-    timestamp.
+    """Sends a file's rows to a raw topic (the first of `events_topics` if not given), each at its own time.
 
-    `rejected_path` and `state_path` stand next to the file if not given. `resume` carries on after what an earlier run
-    delivered. `limit`: at most so many rows (of a mapping with sort_by_time: events) in this run. Nothing is sent
-    before the whole file is judged. Raises `MappingError` for a mapping that cannot work, `ImportRefusedError` for
-    everything else that stops it.
+    Nothing is sent before all of it is judged; until then it lies in a temporary file (TMPDIR says where).
+    `rejected_path` and `state_path` stand next to the file if not given. `resume` carries on after the events that an
+    earlier run delivered. `limit`: at most so many events in this run.
+    Raises `MappingError` for a mapping that cannot work, `ImportRefusedError` for everything else that stops it.
     """
     started = time.monotonic()
     topic = topic or settings.events_topics[0]
     rejected_path = rejected_path or path.with_name(f"{path.name}.rejected.jsonl")
     state_path = state_path or path.with_name(f"{path.name}.import-state.json")
     mapping = load_mapping(mapping_path)
-    checkpoint = start_checkpoint(path, mapping.sha256, topic)
+    checkpoint = start_checkpoint(path, mapping.sha256, policy.platforms(), topic)
     if resume:
         checkpoint = resume_checkpoint(state_path, checkpoint)
     summary = Summary(resumed_at=checkpoint.delivered, complete=checkpoint.complete, rejected_path=rejected_path)
     if not checkpoint.complete:
         state = look_up(settings, topic)
-        with tempfile.TemporaryDirectory(prefix="onecount-import-") as folder, _bar(console) as bar:
-            found, runs = _judge_all(path, mapping, policy, rejected_path, checkpoint, limit, Path(folder), bar)
-            _take_over(summary, found)
+        with tempfile.TemporaryFile() as file, _bar(console) as bar:
+            judged = _judge(path, mapping, policy, rejected_path, checkpoint, limit, file, bar)
+            _take_over(summary, judged.found)
+            horizon_ms = policy.bounds.correction_horizon_ms
             refuse_impossible(
-                found,
-                state,
-                settings,
-                topic,
-                policy.bounds.correction_horizon_ms,
-                mapping.sort_by_time,
-                int(time.time() * 1000),
+                judged.found, state, settings, topic, horizon_ms, mapping.sort_by_time, int(time.time() * 1000)
             )
-            save_checkpoint(state_path, checkpoint)  # finds out now whether it can be written
-            with _steps(path, mapping, policy, runs) as steps:
-                send = _Sending(settings, policy, topic, open_with, summary, checkpoint, state_path)
-                total = sum(found.events.values()) if mapping.sort_by_time else found.rows
-                send.run(
-                    islice(steps, checkpoint.delivered, None if limit is None else checkpoint.delivered + limit),
-                    total,
-                    bar,
-                )
-                summary.complete = checkpoint.complete
+            save_checkpoint(state_path, checkpoint)  # finds out before the first record whether it can be written
+            _send(settings, policy, mapping, judged, limit, checkpoint, state_path, open_with, summary, bar)
+    summary.complete = checkpoint.complete
     summary.seconds = time.monotonic() - started
     if console:
         _print(console, summary, path, topic)
     return summary
 
 
-def _judge_all(
+@dataclass
+class _Judged:
+    found: Survey
+    spool: Spool
+    whole: bool  # it holds all of the file
+
+
+def _judge(
     path: Path,
     mapping: Mapping,
     policy: Policy,
     rejected_path: Path,
     checkpoint: Checkpoint,
     limit: int | None,
-    folder: Path,
+    file: BinaryIO,
     bar: Progress,
-) -> tuple[Survey, list[Path]]:
-    """The first pass. A mapping that sorts gets its records written to the folder, in sorted runs."""
-    rows = None if limit is None or mapping.sort_by_time else checkpoint.delivered + limit
-    sent_rows = 0 if mapping.sort_by_time else checkpoint.delivered
+) -> _Judged:
+    """Judges the rows and writes their records to `file`, no more of them than `limit` needs if the order allows."""
+    needed = None if limit is None or mapping.sort_by_time else checkpoint.delivered + limit
+    horizon_ms = policy.bounds.correction_horizon_ms
     task = bar.add_task("judging", total=checkpoint.file_bytes)
     found = Survey()
     with open_source(path, mapping) as source:
@@ -136,108 +122,60 @@ def _judge_all(
             if so_far.rows % _PROGRESS_EVERY_ROWS == 0:
                 bar.update(task, completed=source.bytes_read)
 
-        horizon_ms = policy.bounds.correction_horizon_ms
-        records = survey(found, source, mapping, policy.platforms(), horizon_ms, rejected_path, sent_rows, rows, on_row)
-        try:
-            runs = write_runs(records, folder) if mapping.sort_by_time else []
-            for _ in records:
-                pass
-        except OSError as error:
-            where = error.filename or rejected_path
-            raise ImportRefusedError(f"cannot write {where}: {error.strerror}; give another path for it") from error
-    bar.update(task, completed=checkpoint.file_bytes)
-    if runs:
-        first_unsent = next(islice(merge_runs(runs), checkpoint.delivered, None), None)
-        found.oldest_unsent_ms = first_unsent.time_ms if first_unsent else None
-    return found, runs
-
-
-@contextmanager
-def _steps(path: Path, mapping: Mapping, policy: Policy, runs: list[Path]) -> Iterator[Iterator[Step]]:
-    """Everything that is to be sent, from the first step on, always in the same order."""
-    if mapping.sort_by_time:
-        yield ((record,) for record in merge_runs(runs))
-        return
-    with open_source(path, mapping) as source:
-        yield (
-            tuple(record for _, record in outcome.events)
-            for _, outcome in outcomes(source, mapping, policy.platforms(), None)
+        all_records = survey(
+            found, source, mapping, policy.platforms(), horizon_ms, rejected_path, checkpoint.delivered, on_row
         )
+        try:
+            spool = write_spool(file, islice(all_records, needed), mapping.sort_by_time)
+            whole = next(all_records, None) is None
+            all_records.close()
+        except OSError as error:
+            where = error.filename or f"to {tempfile.gettempdir()} (set TMPDIR to have it elsewhere)"
+            raise ImportRefusedError(f"cannot write {where}: {error.strerror}") from error
+    bar.update(task, completed=checkpoint.file_bytes)
+    if mapping.sort_by_time:
+        first = next(islice(read_spool(spool, True), checkpoint.delivered, None), None)
+        found.oldest_unsent_ms = first.time_ms if first else None
+    return _Judged(found, spool, whole)
 
 
-@dataclass
-class _Sending:
-    """The second pass: sends steps in batches, and moves the checkpoint over each batch that Kafka has acknowledged."""
+def _send(
+    settings: Settings,
+    policy: Policy,
+    mapping: Mapping,
+    judged: _Judged,
+    limit: int | None,
+    checkpoint: Checkpoint,
+    state_path: Path,
+    open_with: Callable[..., Any],
+    summary: Summary,
+    bar: Progress,
+) -> None:
+    """Sends what is not delivered yet, and moves the checkpoint over each batch that Kafka has acknowledged."""
+    task = bar.add_task("sending", total=judged.spool.records, completed=checkpoint.delivered)
+    failures: Counter[str] = Counter()
 
-    settings: Settings
-    policy: Policy
-    topic: str
-    open_with: Callable[..., Any]
-    summary: Summary
-    checkpoint: Checkpoint
-    state_path: Path
-    failures: Counter[str] = field(default_factory=Counter)
-
-    def run(self, steps: Iterator[Step], total: int, bar: Progress) -> None:
-        """Sends all steps. `ImportRefusedError` as soon as one is not acknowledged."""
-        producer = self.open_with(self.settings, self.policy.bounds.partitioner, self._on_failure)
-        task = bar.add_task("sending", total=total, completed=self.checkpoint.delivered)
-        # After a kill a batch is sent again. Its ids must not have been forgotten by then, so it may not span
-        # more of event time.
-        span_ms = self.policy.bounds.dedup_window_ms // 2
-        taken = records = 0
-        newest_ms = batch_start_ms = -1
-        for step in steps:
-            for time_ms, key, value in step:
-                newest_ms = max(newest_ms, time_ms)
-                if batch_start_ms < 0:
-                    batch_start_ms = newest_ms
-                self._send(producer, time_ms, key, value)
-            taken += 1
-            records += len(step)
-            if records >= BATCH_RECORDS or newest_ms - batch_start_ms > span_ms or taken >= 10 * BATCH_RECORDS:
-                self._acknowledge(producer, taken, records)
-                bar.update(task, completed=self.checkpoint.delivered)
-                taken = records = 0
-                batch_start_ms = newest_ms
-        self._acknowledge(producer, taken, records)
-        self.checkpoint.complete = self.checkpoint.delivered >= total
-        save_checkpoint(self.state_path, self.checkpoint)
-        bar.update(task, completed=self.checkpoint.delivered)
-
-    def _on_failure(self, error: KafkaError | None, _: Message) -> None:
+    def on_failure(error: Any, _: Any) -> None:
         if error is not None:
-            self.failures[error.str()] += 1
+            failures[error.str()] += 1
 
-    def _send(self, producer: Any, time_ms: int, key: bytes, value: bytes) -> None:
-        while True:
-            try:
-                producer.produce(self.topic, value, key, -1, None, None, time_ms)
-                return
-            except BufferError:
-                producer.poll(0.05)
-
-    def _acknowledge(self, producer: Any, taken: int, records: int) -> None:
-        left = producer.flush(_FLUSH_TIMEOUT_S)
-        if left:
-            self.failures[f"not acknowledged within {_FLUSH_TIMEOUT_S:.0f} s"] += left
-        if self.failures:
-            why = ", ".join(f"{count} x {reason}" for reason, count in self.failures.items())
-            raise ImportRefusedError(
-                f"{self.failures.total()} records were not delivered ({why}). Resume once Kafka is well: they are sent again"
-            )
-        self.checkpoint.delivered += taken
-        self.summary.sent += records
-        save_checkpoint(self.state_path, self.checkpoint)
+    producer = open_with(settings, policy.bounds.partitioner, on_failure)
+    until = None if limit is None else checkpoint.delivered + limit
+    records = islice(read_spool(judged.spool, mapping.sort_by_time), checkpoint.delivered, until)
+    # After a kill a batch is sent again. Its ids must not have been forgotten by then, so it may not span more.
+    for batch in batches(records, policy.bounds.dedup_window_ms // 2):
+        send_batch(producer, checkpoint.topic, batch, failures)
+        summary.sent += len(batch)
+        checkpoint.delivered += len(batch)
+        save_checkpoint(state_path, checkpoint)
+        bar.update(task, completed=checkpoint.delivered)
+    checkpoint.complete = judged.whole and checkpoint.delivered >= judged.spool.records
+    save_checkpoint(state_path, checkpoint)
 
 
 def _take_over(summary: Summary, found: Survey) -> None:
-    summary.rows, summary.events, summary.rejected, summary.skipped = (
-        found.rows,
-        found.events,
-        found.rejected,
-        found.skipped,
-    )
+    summary.rows, summary.events = found.rows, found.events
+    summary.rejected, summary.skipped = found.rejected, found.skipped
     summary.oldest_ms, summary.newest_ms = found.oldest_ms, found.newest_ms
 
 
@@ -247,26 +185,26 @@ def _bar(console: Console | None) -> Progress:
 
 
 def _print(console: Console, summary: Summary, path: Path, topic: str) -> None:
+    name = escape(path.name)
     if summary.complete and not summary.rows:
-        console.print(
-            f"{path.name} was imported completely before; nothing sent. Start anew without resuming to send it again."
-        )
+        console.print(f"{name} is imported already; nothing sent. Import without resuming to send it again.")
         return
-    table = Table(title=f"{path.name} -> {topic}", title_justify="left")
-    table.add_column("what")
+    console.print(f"{name} -> {escape(topic)}", highlight=False)
+    table = Table("what")
     table.add_column("number", justify="right")
     table.add_row("rows read", f"{summary.rows:,}")
-    for name, number in summary.events.most_common():
-        table.add_row(f"events: {name}", f"{number:,}")
-    for reason, number in summary.skipped.most_common():
-        table.add_row(f"rows left out: {reason}", f"{number:,}")
-    for reason, number in summary.rejected.most_common():
-        table.add_row(f"rows rejected: {reason}", f"{number:,}")
-    table.add_row("sent in this run", f"{summary.sent:,}")
+    for words, counter in (
+        ("events: ", summary.events),
+        ("rows left out: ", summary.skipped),
+        ("rows rejected: ", summary.rejected),
+    ):
+        for what, number in counter.most_common():
+            table.add_row(escape(words + what), f"{number:,}")
+    table.add_row("events sent in this run", f"{summary.sent:,}")
     console.print(table)
     if summary.resumed_at:
-        console.print(f"resumed after {summary.resumed_at:,} that an earlier run had delivered")
+        console.print(f"resumed after {summary.resumed_at:,} events that an earlier run had delivered")
     if summary.rejected:
-        console.print(f"the rejected rows are in {summary.rejected_path}")
+        console.print(f"the rejected rows are in {escape(str(summary.rejected_path))}", soft_wrap=True)
     if not summary.complete:
-        console.print("not finished (limit): resume to send the rest")
+        console.print("not all of it: resume to send the rest")

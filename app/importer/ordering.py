@@ -1,43 +1,73 @@
-"""Puts records in order of time on disk, so that a file of any size needs the memory of one run."""
+"""Keeps judged records on disk until they are sent, in the file's order or in order of time, in the memory of one run."""
 
 import heapq
+import io
+import os
 import struct
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from operator import attrgetter
+from typing import BinaryIO, Final
 
 from app.importer.prepare import Prepared
 
-RUN_RECORDS: Final = 200_000  # some 100 MB of memory
+RUN_RECORDS: Final = 100_000  # some 50 MB of memory
+_BUFFER_BYTES: Final = 1 << 16  # for each run while they are merged
 _HEAD: Final = struct.Struct("<qII")  # time, length of the key, length of the value
+_time = attrgetter("time_ms")
 
 
-def write_runs(records: Iterable[Prepared], folder: Path, run_records: int = RUN_RECORDS) -> list[Path]:
-    """Writes the records to files of the folder, each in order of time; returns them in the order of the input."""
-    runs: list[Path] = []
+@dataclass
+class Spool:
+    """Records in a file that has no name, so that nothing is left of it after a kill. `runs`: (start, end) in bytes."""
+
+    file: BinaryIO
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    records: int = 0
+
+
+def write_spool(file: BinaryIO, records: Iterable[Prepared], by_time: bool, run_records: int = RUN_RECORDS) -> Spool:
+    """Writes the records to the file run by run, each run in order of time if asked for."""
+    spool = Spool(file)
     source = iter(records)
+    end = 0
     while run := list(islice(source, run_records)):
-        run.sort(key=_time)
-        path = folder / f"run-{len(runs):05d}"
-        with path.open("wb") as file:
-            for time_ms, key, value in run:
-                file.write(_HEAD.pack(time_ms, len(key), len(value)) + key + value)
-        runs.append(path)
-    return runs
+        if by_time:
+            run.sort(key=_time)
+        start = end
+        for time_ms, key, value in run:
+            end += file.write(_HEAD.pack(time_ms, len(key), len(value)) + key + value)
+        spool.runs.append((start, end))
+        spool.records += len(run)
+    file.flush()
+    return spool
 
 
-def merge_runs(runs: list[Path]) -> Iterator[Prepared]:
-    """All records in order of time; records of one time keep the order of the input."""
-    return heapq.merge(*map(_read_run, runs), key=_time)
+def read_spool(spool: Spool, by_time: bool) -> Iterator[Prepared]:
+    """All records in order of time (those of one time in the input's order), or in the input's order."""
+    runs = [_read_run(spool.file.fileno(), start, end) for start, end in spool.runs]
+    return heapq.merge(*runs, key=_time) if by_time else chain.from_iterable(runs)
 
 
-def _time(record: Prepared) -> int:
-    return record.time_ms
+def _read_run(descriptor: int, start: int, end: int) -> Iterator[Prepared]:
+    file = io.BufferedReader(_Segment(descriptor, start, end), _BUFFER_BYTES)
+    while head := file.read(_HEAD.size):
+        time_ms, key_length, value_length = _HEAD.unpack(head)
+        yield Prepared(time_ms, file.read(key_length), file.read(value_length))
 
 
-def _read_run(path: Path) -> Iterator[Prepared]:
-    with path.open("rb") as file:
-        while head := file.read(_HEAD.size):
-            time_ms, key_length, value_length = _HEAD.unpack(head)
-            yield Prepared(time_ms, file.read(key_length), file.read(value_length))
+class _Segment(io.RawIOBase):
+    """A part of a file, read without moving the file's own position: many are read in turn from one descriptor."""
+
+    def __init__(self, descriptor: int, start: int, end: int) -> None:
+        self._descriptor, self._position, self._end = descriptor, start, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        wanted = memoryview(buffer)[: self._end - self._position]
+        read = os.preadv(self._descriptor, [wanted], self._position) if wanted else 0
+        self._position += read
+        return read

@@ -31,7 +31,7 @@ def describe_topic(settings: Settings, topic: str) -> TopicState:
         admin = AdminClient(settings.client())
         known = admin.list_topics(timeout=timeout_s).topics
         if topic not in known:
-            raise ImportRefusedError(f"there is no topic {topic}; make it with `onecount topics create`")
+            raise ImportRefusedError(f"there is no topic {topic}; make it with `onecount topics create --keep-forever`")
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         config = admin.describe_configs([resource], request_timeout=timeout_s)[resource].result()
         wanted = {TopicPartition(topic, number): OffsetSpec.max_timestamp() for number in known[topic].partitions}
@@ -70,7 +70,8 @@ def refuse_impossible(
         raise ImportRefusedError(
             f"{oldest}, but {topic} keeps records for {_span(state.retention_ms)} only: Kafka would delete it while it is being counted. "
             + advice("retention.ms=-1")
-            + f"\nand afterwards, if you want the old limit back, the same with retention.ms={state.retention_ms}"
+            + f"\nand afterwards, if you want the old limit back, the same with retention.ms={state.retention_ms}. "
+            "New topics can be made for history from the start: onecount topics create --keep-forever"
         )
     if age_ms > state.before_max_ms:
         raise ImportRefusedError(

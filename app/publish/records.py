@@ -1,6 +1,5 @@
 """Records as they are produced: plain dicts of `produce_batch`, by topic, and the coordinates of consumed ones."""
 
-from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from app.contract import rows
@@ -65,13 +64,3 @@ def rekeyed(message: Consumed, key: bytes) -> dict[str, Any]:
         "timestamp": message.timestamp()[1],
         "headers": [(SOURCE_HEADER, source)],
     }
-
-
-def ranges(batch: Sequence[Consumed]) -> dict[str, tuple[int, int]]:
-    """The half-open offset range of each topic in a partition's batch."""
-    found: dict[str, tuple[int, int]] = {}
-    for message in batch:
-        topic, offset = message.topic(), message.offset()
-        first, _ = found.get(topic, (offset, 0))
-        found[topic] = (first, offset + 1)
-    return found

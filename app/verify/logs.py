@@ -14,6 +14,7 @@ from app.verify.records import SOURCE_HEADER, Record, VerifyError, parse_source
 Spans: TypeAlias = dict[tuple[str, int], tuple[int, int]]
 
 _FETCH_RECORDS: Final = 10_000
+_FETCH_S: Final = 0.1  # a read of little waits this long for more
 _POLL_S: Final = 0.5
 
 
@@ -45,8 +46,8 @@ def fix_spans(settings: Settings, topics: Iterable[str]) -> Spans:
     return {each: (firsts[each], ends[each]) for each in sorted(firsts)}
 
 
-def read_log(settings: Settings, spans: Spans) -> Iterator[Message]:
-    """Every committed record of the spans, each partition by offset.
+def read_log(settings: Settings, spans: Spans, only_first: bool = False) -> Iterator[Message]:
+    """Every committed record of the spans, each partition by offset; with `only_first` no more than one of a partition.
 
     Raises `VerifyError` if no record comes for a minute though some are due, KafkaException for a failing client.
     """
@@ -59,14 +60,16 @@ def read_log(settings: Settings, spans: Spans) -> Iterator[Message]:
         consumer.assign([TopicPartition(*where, spans[where][0]) for where in unread])
         heard_s = time.monotonic()
         while unread:
-            messages = consumer.consume(_FETCH_RECORDS, _POLL_S)
-            for message in messages:
+            for message in consumer.consume(_FETCH_RECORDS, _FETCH_S):
                 where = (message.topic(), message.partition())
-                if not _is_end(message, unread.get(where, 0)):
+                end = unread.get(where, 0)  # 0: what still comes of a partition that is done
+                is_record = not _is_end(message, end)
+                if is_record:
                     heard_s = time.monotonic()
                     yield message
                 # The end may lie behind control records, which are not delivered: then the partition's EOF tells.
-                if message.offset() + 1 >= unread.get(where, 0) and unread.pop(where, None) is not None:
+                is_done = message.offset() + 1 >= end or (is_record and only_first)
+                if is_done and unread.pop(where, None) is not None:
                     consumer.pause([TopicPartition(*where)])
             if time.monotonic() - heard_s > 6 * settings.request_timeout_ms / 1000:
                 raise VerifyError(f"no record came for {time.monotonic() - heard_s:.0f} s; unread: {sorted(unread)}")
@@ -103,9 +106,8 @@ def unread_spans(settings: Settings, group: str, spans: Spans) -> Spans:
     """Where a group's committed offset has not reached the end, though a record is left to read: those offsets."""
     request = ConsumerGroupTopicPartitions(group, [TopicPartition(*where) for where in spans])
     timeout_s = settings.request_timeout_ms / 1000
-    answered = AdminClient(settings.client()).list_consumer_group_offsets(
-        [request], require_stable=True, request_timeout=timeout_s
-    )
+    admin = AdminClient(settings.client())  # held until the answer is there: a dropped client answers nothing
+    answered = admin.list_consumer_group_offsets([request], require_stable=True, request_timeout=timeout_s)
     behind: Spans = {}
     for each in answered[group].result().topic_partitions:
         first, end = spans[each.topic, each.partition]
@@ -113,7 +115,8 @@ def unread_spans(settings: Settings, group: str, spans: Spans) -> Spans:
         if next_offset < end:
             behind[each.topic, each.partition] = (next_offset, end)
     # Control records take up offsets that no consumer ever commits, so only a record that can be read is a lag.
-    return {where: span for where, span in behind.items() if any(True for _ in read_log(settings, {where: span}))}
+    unread = {(message.topic(), message.partition()) for message in read_log(settings, behind, only_first=True)}
+    return {where: span for where, span in behind.items() if where in unread}
 
 
 def wait_until_read(settings: Settings, group: str, spans: Spans, wait_s: float) -> None:

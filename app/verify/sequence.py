@@ -1,15 +1,44 @@
 """In which order an owner partition processes its events (docs/counting.md, section 1)."""
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from app.verify.records import Arrival, Record
+import msgspec
+
+from app.verify.records import Arrival, Order, Record
 
 # A record of a topic-partition, and the event that it brings to this owner: None if it was refused or is foreign.
 Step: TypeAlias = tuple[Record, Arrival | None]
 # Every topic-partition that brings events to one owner partition, each by offset.
 Streams: TypeAlias = dict[tuple[str, int], list[Step]]
+
+
+class _Mark(msgspec.Struct, array_like=True, gc=False):
+    partition: int
+    watermark_ms: int
+    ranges: dict[str, tuple[int, int]]
+
+
+class _DeltaMessage(msgspec.Struct, array_like=True, gc=False):
+    partitions: int
+    marks: list[_Mark]
+    rows: msgspec.Raw
+
+
+def committed_batches(values: Iterable[bytes]) -> Order:
+    """The batches of every owner partition, of the values of ONE partition of `onecount.deltas`, by offset.
+
+    Every batch sends its marks to each partition of that topic. Raises msgspec's ValidationError for other bytes.
+    """
+    order = defaultdict(list)
+    decode = msgspec.json.Decoder(_DeltaMessage).decode
+    for value in values:
+        for mark in decode(value).marks:
+            if mark.ranges:  # without any it only moves the watermark
+                order[mark.partition].append(mark.ranges)
+    return order
 
 
 def by_time(streams: Streams) -> list[Arrival]:

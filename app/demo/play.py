@@ -1,0 +1,169 @@
+"""The demo from beginning to end: the scene opens, events are counted, and `verify` has the last word."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+
+from app.demo.fault import Fault
+from app.demo.known_files import mapping_for
+from app.demo.outcome import (
+    generated_words,
+    import_table,
+    never_credited,
+    outcome_tables,
+    rejected_examples,
+)
+from app.demo.scene import Scene, open_scene
+from app.demo.screen import Picture
+from app.demo.show import frames, show_all
+from app.demo.watch import Feed, watch
+from app.engine.clients import KafkaClients
+from app.engine.policy_topic import recorded_policy
+from app.importer import load_mapping
+from app.verify import verify
+
+INTERRUPTED: Final = 130  # as shells report a program that Ctrl-C ended
+FAILED: Final = 1
+_VERIFY_WAIT_S: Final = 60.0
+_DIFFERENCES_SHOWN: Final = 5
+
+
+def run_demo(console: Console, *, seconds: float, rate: float, file: Path | None, mapping: Path | None) -> int:
+    """Plays the demo with generated events, or with a file's rows; the exit code: 0 only if `verify` found all equal.
+
+    Raises the errors of the rooms it uses (`LocalServiceError`, `ImportRefusedError`, `MappingError`, `PolicyError`,
+    `VerifyError`), with everything ended and removed.
+    """
+    task: dict[str, Any] = {"rate": rate, "seconds": seconds}
+    if file is not None:
+        mapping = mapping_for(file, mapping)
+        load_mapping(mapping)  # a wrong one is told before Kafka starts
+        task = {"file": str(file.resolve()), "mapping": str(mapping.resolve())}
+    try:
+        with interruptible():
+            return _play(console, task)
+    except KeyboardInterrupt:
+        console.print("\n[yellow]stopped[/]; nothing is left running, and no file")
+        return INTERRUPTED
+
+
+def _play(console: Console, task: dict[str, Any]) -> int:
+    started_s = time.monotonic()
+    console.print(_opening_words(task), highlight=False)
+    with ExitStack() as stack:
+        with console.status("starting") as status:
+
+            def say(words: str) -> None:
+                console.print(f"  [green]ready[/]  {words}", highlight=False)
+                status.update("starting")
+
+            scene = stack.enter_context(open_scene(say, keep_forever="file" in task))
+        feed = Feed(task, scene.folder)
+        stack.callback(feed.end)
+        fault = None if "file" in task else Fault()
+        feed.start()
+        with frames(console) as show:
+            picture, done = watch(scene, feed, fault, show)
+        show_all(console, picture)
+        equal = _verify(console, scene)
+        _closing_words(console, scene, picture, task, done, fault, equal)
+    console.print(f"[dim]All of it took {time.monotonic() - started_s:.0f} s; nothing is left running, and no file.[/]")
+    return 0 if equal else FAILED
+
+
+def _opening_words(task: dict[str, Any]) -> str:
+    if "file" in task:
+        return f"[bold]onecount[/] counts {escape(task['file'])}, read by {escape(Path(task['mapping']).name)}"
+    return (
+        f"[bold]onecount[/] counts an hour of made-up ads, {task['rate']:,.0f} events a second for {task['seconds']:.0f} s. "
+        "Half-time brings a kill -9."
+    )
+
+
+def _verify(console: Console, scene: Scene) -> bool:
+    """Whether what was published is the answer; prints what `verify` has to say."""
+    words = "verify computes all of it anew from the raw events, slowly and by other code"
+    if not console.is_terminal:
+        console.print(words)
+    with console.status(words):
+        policy = recorded_policy(scene.settings, KafkaClients(scene.settings))
+        report = verify(
+            scene.settings, policy, show=_DIFFERENCES_SHOWN, wait_s=_VERIFY_WAIT_S, console=console
+        )
+    return report.ok
+
+
+def _closing_words(
+    console: Console,
+    scene: Scene,
+    picture: Picture,
+    task: dict[str, Any],
+    done: dict[str, Any],
+    fault: Fault | None,
+    equal: bool,
+) -> None:
+    if "file" in task:
+        _tell_outcome(console, scene, picture, done)
+    else:
+        console.print(f"\n[bold]What you just saw[/]\n{generated_words(done)}.", highlight=False)
+        if fault is not None and fault.back_s is not None and fault.killed_s is not None:
+            console.print(
+                f"One of two workers was killed with -9 and was back after {fault.back_s - fault.killed_s:.1f} s."
+                + (" Not one event was lost or counted twice." if equal else ""),
+                highlight=False,
+            )
+    if not equal:
+        console.print("[bold red]What was published differs from the answer: that is a defect. Please report it.[/]")
+    console.print(_next_words(task), highlight=False)
+
+
+def _tell_outcome(console: Console, scene: Scene, picture: Picture, done: dict[str, Any]) -> None:
+    console.print()
+    for table in (import_table(done), *outcome_tables(picture.tally)):
+        console.print(table)
+    rejected = sum(done["rejected"].values())
+    if rejected:
+        console.print(f"{rejected:,} rows of the file were rejected, such as", highlight=False)
+        for example in rejected_examples(Path(done["rejected_path"])):
+            console.print(f"  {escape(example)}", highlight=False)
+        console.print("They were in a temporary file; `onecount import` writes them beside the input.", highlight=False)
+    for words in never_credited(picture.tally, scene.policy):
+        console.print(f"[yellow]note:[/] {escape(words)}", highlight=False)
+
+
+def _next_words(task: dict[str, Any]) -> str:
+    lines = [("onecount demo --input FILE --map MAPPING", "the same with a file of yours; deploy/mappings has examples")]
+    if "file" in task:
+        lines = [("onecount demo", "the same with made-up events, and a worker killed on the way")]
+    lines += [
+        ("docker compose up", "Kafka, Redis, workers, Prometheus and Grafana, to stay"),
+        ("onecount check", "is my own Kafka and Redis fit for it? (ONECOUNT_BOOTSTRAP, ONECOUNT_REDIS_URL)"),
+        ("onecount verify", "recompute and compare, at any time"),
+    ]
+    width = max(len(command) for command, _ in lines)
+    return "\n[bold]Next[/]\n" + "\n".join(f"  [cyan]{command:<{width}}[/]  {words}" for command, words in lines)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the demo as Ctrl-C does; only the first counts, so that tidying up is not cut."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

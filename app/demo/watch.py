@@ -1,0 +1,155 @@
+"""The middle of the demo: events flow in, rows come out, and a frame is drawn from them until all is counted."""
+
+import json
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from rich.markup import escape
+
+from app.demo.fault import Fault, advance
+from app.demo.scene import PARTITIONS, Scene
+from app.demo.screen import Picture
+from app.demo.show import Show
+from app.demo.tally import ATTRIBUTED, COUNTS, LETTERS, Tally, fold_row
+from app.engine.clients import KafkaClients
+from app.importer import ImportRefusedError
+from app.local import LocalServiceError
+from app.local.processes import ChildProcess, tail
+from app.settings import Settings
+
+_LOOK_EVERY_S: Final = 0.5
+_FRAME_S: Final = 0.2
+_MOST_ROWS: Final = 20_000  # a frame
+_QUIET_S: Final = 1.5  # without a new row, once all events are counted: then the aggregator is done too
+_STUCK_S: Final = 90.0  # without any progress; a restart on a busy machine takes some 10
+
+
+class Feed:
+    """The child that sends the events."""
+
+    def __init__(self, task: dict[str, Any], folder: Path) -> None:
+        self.task = task
+        self.expected = None if "file" in task else int(task["rate"] * task["seconds"])
+        self._result = folder / "feed.json"
+        self._log = folder / "feed.log"
+        arguments = [sys.executable, "-m", "app.demo.feed", str(self._result), json.dumps(task)]
+        self._child = ChildProcess("what sends the events", arguments, self._log)
+
+    def start(self) -> None:
+        """Starts sending."""
+        self._child.start()
+
+    def end(self) -> None:
+        """Stops sending at once. Fine if it has ended."""
+        self._child.kill()
+
+    def result(self) -> dict[str, Any] | None:
+        """What was sent, None while it is being sent. Raises what the child could not do."""
+        running = self._child.is_running  # asked first: a result may appear, but never go
+        if not self._result.exists():
+            if running:
+                return None
+            raise LocalServiceError(f"the process that sends the events ended by itself.\n{tail(self._log)}")
+        done = json.loads(self._result.read_text())
+        if "error" in done:
+            raise ImportRefusedError(done["error"])
+        return done
+
+
+def follow(settings: Settings) -> tuple[Consumer, dict[str, str]]:
+    """A consumer of all that comes out, from the beginning, and which kind of row each topic has."""
+    kinds = {settings.counts_topic: COUNTS, settings.attributed_topic: ATTRIBUTED, settings.dlq_topic: LETTERS}
+    consumer = KafkaClients(settings).reader()
+    consumer.assign(
+        [TopicPartition(topic, number, OFFSET_BEGINNING) for topic in kinds for number in range(PARTITIONS)]
+    )
+    return consumer, kinds
+
+
+@dataclass
+class Progress:
+    """How the run stands; points of time.monotonic()."""
+
+    begun_s: float | None = None  # the first event was there
+    looked_s: float = 0.0
+    row_s: float = 0.0  # the last row came
+    moved_s: float = field(default_factory=time.monotonic)  # anything changed
+    counted: int = 0
+
+
+def watch(scene: Scene, feed: Feed, fault: Fault | None, show: Show) -> tuple[Picture, dict[str, Any]]:
+    """Until everything that was sent is counted: the last picture, and what was sent. `fault` None: nobody is killed."""
+    picture = Picture(Tally(), scene.gauge.figures, phase="events are coming")
+    progress = Progress()
+    consumer, kinds = follow(scene.settings)
+    with closing(consumer):
+        while True:
+            _take_rows(consumer, kinds, picture.tally, progress)
+            now_s = time.monotonic()
+            if now_s - progress.looked_s >= _LOOK_EVERY_S:
+                progress.looked_s = now_s
+                done = _look(scene, feed, fault, picture, progress)
+                if done is not None and _is_over(picture, fault, progress):
+                    picture.phase, picture.share = "all counted", 1.0
+                    show(picture)
+                    return picture, done
+            show(picture)
+
+
+def _take_rows(consumer: Consumer, kinds: dict[str, str], tally: Tally, progress: Progress) -> None:
+    for message in consumer.consume(_MOST_ROWS, _FRAME_S):
+        if message.error() is None:
+            fold_row(tally, kinds[message.topic()], message.key(), message.value())
+            progress.row_s = progress.moved_s = time.monotonic()
+
+
+def _look(
+    scene: Scene, feed: Feed, fault: Fault | None, picture: Picture, progress: Progress
+) -> dict[str, Any] | None:
+    """Brings numbers, clock and phase up to date, and the fault on its way; what was sent, once it all is."""
+    scene.check()
+    done = feed.result()
+    figures = scene.gauge.look()
+    now_s = time.monotonic()
+    if progress.begun_s is None and figures.produced:
+        progress.begun_s = now_s
+    if figures.counted != progress.counted:
+        progress.counted, progress.moved_s = figures.counted, now_s
+    if progress.begun_s is not None:
+        elapsed_s = int(now_s - progress.begun_s)
+        picture.clock = f"{elapsed_s // 60}:{elapsed_s % 60:02}"
+    picture.phase, picture.share = _phase(feed, figures.produced, figures.counted, done is not None)
+    if fault is not None:
+        share = figures.produced / feed.expected if feed.expected else 0.0
+        words = advance(fault, scene.counters, figures, share, picture.clock)
+        if words is not None:
+            picture.notes.append(words)
+            progress.moved_s = now_s
+    if done is not None and now_s - progress.moved_s > _STUCK_S:
+        logs = (scene.counters.log_path, scene.aggregators.log_path)
+        raise LocalServiceError("\n".join(["counting stands still.", *(f"--- end of {log}\n{tail(log)}" for log in logs)]))
+    return done
+
+
+def _phase(feed: Feed, produced: int, counted: int, sent: bool) -> tuple[str, float | None]:
+    """What is going on, and how much of it is over (0 to 1; None: unknown)."""
+    if sent:
+        return "counting the rest", counted / produced if produced else 1.0
+    if feed.expected is not None:
+        return "counting live", min(produced / feed.expected, 1.0)
+    name = escape(Path(feed.task["file"]).name)
+    return (f"sending {name}" if produced else f"reading {name}"), None
+
+
+def _is_over(picture: Picture, fault: Fault | None, progress: Progress) -> bool:
+    return (
+        not picture.figures.lag
+        and all(picture.figures.ready.values())
+        and (fault is None or fault.over)
+        and time.monotonic() - progress.row_s > _QUIET_S
+    )

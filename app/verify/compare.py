@@ -1,0 +1,190 @@
+"""`onecount verify`: reads the topics, recomputes the answer, and reports every difference."""
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Final
+
+import msgspec
+from confluent_kafka import KafkaException
+from rich.console import Console
+
+from app.contract import rows
+from app.policy.model import Policy
+from app.settings import Settings
+from app.verify.differences import (
+    Difference,
+    Upsert,
+    behind_attributed,
+    compare_letters,
+    compare_partitions,
+    compare_rows,
+    fold_log,
+    read_letters,
+)
+from app.verify.logs import Spans, fix_spans, read_log, to_record, wait_until_read
+from app.verify.oracle import Answer, answer
+from app.verify.partition import owner_of
+from app.verify.records import Order, Record, VerifyError
+from app.verify.report import Report, print_report
+from app.verify.sequence import committed_batches
+
+INPUT: Final = "the input"
+MAX_BEHIND: Final = 12  # events shown with a difference
+
+
+def verify(
+    settings: Settings, policy: Policy, show: int = 10, console: Console | None = None, wait_s: float = 30.0
+) -> Report:
+    """Whether the output topics hold the answer to the raw topics, which are read up to their ends at this moment.
+
+    `policy`: every version that was ever in force. `show`: how many differences are told in full. Prints to `console`
+    if there is one. `wait_s`: how long to wait for work in flight. Raises `VerifyError` where nothing can be said: workers
+    that are behind, missing topics, raw topics whose first records are gone, brokers that don't answer.
+    """
+    started_s = time.monotonic()
+    try:
+        with _without_cycles():
+            report = _verify(settings, policy, show, wait_s, started_s)
+    except KafkaException as error:
+        raise VerifyError(f"Kafka at {settings.bootstrap} does not do as asked: {error}") from error
+    if console is not None:
+        print_report(report, console)
+    return report
+
+
+def _verify(settings: Settings, policy: Policy, show: int, wait_s: float, started_s: float) -> Report:
+    raw, spans = _settle_down(settings, wait_s)
+    partitions = sum(topic == settings.events_topics[0] for topic, _ in raw)
+    notes: list[str] = []
+    records = [to_record(message) for message in read_log(settings, raw)]
+    order = _read_order(settings, spans, records, notes)
+    result = answer(records, policy, partitions, order, settings.rekeyed_topic)
+    differences = list(_compare(settings, policy, partitions, result, spans, notes))
+    arrived = _arrived_since(settings, raw)
+    if arrived:
+        notes.append(f"{arrived:,} records came while this ran; differences may be theirs. Run it while none come.")
+    shown = tuple(each._replace(behind=each.behind[:MAX_BEHIND]) for each in differences[:show])
+    needed = {coordinates for each in shown for coordinates in each.behind}
+    return Report(
+        produced=result.produced,
+        accepted=result.accepted,
+        duplicates=len(result.duplicates),
+        rejected=Counter(result.rejected.values()),
+        refused_adjustments=Counter(result.refused_adjustments.values()),
+        noise=result.noise,
+        attributed_rows=Counter(row.status for row in result.attributed.values()),
+        count_rows=len(result.counts),
+        seconds=time.monotonic() - started_s,
+        differences=Counter(each.topic for each in differences),
+        shown=shown,
+        events={record.coordinates: record.value for record in records if record.coordinates in needed},
+        notes=tuple(notes),
+    )
+
+
+def _settle_down(settings: Settings, wait_s: float) -> tuple[Spans, Spans]:
+    """Fixes the ends of the input topics and then of all others, each when what leads to it has been worked off."""
+    deadline_s = time.monotonic() + wait_s
+
+    def left_s() -> float:
+        return max(deadline_s - time.monotonic(), 0)
+
+    # 1. The raw events as of now, and everything that the counters make of them: copies, letters, rows, deltas.
+    raw = fix_spans(settings, settings.events_topics)
+    _refuse_unusable(settings, raw)
+    wait_until_read(settings, settings.counter_group, raw, left_s())
+    # 2. The copies that this brought, which the owners count.
+    copies = fix_spans(settings, [settings.rekeyed_topic])
+    _refuse_unusable(settings, raw | copies)
+    wait_until_read(settings, settings.counter_group, copies, left_s())
+    # 3. The counters' other outputs are all there now; the deltas are what the aggregators count.
+    spans = fix_spans(settings, [settings.dlq_topic, settings.attributed_topic, settings.deltas_topic])
+    deltas = {where: span for where, span in spans.items() if where[0] == settings.deltas_topic}
+    wait_until_read(settings, settings.aggregator_group, deltas, left_s())
+    # 4. And so are the counts.
+    return raw | copies, spans | fix_spans(settings, [settings.counts_topic])
+
+
+def _refuse_unusable(settings: Settings, inputs: Spans) -> None:
+    counts = Counter(topic for topic, _ in inputs)
+    if len(set(counts.values())) > 1:
+        raise VerifyError(
+            f"the input topics differ in their partitions ({dict(counts)}): the owner of a user is unclear"
+        )
+    gone = [f"{topic}/{number} starts at {first}" for (topic, number), (first, _) in inputs.items() if first > 0]
+    if gone:
+        raise VerifyError(
+            f"retention has removed the first records ({', '.join(gone)}): the answer cannot be computed from the rest"
+        )
+
+
+def _read_order(settings: Settings, spans: Spans, records: list[Record], notes: list[str]) -> Order | None:
+    """The committed batches; None, with a note where it could matter, if the deltas topic no longer holds them all."""
+    first, end = spans[settings.deltas_topic, 0]
+    if first == 0:
+        span = {(settings.deltas_topic, 0): (first, end)}
+        try:
+            return committed_batches(message.value() or b"" for message in read_log(settings, span))
+        except msgspec.DecodeError as error:
+            raise VerifyError(f"{settings.deltas_topic} holds what is no message of a counter: {error}") from error
+    if len({record.topic for record in records}) > 1:
+        notes.append(
+            f"{settings.deltas_topic} no longer holds every batch: events of several topics are taken by Kafka timestamp"
+        )
+    return None
+
+
+def _compare(
+    settings: Settings, policy: Policy, partitions: int, result: Answer, spans: Spans, notes: list[str]
+) -> Iterator[Difference]:
+    """Every difference: the input's bookkeeping first, since the others may follow from it."""
+
+    def upserts(topic: str) -> Iterator[Upsert]:
+        for message in read_log(settings, {where: span for where, span in spans.items() if where[0] == topic}):
+            yield Upsert(message.partition(), message.offset(), message.key(), message.value())
+
+    yield from (Difference(INPUT, "", (fault,)) for fault in result.faults)
+    judged = result.accepted + len(result.duplicates) + len(result.rejected)
+    if judged != result.produced:
+        yield Difference(INPUT, "accounting", (f"{judged:,} judged, {result.produced:,} produced",))
+    topic = settings.dlq_topic
+    letters, faults = read_letters(topic, upserts(topic))
+    reaches_back = all(first == 0 for where, (first, _) in spans.items() if where[0] == topic)
+    if not reaches_back:
+        notes.append(f"{topic} no longer holds its first records: a missing letter is not looked for")
+    yield from faults
+    yield from compare_letters(topic, result, letters, policy, reaches_back)
+
+    topic = settings.attributed_topic
+    attributed = fold_log(topic, upserts(topic), rows.decode_attributed)
+    owner = cache(lambda user_id: owner_of(user_id, partitions, policy.bounds.partitioner))
+    yield from attributed.faults
+    yield from compare_partitions(topic, attributed, owner)
+    yield from compare_rows(topic, result.attributed, attributed.rows, lambda *row: behind_attributed(result, *row))
+
+    topic = settings.counts_topic
+    counts = fold_log(topic, upserts(topic), rows.decode_count)
+    yield from counts.faults
+    yield from compare_rows(topic, result.counts, counts.rows, lambda key, *_: tuple(result.behind_count.get(key, ())))
+
+
+def _arrived_since(settings: Settings, inputs: Spans) -> int:
+    """How many offsets the raw topics have grown by since their ends were fixed."""
+    now = fix_spans(settings, settings.events_topics)
+    return sum(end - inputs[where][1] for where, (_, end) in now.items())
+
+
+@contextmanager
+def _without_cycles() -> Iterator[None]:
+    """Millions of plain objects and no cycle among them: the collector's search for some would take a quarter of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

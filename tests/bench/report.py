@@ -1,0 +1,156 @@
+"""What was measured, as a table for people and JSON for programs."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from app.local.kafka import kafka_version
+from app.local.processes import PROJECT_ROOT
+
+CPU_BAR_S: Final = 14.0  # CPU-seconds per million events, counter, aggregator and Redis together, that a run may take
+PARTS: Final = ("counter", "aggregator", "redis")
+PACKAGES: Final = ("confluent-kafka", "hiredis", "msgspec", "numpy", "orjson", "polars", "redis", "xxhash")
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions that the figures hold for."""
+    cpu = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    memory_kb = int(Path("/proc/meminfo").read_text().split("\n", 1)[0].split()[1])
+    return {
+        "cpu": cpu[0] if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory_kb / 2**20),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "kafka": kafka_version(),
+        "redis_server": _first_line("redis-server", "--version"),
+        "java": _first_line("java", "-version"),
+        "commit": _first_line("git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty"),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _first_line(*argv: str) -> str:
+    try:
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    return done.stdout.split("\n", 1)[0].strip()
+
+
+def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number that all runs have, in the same nesting."""
+    found: dict[str, Any] = {}
+    for name, value in runs[0].items():
+        values = [run[name] for run in runs if name in run]
+        if isinstance(value, dict):
+            found[name] = medians(values)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and len(values) == len(runs):
+            found[name] = round(median(values), 3)
+    return found
+
+
+def failures(result: dict[str, Any]) -> list[str]:
+    """Why the benchmark fails; empty where it does not."""
+    found = [
+        f"run {at}: not what the oracle says"
+        for at, run in enumerate(result["runs"], 1)
+        if not run["verified"]["exact"]
+    ]
+    total = result["medians"]["cpu_s_per_million"]["total"]
+    if total > CPU_BAR_S:
+        found.append(f"{total:.2f} CPU-seconds per million events, the bar is {CPU_BAR_S}")
+    found += [
+        f"at {latency['rate']} events/s {latency[name]['missing']} {name} never came"
+        for latency in result.get("latency", [])
+        for name in ("conversions", "counts")
+        if latency[name]["missing"]
+    ]
+    return found
+
+
+def print_report(result: dict[str, Any], console: Console) -> None:
+    """The tables, and what failed."""
+    console.print(_runs_table(result))
+    console.print(_steps_table(result["medians"]["steps_us_per_event"]))
+    if result.get("peer"):
+        console.print(_peer_table(result["peer"]))
+    if result.get("latency"):
+        console.print(_latency_table(result["latency"]))
+    for line in failures(result):
+        console.print(f"[red]missed[/] {line}", highlight=False)
+
+
+def _runs_table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"W1, {result['n']:,} events, one counter and one aggregator process", title_justify="left")
+    runs, middle = result["runs"], result["medians"]
+    for name in ("", *(f"run {at}" for at in range(1, len(runs) + 1)), "median"):
+        table.add_column(name, justify="right" if name else "left")
+    columns = [*runs, middle]
+
+    def add(label: str, *path: str, form: str = "{:,.2f}") -> None:
+        table.add_row(label, *(form.format(_at(column, path)) for column in columns))
+
+    add("events/s", "events_per_s", form="{:,.0f}")
+    for part in (*PARTS, "total"):
+        add(f"CPU s per million: {part}", "cpu_s_per_million", part)
+    add("  floor (consume, decode, re-produce a seventh)", "floor", "cpu_s_per_million")
+    add("  total / floor", "floor", "ratio")
+    add("CPU s of the broker", "broker_cpu_s")
+    add("CPU s of everything else on the machine", "others_cpu_s")
+    for part in PARTS:
+        add(f"peak RSS MB: {part}", "peak_rss_mb", part, form="{:,.0f}")
+    add("Redis bytes per million events", "redis_bytes_per_million", form="{:,.0f}")
+    table.add_row("equal to the oracle", *("yes" if run["verified"]["exact"] else "NO" for run in runs), "")
+    return table
+
+
+def _at(column: dict[str, Any], path: tuple[str, ...]) -> float:
+    value: Any = column
+    for name in path:
+        value = value[name]
+    return value
+
+
+def _steps_table(steps: dict[str, dict[str, float]]) -> Table:
+    table = Table(title="Wall time by step, µs per event (read includes waiting)", title_justify="left")
+    names = sorted({name for found in steps.values() for name in found})
+    for name in ("", *names):
+        table.add_column(name, justify="right" if name else "left")
+    for role, found in steps.items():
+        table.add_row(role, *(f"{found[name]:.2f}" if name in found else "" for name in names))
+    return table
+
+
+def _peer_table(peer: dict[str, Any]) -> Table:
+    table = Table(title="Kafka Streams, exactly once, in memory, same broker and topic", title_justify="left")
+    for name in ("run", "events/s", "CPU s per million", "peak RSS MB", "equal to the oracle"):
+        table.add_column(name, justify="right")
+    for at, run in enumerate(peer["runs"], 1):
+        exact = "yes" if run["exact"] else "NO"
+        table.add_row(
+            str(at), f"{run['events_per_s']:,}", f"{run['cpu_s_per_million']:.2f}", f"{run['peak_rss_mb']:,}", exact
+        )
+    table.caption = f"median CPU of Kafka Streams / median CPU of onecount: {peer['ratio']:.2f}"
+    return table
+
+
+def _latency_table(latencies: list[dict[str, Any]]) -> Table:
+    table = Table(title="Latency, production until readable (read_committed), ms", title_justify="left")
+    for name in ("events/s", "what", "samples", "p50", "p95", "p99", "max"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for latency in latencies:
+        for name in ("conversions", "counts"):
+            found = latency[name]
+            figures = [f"{found[key]:.0f}" if key in found else "-" for key in ("p50_ms", "p95_ms", "p99_ms", "max_ms")]
+            table.add_row(f"{latency['rate']:,}", name, f"{found['events']:,}", *figures)
+    return table

@@ -1,0 +1,236 @@
+"""What was published, held beside the answer: every way to be wrong is told, and nothing else is."""
+
+import io
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from app.contract import rows
+from app.contract.events import Rejection
+from app.verify.differences import (
+    Upsert,
+    behind_attributed,
+    compare_letters,
+    compare_partitions,
+    compare_rows,
+    fold_log,
+)
+from app.verify.report import Report, print_report
+from app.verify.sequence import committed_batches
+from tests.oracle.cases import MINUTE, TOPIC, answer_to, click, conversion, policy, retract, view
+
+ANSWER = answer_to(click("k", 0), conversion("x", MINUTE, order_id="o", value=5), retract("r", 0, order_id="o"))
+(KEY,) = ANSWER.attributed
+ROW = msgspec.structs.replace(ANSWER.attributed[KEY], revision=1)
+COUNT_KEY, COUNT_ROW = next(iter(ANSWER.counts.items()))
+
+
+def log(*values, key=KEY, partition=0):
+    return [
+        Upsert(partition, offset, key, None if value is None else rows.encode(value))
+        for offset, value in enumerate(values)
+    ]
+
+
+def fold(*upserts):
+    return fold_log("t", upserts, rows.decode_attributed)
+
+
+def revised(number, **changes):
+    return msgspec.structs.replace(ROW, revision=number, **changes)
+
+
+def words(differences):
+    return [line for difference in differences for line in difference.details]
+
+
+def test_the_latest_row_of_a_key_stands_and_a_null_deletes_it():
+    assert fold(*log(revised(1), revised(2, status="retracted"))).rows[KEY].status == "retracted"
+    deleted = fold(*log(revised(1), None))
+    assert (deleted.rows, deleted.partitions, deleted.faults) == ({}, {}, [])
+
+
+def test_a_correction_with_the_same_revision_is_no_fault_if_the_row_differs():
+    assert fold(*log(revised(1), revised(1, status="retracted"))).faults == []
+
+
+@pytest.mark.parametrize(
+    ("upserts", "fault"),
+    [
+        (log(revised(2), revised(1)), "t/0/1: revision 1 comes after 2"),
+        (log(revised(2), None, revised(1)), "t/0/2: revision 1 comes after 2"),
+        (log(revised(1), revised(1)), "t/0/1: repeats the same row with the same revision 1"),
+        ([*log(revised(1)), *log(revised(2), partition=3)], "t/3/0: the key was on partition 0 before"),
+        (log(revised(1), key=None), "t/0/0: the record has no key"),
+    ],
+)
+def test_a_log_that_goes_back_repeats_itself_or_moves_a_key_is_at_fault(upserts, fault):
+    assert words(fold(*upserts).faults) == [fault]
+
+
+def test_a_row_that_cannot_be_read_is_a_fault():
+    assert "cannot be read" in words(fold(Upsert(0, 0, KEY, b"{}")).faults)[0]
+
+
+def nothing_behind(*_):
+    return ()
+
+
+def test_rows_that_differ_only_in_revision_and_finality_are_equal():
+    final = msgspec.structs.replace(COUNT_ROW, revision=9, final=True)
+    assert not list(compare_rows("t", {COUNT_KEY: COUNT_ROW}, {COUNT_KEY: final}, nothing_behind))
+
+
+def other_value(value):
+    return (
+        value + 1
+        if isinstance(value, int | float)
+        else {"campaign_id": "other"}
+        if isinstance(value, dict)
+        else "other"
+    )
+
+
+@pytest.mark.parametrize("row", [ROW, COUNT_ROW], ids=["attributed", "counts"])
+def test_a_difference_in_any_other_field_is_told(row):
+    fields = set(row.__struct_fields__) - {"revision", "final"}
+    for name in fields:
+        changed = msgspec.structs.replace(row, **{name: other_value(getattr(row, name))})
+        (difference,) = compare_rows("t", {KEY: row}, {KEY: changed}, nothing_behind)
+        assert difference.details[0].startswith(f"{name}: must be")
+    assert len(fields) == len(row.__struct_fields__) - (2 if row is COUNT_ROW else 1)
+
+
+def test_a_missing_row_and_one_too_many_are_told_with_what_they_say():
+    (missing,) = compare_rows("t", {KEY: ROW}, {}, nothing_behind)
+    (extra,) = compare_rows("t", {}, {KEY: ROW}, nothing_behind)
+    assert missing.details[0].startswith('is missing: {"advertiser_id":"a"')
+    assert extra.details[0].startswith('is published and must not be: {"advertiser_id":"a"')
+
+
+def test_a_count_row_without_counts_is_as_good_as_none_and_an_attributed_row_is_not():
+    nothing = msgspec.structs.replace(COUNT_ROW, **dict.fromkeys(rows.MEASURES, 0))
+    assert not list(compare_rows("t", {}, {COUNT_KEY: nothing}, nothing_behind))
+    assert len(list(compare_rows("t", {}, {KEY: msgspec.structs.replace(ROW, value=0)}, nothing_behind))) == 1
+
+
+def test_behind_a_row_stand_its_conversion_its_order_its_touches_and_its_adjustments():
+    result = answer_to(
+        click("k", 0),
+        conversion("x", 1, order_id="o"),
+        conversion("y", 2, order_id="o"),
+        retract("r", 3, conversion_event_id="y"),
+        view("v", 4),
+    )
+    key = rows.attributed_key("a", "u", "meta", "purchase", "y")
+    found = behind_attributed(result, key, result.attributed[key], None)
+    assert sorted(offset for _, _, offset in found) == [0, 1, 2, 3]
+    assert behind_attributed(result, rows.attributed_key("a", "nobody", "meta", "purchase", "y"), None, None) == ()
+
+
+def test_a_row_on_another_partition_than_its_owners_is_told():
+    published = fold(*log(ROW, partition=1))
+    assert len(list(compare_partitions("t", published, lambda user_id: 0))) == 1
+    assert not list(compare_partitions("t", published, lambda user_id: 1))
+
+
+def letter(reason, offset):
+    return rows.dead_letter(Rejection(reason, "", ""), TOPIC, 0, offset, 0, None, b"")
+
+
+REFUSED = answer_to(b"{", click("k", 0))
+
+
+@pytest.mark.parametrize(
+    ("letters", "told"),
+    [
+        ([letter("invalid_json", 0)], []),
+        ([], ["must have one letter, invalid_json; has none"]),
+        ([letter("empty", 0)], ["must have one letter, invalid_json; has ['empty']"]),
+        (
+            [letter("invalid_json", 0)] * 2,
+            ["must have one letter, invalid_json; has ['invalid_json', 'invalid_json']"],
+        ),
+        ([letter("invalid_json", 0), letter("empty", 1)], ["must have no letter; has ['empty']"]),
+    ],
+)
+def test_every_refused_record_has_one_letter_with_its_reason_and_no_other_record_has_any(letters, told):
+    assert words(compare_letters("dlq", REFUSED, letters, policy(), True)) == told
+
+
+def test_a_missing_letter_is_not_told_where_retention_may_have_removed_it():
+    assert not list(compare_letters("dlq", REFUSED, [], policy(), False))
+
+
+LATE_REPORT = [
+    conversion("x", MINUTE, order_id="o"),
+    retract("r", 1, order_id="o"),
+    conversion("w", 0, order_id="o"),
+]
+
+
+def test_a_refused_adjustment_must_have_its_letter():
+    assert not list(compare_letters("dlq", ANSWER, [letter("adjustment_precedes_conversion", 2)], policy(), True))
+    assert len(list(compare_letters("dlq", ANSWER, [], policy(), True))) == 1
+    assert len(list(compare_letters("dlq", ANSWER, [letter("adjustment_twice", 2)], policy(), True))) == 1
+
+
+def test_an_adjustment_that_applies_in_the_end_may_have_the_letter_of_an_earlier_moment_but_need_not():
+    result = answer_to(*LATE_REPORT)
+    assert result.refused_adjustments == {}
+    assert not list(compare_letters("dlq", result, [letter("adjustment_precedes_conversion", 1)], policy(), True))
+    assert not list(compare_letters("dlq", result, [], policy(), True))
+    assert len(list(compare_letters("dlq", result, [letter("adjustment_too_old", 1)], policy(), True))) == 1
+
+
+def test_batches_are_read_from_the_marks_of_the_deltas():
+    first = b'[2, [[1, 5, {"a": [0, 3]}], [0, 5, {}]], [["key", 1, 0, 0, 0, 0, 0]]]'
+    second = b"[2, [], []]"
+    third = b'[2, [[1, 9, {"a": [3, 4], "b": [0, 1]}]], []]'
+    assert committed_batches([first, second, third]) == {1: [{"a": (0, 3)}, {"a": (3, 4), "b": (0, 1)}]}
+
+
+def report(**changes):
+    figures = {
+        "produced": 4,
+        "accepted": 2,
+        "duplicates": 1,
+        "rejected": {"empty": 1},
+        "refused_adjustments": {},
+        "noise": 0,
+        "attributed_rows": {"counted": 1},
+        "count_rows": 2,
+        "seconds": 0.5,
+        "differences": {},
+        "shown": (),
+        "events": {},
+        "notes": (),
+    }
+    return Report(**(figures | changes))
+
+
+def printed(found):
+    console = Console(file=io.StringIO(), width=120)
+    print_report(found, console)
+    return console.file.getvalue()
+
+
+def test_a_report_without_differences_says_verified_and_gives_the_figures():
+    text = printed(report())
+    assert report().ok
+    assert "verified" in text
+    assert "empty" in text
+
+
+def test_a_report_with_differences_shows_them_with_the_events_behind_them():
+    (difference,) = compare_rows("t", {KEY: ROW}, {}, lambda *_: ((TOPIC, 0, 1), (TOPIC, 0, 2)))
+    found = report(
+        differences={"t": 7}, shown=(difference,), events={(TOPIC, 0, 1): b'{"event_id": "[x]"}', (TOPIC, 0, 2): None}
+    )
+    text = printed(found)
+    assert not found.ok
+    assert "verified" not in text
+    assert "7 differences" in text
+    assert 'ads.events/0/1 {"event_id": "[x]"}' in text
+    assert "ads.events/0/2 null" in text

@@ -1,0 +1,186 @@
+"""What happens to a deployment: turns, and what goes wrong in them. A fault is a value of the test's input, so a failing
+example reads like a story.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import hypothesis.strategies as st
+
+from app.engine.failpoint import STEPS
+from app.engine.session import Session
+from tests.memory.deployment import Crash, Deployment
+from tests.memory.log import Fate
+from tests.memory.redis import Lost
+from tests.property.worlds import Order, World
+
+HOUR_MS: Final = 3_600_000
+CRASH: Final = "crash"
+# The worker is thought dead while it goes on: the other worker takes over, or a new process under the same name.
+OVERTAKEN: Final = "overtaken"
+REPLACED: Final = "replaced"
+EMPTIED: Final = "redis emptied"
+EXPIRED: Final = "transactions time out"
+NO_REDIS: Final = "redis is down"
+IN_A_STEP: Final = (CRASH, OVERTAKEN, REPLACED, EXPIRED)
+
+
+@dataclass(frozen=True)
+class Arrive:
+    """The next records reach Kafka."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One step of a worker that may read `grant` records (None: all). `fault` comes when the turn passes `step`, or in its
+    commit (`Fate`), its write (`Lost`) or its first question to Redis (`NO_REDIS`).
+    """
+
+    worker: str
+    grant: int | None
+    rotation: int = 0
+    fault: str | Fate | Lost | None = None
+    step: str = ""
+
+
+@dataclass(frozen=True)
+class Move:
+    """The group hands a partition to a worker of its choice."""
+
+    role: str
+    partition: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Empty:
+    """Redis loses a role's state."""
+
+    role: str
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A worker's partitions are idle, and the clock is this far ahead of the events."""
+
+    worker: str
+    ahead_ms: int
+
+
+Action = Arrive | Turn | Move | Empty | Idle
+
+
+def actions(world_order: Order) -> st.SearchStrategy[Action]:
+    """One action. The counter loses its state only where a rebuild must give the same answer (see `Order`)."""
+    may_lose = ("aggregator",) if world_order is Order.MIXED else ("counter", "counter", "aggregator")
+    worker = st.sampled_from(["counter-0"] * 4 + ["counter-1"] * 2 + ["aggregator-0"] * 2 + ["aggregator-1"])
+    grant = st.sampled_from([None, None, 1, 2, 3, 5])
+    rotation = st.integers(0, 3)
+    step = st.sampled_from(STEPS)
+    emptied = st.sampled_from([f"{EMPTIED} {role}" for role in may_lose])
+    calm = st.builds(Turn, worker, grant, rotation)
+    faulty = st.one_of(
+        st.builds(Turn, worker, grant, rotation, st.sampled_from([*IN_A_STEP, CRASH, OVERTAKEN]), step),
+        st.builds(Turn, worker, grant, rotation, emptied, step),
+        st.builds(Turn, worker, grant, rotation, st.sampled_from([*Fate, *Lost, NO_REDIS])),
+    )
+    rare = st.one_of(
+        st.builds(Move, st.sampled_from(["counter", "aggregator"]), st.integers(0, 2), st.integers(0, 1)),
+        st.builds(Empty, st.sampled_from(may_lose)),
+        st.builds(Idle, worker, st.sampled_from([0, HOUR_MS, 24 * HOUR_MS, 2_000 * HOUR_MS])),
+    )
+    arrive = st.builds(Arrive, st.sampled_from([1, 2, 4, 8]))
+    return st.one_of(arrive, arrive, calm, calm, faulty, faulty, rare)
+
+
+class Story:
+    """Plays actions on a deployment for a world."""
+
+    def __init__(self, world: World, delta_partitions: int) -> None:
+        self.world = world
+        self.topics = tuple(["ads.events", "ads.more"][: world.topics])
+        self.deployment = Deployment(
+            world.policy, world.partitions, delta_partitions, self.topics, counters=2, aggregators=2
+        )
+        self.to_come = list(world.arrivals)
+        self.happened: list[str] = []  # the faults that really struck, for statistics
+
+    def play(self, action: Action) -> None:
+        """Lets one action happen."""
+        deployment = self.deployment
+        match action:
+            case Arrive():
+                self.arrive(action.count)
+            case Turn():
+                self._turn(action)
+            case Move():
+                deployment.group(action.role).wanted[action.partition] = f"{action.role}-{action.number}"
+            case Empty():
+                deployment.empty_redis(action.role)
+            case Idle():
+                deployment.clock_ms = deployment.broker.now_ms + action.ahead_ms
+                deployment.idle(action.worker)
+
+    def arrive(self, count: int) -> None:
+        """The next records reach Kafka."""
+        coming, self.to_come = self.to_come[:count], self.to_come[count:]
+        for record in coming:
+            self.deployment.broker.now_ms = record.timestamp_ms
+            self.deployment.broker.append(
+                self.topics[record.topic],
+                record.partition,
+                key=record.key,
+                value=record.value,
+                timestamp=record.timestamp_ms,
+            )
+
+    def finish(self) -> None:
+        """Everything arrives, and is counted without any further fault."""
+        self.arrive(len(self.to_come))
+        self.deployment.drain()
+
+    def _turn(self, turn: Turn) -> None:
+        deployment = self.deployment
+        left = [turn.fault] if turn.fault in (*IN_A_STEP,) or str(turn.fault).startswith(EMPTIED) else []
+
+        def at_step(step: str) -> None:
+            if left and step == turn.step:
+                self._strike(str(left.pop()), turn.worker)
+
+        def prepare(session: Session) -> None:
+            if isinstance(turn.fault, Fate):
+                deployment.broker.transactional_id(session.producer.name).fates.append(turn.fault)
+            elif isinstance(turn.fault, Lost):
+                session.store.lost.append(turn.fault)
+            elif turn.fault == NO_REDIS:
+                session.store.refuse_reads = 1
+
+        deployment.turn(turn.worker, turn.grant, turn.rotation, at_step, prepare)
+        for entry in deployment.broker.ids.values():
+            entry.fates.clear()
+        session = deployment.workers[turn.worker].session
+        if session is not None:
+            session.store.lost.clear()
+            session.store.refuse_reads = 0
+
+    def _strike(self, fault: str, name: str) -> None:
+        deployment = self.deployment
+        worker = deployment.workers[name]
+        self.happened.append(fault)
+        if fault == CRASH:
+            raise Crash(deployment.passings[-1])
+        if fault == EXPIRED:
+            deployment.broker.expire_transactions()
+        elif fault.startswith(EMPTIED):
+            deployment.empty_redis(fault.removeprefix(EMPTIED).strip())
+        else:
+            deployment.forget(worker.session)
+            if fault == REPLACED:
+                worker.session = None
+                successor = name
+            else:
+                successor = f"{worker.role}-{1 - int(name[-1])}"
+            for _ in range(3):
+                deployment.turn(successor)
