@@ -79,7 +79,7 @@ _FIELD = re.compile(r"`\$\.([A-Za-z_]+)")
 _MISSING = re.compile(r"missing required field `([A-Za-z_]+)`")
 _RFC3339 = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_REQUIRED: Final = {
+REQUIRED: Final = {
     "view": ("platform", "campaign_id"),
     "click": ("platform", "campaign_id"),
     "engaged_view": ("platform", "campaign_id"),
@@ -171,7 +171,7 @@ def judge_fields(event: Event, platforms: frozenset[str]) -> Accepted | Rejectio
     """The rules that the types alone do not say: fields by event type, ids without control characters, the platform,
     the time.
     """
-    if event.event_type not in _REQUIRED:
+    if event.event_type not in REQUIRED:
         return Rejection(
             reasons.UNKNOWN_EVENT_TYPE, "event_type", f"{event.event_type[:64]!r}; one of {', '.join(EVENT_TYPES)}"
         )
@@ -188,7 +188,7 @@ def judge_fields(event: Event, platforms: frozenset[str]) -> Accepted | Rejectio
         text = getattr(event, name)
         if text is not None and _CONTROL.search(text):
             return Rejection(reasons.INVALID_FIELD, name, "control characters are not allowed in an id")
-    for name in _REQUIRED[event.event_type]:
+    for name in REQUIRED[event.event_type]:
         if getattr(event, name) is None:
             return Rejection(reasons.MISSING_FIELD, name, f"a {event.event_type} needs {name}")
     if (

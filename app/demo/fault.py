@@ -52,6 +52,4 @@ def advance(fault: Fault, workers: Workers, figures: Figures, share: float, cloc
     fault.back_s = time.monotonic()
     replayed = figures.workers[REPLAYS] > fault.replays_before
     how = "made good the batch that had hung in the air" if replayed else "goes on at the very next event"
-    return (
-        f"[bold green]{clock} back[/] after {fault.back_s - fault.killed_s:.1f} s: its supervisor started another, which {how}"
-    )
+    return f"[bold green]{clock} back[/] after {fault.back_s - fault.killed_s:.1f} s: its supervisor started another, which {how}"

@@ -52,7 +52,7 @@ class PacedProducer:
         self._producer.produce(*arguments)
         self._taken += 1
         if self._taken % _STEP == 0:
-            self._producer.poll(max(self._begun_s + self._taken / self._rate - time.monotonic(), 0.0))
+            time.sleep(max(self._begun_s + self._taken / self._rate - time.monotonic(), 0.0))
 
 
 def _generate(settings: Settings, rate: float, seconds: float) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def _opening_words(task: dict[str, Any]) -> str:
     if "file" in task:
         return f"[bold]onecount[/] counts {escape(task['file'])}, read by {escape(Path(task['mapping']).name)}"
     return (
-        f"[bold]onecount[/] counts an hour of made-up ads, {task['rate']:,.0f} events a second for {task['seconds']:.0f} s. "
-        "Half-time brings a kill -9."
+        f"[bold]onecount[/] counts an hour of made-up ads: {task['rate']:,.0f} events a second, {task['seconds']:.0f} s long, "
+        "one kill -9"
     )
 
 
@@ -94,9 +94,7 @@ def _verify(console: Console, scene: Scene) -> bool:
         console.print(words)
     with console.status(words):
         policy = recorded_policy(scene.settings, KafkaClients(scene.settings))
-        report = verify(
-            scene.settings, policy, show=_DIFFERENCES_SHOWN, wait_s=_VERIFY_WAIT_S, console=console
-        )
+        report = verify(scene.settings, policy, show=_DIFFERENCES_SHOWN, wait_s=_VERIFY_WAIT_S, console=console)
     return report.ok
 
 
@@ -139,12 +137,12 @@ def _tell_outcome(console: Console, scene: Scene, picture: Picture, done: dict[s
 
 
 def _next_words(task: dict[str, Any]) -> str:
-    lines = [("onecount demo --input FILE --map MAPPING", "the same with a file of yours; deploy/mappings has examples")]
+    lines = [("onecount demo --input FILE --map MAPPING", "a file of yours; see deploy/mappings")]
     if "file" in task:
-        lines = [("onecount demo", "the same with made-up events, and a worker killed on the way")]
+        lines = [("onecount demo", "made-up events, and a worker killed on the way")]
     lines += [
-        ("docker compose up", "Kafka, Redis, workers, Prometheus and Grafana, to stay"),
-        ("onecount check", "is my own Kafka and Redis fit for it? (ONECOUNT_BOOTSTRAP, ONECOUNT_REDIS_URL)"),
+        ("docker compose up", "all of it to stay, with dashboards"),
+        ("onecount check", "is your own Kafka and Redis fit?"),
         ("onecount verify", "recompute and compare, at any time"),
     ]
     width = max(len(command) for command, _ in lines)

@@ -1,5 +1,6 @@
 """What the demo plays on: Kafka, Redis, topics and workers, in temporary folders on free ports, gone after the block."""
 
+import json
 import os
 import tempfile
 import time
@@ -49,26 +50,27 @@ def open_scene(say: Say, keep_forever: bool) -> Iterator[Scene]:
     Raises `LocalServiceError` where something does not start, `PolicyError` for an impossible policy.
     """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onecount-demo-", ignore_cleanup_errors=True)))
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="onecount-demo-", ignore_cleanup_errors=True))
+        )
         policy_path = Path(os.environ.get("ONECOUNT_POLICY", PROJECT_ROOT / "deploy/policy.yaml")).resolve()
         policy = load_policy(policy_path)[0]
         started_s = time.monotonic()
         redis = stack.enter_context(local_redis())
         kafka = stack.enter_context(local_kafka())
-        say(f"Kafka {kafka_version()} and Redis run in temporary folders, on {kafka.bootstrap} and {redis.url[8:-2]}")
+        say(f"Kafka {kafka_version()} on {kafka.bootstrap}, Redis on {redis.url[8:-2]}")
         variables = _variables(folder, policy_path, kafka.bootstrap, redis.url)
         stack.enter_context(environment(variables))
         # here, and in no child, a client's complaint would spoil the screen
         settings = Settings(kafka={"log_level": "0"})
         created = create_topics(settings, policy, -1 if keep_forever else None)
-        say(f"{len(created)} topics, the raw one with {PARTITIONS} partitions")
+        say(f"{len(created)} topics with {PARTITIONS} partitions")
         counters = stack.enter_context(running("counter", COUNTERS, folder))
         aggregators = stack.enter_context(running("aggregator", 1, folder))
         gauge = Gauge(settings, [*counters.ports, *aggregators.ports])
         scene = Scene(settings, policy, folder, counters, aggregators, gauge)
         _wait_until_ready(scene)
-        seconds = time.monotonic() - started_s
-        say(f"{COUNTERS} counters and an aggregator are ready, {seconds:.0f} s after the start")
+        say(f"{COUNTERS} counters and 1 aggregator, {time.monotonic() - started_s:.0f} s after the start")
         yield scene
 
 
@@ -80,7 +82,9 @@ def _wait_until_ready(scene: Scene) -> None:
         if all(scene.gauge.figures.ready.values()):
             return
         if time.monotonic() > deadline_s:
-            raise LocalServiceError(f"the workers were not ready within {_READY_WITHIN_S:.0f} s; is this machine very busy?")
+            raise LocalServiceError(
+                f"the workers were not ready within {_READY_WITHIN_S:.0f} s; is this machine very busy?"
+            )
         time.sleep(0.1)
 
 
@@ -94,6 +98,8 @@ def _variables(folder: Path, policy_path: Path, bootstrap: str, redis_url: str) 
         "ONECOUNT_WORKER_ID": "demo",
         # a worker that is started again takes its partitions back at once, instead of after the session timeout
         "ONECOUNT_STATIC_MEMBERSHIP": "true",
+        # members learn of a rebalance by their heartbeats, every three seconds by default; here a person is waiting
+        "ONECOUNT_KAFKA": json.dumps({"heartbeat.interval.ms": "500"}),
         "TMPDIR": str(folder),
         "PYTHONUNBUFFERED": "1",
     }

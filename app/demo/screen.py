@@ -48,11 +48,10 @@ def draw(picture: Picture, width: int, height: int) -> RenderableType:
         side.add_column(ratio=1)
         side.add_column(width=32)
         side.add_row(campaign_table(picture.tally, MOST_LINES, width), numbers_beside(picture))
-        return Group(_headline(picture, width), Text(), side, *notes)
+        return Group(_headline(picture, width), side, *notes)
     lines = min(MOST_LINES, max(3, height - _LINES_AROUND - NOTES_SHOWN))
-    return Group(
-        _headline(picture, width), Text(), campaign_table(picture.tally, lines, width), Text(), numbers_under(picture), *notes
-    )
+    table = campaign_table(picture.tally, lines, width)
+    return Group(_headline(picture, width), table, numbers_under(picture), *notes)
 
 
 def _headline(picture: Picture, width: int) -> Table:

@@ -44,5 +44,7 @@ def _lines(console: Console) -> Show:
 
 def show_all(console: Console, picture: Picture) -> None:
     """Prints the last picture, to stay."""
-    shown = picture if console.is_terminal else Picture(picture.tally, picture.figures, picture.phase, picture.clock, 1.0)
+    shown = (
+        picture if console.is_terminal else Picture(picture.tally, picture.figures, picture.phase, picture.clock, 1.0)
+    )
     console.print(draw(shown, console.width, _ALL_OF_IT))

@@ -44,7 +44,9 @@ class Tally:
     attributed: dict[bytes, Judged] = field(default_factory=dict)
     campaigns: dict[tuple[str, str], Sums] = field(default_factory=dict)
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # (action, status)
-    value: dict[str, Counter[str]] = field(default_factory=dict)  # of the counted ones: action -> currency -> millionths
+    value: dict[str, Counter[str]] = field(
+        default_factory=dict
+    )  # of the counted ones: action -> currency -> millionths
     reasons: Counter[str] = field(default_factory=Counter)
     corrected: int = 0
 
@@ -121,9 +123,14 @@ class Line(NamedTuple):
 def top_campaigns(tally: Tally, limit: int) -> list[Line]:
     """The campaigns with the most conversions, then clicks, then views; none of which nothing is left."""
     lines = [Line(platform, campaign, sums) for (platform, campaign), sums in tally.campaigns.items()]
-    lines = [line for line in lines if line.sums.views or line.sums.engaged_views or line.sums.clicks or line.sums.conversions]
+    lines = [
+        line
+        for line in lines
+        if line.sums.views or line.sums.engaged_views or line.sums.clicks or line.sums.conversions
+    ]
     return sorted(
-        lines, key=lambda line: (-line.sums.conversions, -line.sums.clicks, -line.sums.views, line.platform, line.campaign)
+        lines,
+        key=lambda line: (-line.sums.conversions, -line.sums.clicks, -line.sums.views, line.platform, line.campaign),
     )[:limit]
 
 

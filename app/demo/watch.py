@@ -108,9 +108,7 @@ def _take_rows(consumer: Consumer, kinds: dict[str, str], tally: Tally, progress
             progress.row_s = progress.moved_s = time.monotonic()
 
 
-def _look(
-    scene: Scene, feed: Feed, fault: Fault | None, picture: Picture, progress: Progress
-) -> dict[str, Any] | None:
+def _look(scene: Scene, feed: Feed, fault: Fault | None, picture: Picture, progress: Progress) -> dict[str, Any] | None:
     """Brings numbers, clock and phase up to date, and the fault on its way; what was sent, once it all is."""
     scene.check()
     done = feed.result()
@@ -132,7 +130,9 @@ def _look(
             progress.moved_s = now_s
     if done is not None and now_s - progress.moved_s > _STUCK_S:
         logs = (scene.counters.log_path, scene.aggregators.log_path)
-        raise LocalServiceError("\n".join(["counting stands still.", *(f"--- end of {log}\n{tail(log)}" for log in logs)]))
+        raise LocalServiceError(
+            "\n".join(["counting stands still.", *(f"--- end of {log}\n{tail(log)}" for log in logs)])
+        )
     return done
 
 

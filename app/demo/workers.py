@@ -88,7 +88,9 @@ def slot_of(pid: int) -> int | None:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             return _slot(words)
         return None
-    return _slot(subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout)
+    return _slot(
+        subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    )
 
 
 def _slot(words: str) -> int | None:

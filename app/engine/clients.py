@@ -48,6 +48,7 @@ def reader_properties(settings: Settings) -> dict[str, Any]:
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,  # the end of a log is told only after this wait
         }
     )
 

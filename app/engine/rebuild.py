@@ -49,7 +49,7 @@ def read_partition(clients: Clients, topic: str, partition: int, offset: int, li
         deadline = time.monotonic() + READ_TIMEOUT_S
         count = 0
         while limit is None or count < limit:
-            for message in consumer.consume(10_000 if limit is None else limit - count, 1.0):
+            for message in consumer.consume(10_000 if limit is None else limit - count, 0.1):
                 deadline = time.monotonic() + READ_TIMEOUT_S
                 error = message.error()
                 if error is None:

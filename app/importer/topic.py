@@ -1,9 +1,11 @@
 """Whether a topic takes rows of the past: refused before the first one is sent, with the command that helps."""
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 
 from app.importer.refusal import ImportRefusedError
@@ -11,6 +13,12 @@ from app.importer.survey import Survey
 from app.settings import Settings
 
 DAY_MS = 86_400_000
+_RETRY_S: Final = 0.2
+_PASSING: Final = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
 
 
 @dataclass(frozen=True)
@@ -27,19 +35,27 @@ class TopicState:
 def describe_topic(settings: Settings, topic: str) -> TopicState:
     """Asks Kafka. `ImportRefusedError` if it does not answer or lacks the topic."""
     timeout_s = settings.request_timeout_ms / 1000
-    try:
-        admin = AdminClient(settings.client())
-        known = admin.list_topics(timeout=timeout_s).topics
-        if topic not in known:
-            raise ImportRefusedError(f"there is no topic {topic}; make it with `onecount topics create --keep-forever`")
-        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-        config = admin.describe_configs([resource], request_timeout=timeout_s)[resource].result()
-        wanted = {TopicPartition(topic, number): OffsetSpec.max_timestamp() for number in known[topic].partitions}
-        newest = [
-            future.result().timestamp for future in admin.list_offsets(wanted, request_timeout=timeout_s).values()
-        ]
-    except KafkaException as error:
-        raise ImportRefusedError(f"Kafka does not answer: {error.args[0].str()}; check ONECOUNT_BOOTSTRAP") from error
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            return _ask(AdminClient(settings.client()), topic, timeout_s)
+        except KafkaException as error:
+            # A topic that was made a moment ago has no leader everywhere yet.
+            if error.args[0].code() not in _PASSING or time.monotonic() > deadline_s:
+                why = error.args[0].str()
+                raise ImportRefusedError(f"cannot ask Kafka about {topic}: {why}; check ONECOUNT_BOOTSTRAP") from error
+        time.sleep(_RETRY_S)
+
+
+def _ask(admin: AdminClient, topic: str, timeout_s: float) -> TopicState:
+    known = admin.list_topics(timeout=timeout_s).topics
+    if topic not in known:
+        raise ImportRefusedError(f"there is no topic {topic}; make it with `onecount topics create --keep-forever`")
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    config = admin.describe_configs([resource], request_timeout=timeout_s)[resource].result()
+    wanted = {TopicPartition(topic, number): OffsetSpec.max_timestamp() for number in known[topic].partitions}
+    offsets = admin.list_offsets(wanted, request_timeout=timeout_s).values()
+    newest = [future.result().timestamp for future in offsets]
     return TopicState(
         timestamp_type=config["message.timestamp.type"].value,
         retention_ms=int(config["retention.ms"].value),

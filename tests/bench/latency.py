@@ -16,6 +16,7 @@ from app.contract import rows
 from app.local.processes import PROJECT_ROOT
 from tests.bench.deployment import PARTITIONS, fresh_deployment
 from tests.bench.live import PROBE
+from tests.bench.meter import Meter
 from tests.bench.progress import BenchError, Progress, wait_until
 
 WARM_UP_S: Final = 3.0  # events produced in the first seconds are left out: clients connect, caches fill
@@ -34,10 +35,13 @@ def measure_latency(
     with fresh_deployment(name, bootstrap, progress, events_topic, folder) as deployment:
         for role in ("aggregator", "counter"):
             deployment.start(role)
+        pids = {role: worker.pid for role, worker in deployment.workers.items()}
+        meter = Meter({**pids, "redis": deployment.server.pid})
         outputs = [deployment.topics["attributed"], deployment.topics["counts"]]
         observer = _Observer(bootstrap, outputs)
         probe_every = max(1, round(rate / PROBES_A_S)) if rate > PROBES_A_S else 2
         argv = [sys.executable, "-m", "tests.bench.live", bootstrap, events_topic, rate, seconds, probe_every]
+        meter.start()
         with subprocess.Popen(list(map(str, argv)), stdout=subprocess.PIPE, text=True, cwd=PROJECT_ROOT) as producer:
             try:
                 while producer.poll() is None:
@@ -48,8 +52,14 @@ def measure_latency(
         with suppress(BenchError):  # whoever is missing is reported
             wait_until(lambda: observer.look() or observer.has_seen(sent), DRAIN_S, "the last rows", every_s=0)
         observer.close()
+        cpu = {part: used / sent["events"] * 1e6 for part, used in meter.read().items() if part != "others"}
     progress.delete([events_topic])
-    return {"rate_wanted": round(rate), "rate": round(sent["events"] / sent["seconds"]), **observer.report(sent)}
+    return {
+        "rate_wanted": round(rate),
+        "rate": round(sent["events"] / sent["seconds"]),
+        "cpu_s_per_million": cpu,
+        **observer.report(sent),
+    }
 
 
 class _Observer:
