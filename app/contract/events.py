@@ -14,6 +14,7 @@ import msgspec
 from app.contract import reasons
 
 MAX_EVENT_BYTES: Final = 256 * 1024
+MAX_DEPTH: Final = 64
 MICROS: Final = 1_000_000  # money is counted in integer millionths, so that a sum never depends on its order
 MAX_AMOUNT: Final = 1e10
 MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
@@ -75,6 +76,8 @@ class Accepted(NamedTuple):
 
 decode_struct = msgspec.json.Decoder(Event).decode
 
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
 _FIELD = re.compile(r"`\$\.([A-Za-z_]+)")
 _MISSING = re.compile(r"missing required field `([A-Za-z_]+)`")
 _RFC3339 = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})$")
@@ -140,6 +143,8 @@ def judge_bytes(raw: bytes | None) -> Event | Rejection:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         return Rejection(reasons.INVALID_UTF8, "", f"byte {error.start}: {error.reason}")
+    if _depth(text) > MAX_DEPTH:
+        return Rejection(reasons.TOO_DEEP, "", f"nested deeper than {MAX_DEPTH} levels")
     try:
         event = decode_struct(raw)
         json.loads(text, object_pairs_hook=_refuse_duplicates)
@@ -147,13 +152,22 @@ def judge_bytes(raw: bytes | None) -> Event | Rejection:
         return Rejection(
             reasons.DUPLICATE_KEY, str(error)[:128], "the key stands twice, so which value is meant is unknown"
         )
-    except RecursionError:
-        return Rejection(reasons.TOO_DEEP, "", "nested deeper than the decoder goes")
     except msgspec.ValidationError as error:
         return _field_rejection(str(error))
     except (msgspec.DecodeError, ValueError) as error:
         return Rejection(reasons.INVALID_JSON, "", str(error)[:200])
     return event
+
+
+def _depth(text: str) -> int:
+    """How deep arrays and objects nest; a limit of our own, since the decoders' depends on the interpreter and its stack."""
+    if text.count("{") + text.count("[") <= MAX_DEPTH:
+        return 1
+    depth = deepest = 0
+    for character in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if character in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _field_rejection(message: str) -> Rejection:

@@ -23,7 +23,7 @@ NOTES_SHOWN: Final = 3
 _REASONS_SHOWN: Final = 6
 _REASONS_BESIDE: Final = 10
 _BAR_CELLS: Final = 14
-_LINES_AROUND: Final = 13  # of the screen, without notes, when the numbers stand under the table
+_LINES_AROUND: Final = 15  # of the screen, without notes, when the numbers stand under the table; one stays free
 _COLOURS: Final = ("cyan", "magenta", "yellow", "blue", "green", "bright_red")
 _STATUS_STYLES: Final = {"counted": "bold green", "retracted": "red", "duplicate": "yellow"}
 
@@ -42,16 +42,18 @@ class Picture:
 
 def draw(picture: Picture, width: int, height: int) -> RenderableType:
     """A frame for a screen of this size."""
-    notes = [Text.from_markup(note) for note in picture.notes[-NOTES_SHOWN:]]
+    notes = [Text.from_markup(note, overflow="ellipsis") for note in picture.notes[-NOTES_SHOWN:]]
+    for note in notes:
+        note.no_wrap = True
     if width >= WIDE and height >= HIGH:
         side = Table.grid(expand=True, padding=(0, 3, 0, 0))
         side.add_column(ratio=1)
         side.add_column(width=32)
         side.add_row(campaign_table(picture.tally, MOST_LINES, width), numbers_beside(picture))
-        return Group(_headline(picture, width), side, *notes)
-    lines = min(MOST_LINES, max(3, height - _LINES_AROUND - NOTES_SHOWN))
+        return Group(_headline(picture, width), Text(), side, *notes)
+    lines = min(MOST_LINES, max(3, height - _LINES_AROUND - len(notes)))
     table = campaign_table(picture.tally, lines, width)
-    return Group(_headline(picture, width), table, numbers_under(picture), *notes)
+    return Group(_headline(picture, width), Text(), table, Text(), numbers_under(picture), *notes)
 
 
 def _headline(picture: Picture, width: int) -> Table:
@@ -107,6 +109,7 @@ def campaign_table(tally: Tally, limit: int, width: int) -> Table:
 def _table(**options: object) -> Table:
     return Table(
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
         expand=True,
@@ -205,7 +208,7 @@ def _number_groups(picture: Picture, reasons_shown: int) -> tuple[tuple[str, Row
 def _list(title: str, rows: Rows, expand: bool = False) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=True, header_style="dim", expand=expand)
     table.add_column(title, no_wrap=True, overflow="ellipsis", ratio=1 if expand else None)
-    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True, min_width=6)  # so that growing numbers move nothing
     for label, number, style in rows:
         table.add_row(label, Text(number, style=style))
     return table

@@ -125,7 +125,9 @@ class Session:
         }
         opening = ledger.decide(taken, partition, self.partitions, committed, first, self.reading.group)  # 4.
         self.stage.open(partition, taken.view if taken.offsets else None, self.store.run)
-        self.owned[partition] = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed)
+        owned = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed)
+        owned.log_checked = taken.rebuilding  # when the rebuild began; what it has folded since need not be in the log
+        self.owned[partition] = owned
         passing("reopened")
 
     def poll(self, count: int, timeout_s: float) -> tuple[int, int]:

@@ -7,12 +7,12 @@
 What is generated is unknown to the product: it sees records on its input topics, and nothing else.
 """
 
-from app.generate.client import open_producer, producer_properties
 from app.generate.events import Generated, events
 from app.generate.faults import FAULTS
 from app.generate.mix import Mix
 from app.generate.owner import owner_partition
 from app.generate.produce import DeliveryError, Produced, produce
+from app.publish.producer import open_producer, producer_properties
 
 __all__ = [
     "FAULTS",

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from app.generate.client import open_producer
 from app.generate.events import LONGEST_STORY_MS, Generated, events
 from app.generate.mix import Mix
 from app.generate.owner import owner_partition
 from app.policy.model import Policy
+from app.publish.producer import open_producer
 from app.settings import Settings
 
 _BATCH: Final = 1_000  # records between two looks at the clock and at delivery reports
