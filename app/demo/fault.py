@@ -43,13 +43,10 @@ def advance(fault: Fault, workers: Workers, figures: Figures, share: float, cloc
             os.kill(pid, signal.SIGKILL)
         fault.killed_pid, fault.killed_s = pid, time.monotonic()
         figures.ready[port] = False
-        return (
-            f"[bold red]{clock} kill -9[/] for counter worker {SLOT + 1} (process {pid}), in the middle of its work: its "
-            "partitions wait"
-        )
+        return f"[bold red]{clock} kill -9[/] for counter worker {SLOT + 1} (process {pid}): its partitions wait"
     if pid in (None, fault.killed_pid) or not figures.ready[port]:
         return None
     fault.back_s = time.monotonic()
     replayed = figures.workers[REPLAYS] > fault.replays_before
-    how = "made good the batch that had hung in the air" if replayed else "goes on at the very next event"
-    return f"[bold green]{clock} back[/] after {fault.back_s - fault.killed_s:.1f} s: its supervisor started another, which {how}"
+    how = "first redid the batch left in the air" if replayed else "goes on at the very next event"
+    return f"[bold green]{clock} back[/] after {fault.back_s - fault.killed_s:.1f} s: the supervisor's new one {how}"

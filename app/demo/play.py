@@ -3,8 +3,10 @@
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Any, Final
 
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from app.demo.fault import Fault
+from app.demo.figures import DUPLICATES, NOISE
 from app.demo.known_files import mapping_for
 from app.demo.outcome import (
     generated_words,
@@ -22,16 +25,18 @@ from app.demo.outcome import (
 )
 from app.demo.scene import Scene, open_scene
 from app.demo.screen import Picture
-from app.demo.show import frames, show_all
+from app.demo.show import Show, frames, show_all
 from app.demo.watch import Feed, watch
 from app.engine.clients import KafkaClients
 from app.engine.policy_topic import recorded_policy
 from app.importer import load_mapping
-from app.verify import verify
+from app.verify.compare import verify
+from app.verify.report import Report, print_report
 
 INTERRUPTED: Final = 130  # as shells report a program that Ctrl-C ended
 FAILED: Final = 1
 _VERIFY_WAIT_S: Final = 60.0
+_VERIFY_FRAME_S: Final = 0.3
 _DIFFERENCES_SHOWN: Final = 5
 
 
@@ -58,11 +63,11 @@ def _play(console: Console, task: dict[str, Any]) -> int:
     started_s = time.monotonic()
     console.print(_opening_words(task), highlight=False)
     with ExitStack() as stack:
-        with console.status("starting") as status:
+        with console.status("starting Kafka and Redis") as status:
 
-            def say(words: str) -> None:
+            def say(words: str, then: str) -> None:
                 console.print(f"  [green]ready[/]  {words}", highlight=False)
-                status.update("starting")
+                status.update(then)
 
             scene = stack.enter_context(open_scene(say, keep_forever="file" in task))
         feed = Feed(task, scene.folder)
@@ -71,31 +76,47 @@ def _play(console: Console, task: dict[str, Any]) -> int:
         feed.start()
         with frames(console) as show:
             picture, done = watch(scene, feed, fault, show)
+            report = _verify(console, scene, picture, show)
         show_all(console, picture)
-        equal = _verify(console, scene)
-        _closing_words(console, scene, picture, task, done, fault, equal)
+        print_report(report, console)
+        _closing_words(console, scene, picture, task, done, fault, report.ok)
     console.print(f"[dim]All of it took {time.monotonic() - started_s:.0f} s; nothing is left running, and no file.[/]")
-    return 0 if equal else FAILED
+    return 0 if report.ok else FAILED
 
 
 def _opening_words(task: dict[str, Any]) -> str:
     if "file" in task:
         return f"[bold]onecount[/] counts {escape(task['file'])}, read by {escape(Path(task['mapping']).name)}"
     return (
-        f"[bold]onecount[/] counts an hour of made-up ads: {task['rate']:,.0f} events a second, {task['seconds']:.0f} s long, "
-        "one kill -9"
+        f"[bold]onecount[/] counts an hour of made-up ads: {task['rate']:,.0f} events/s for {task['seconds']:.0f} s, and one "
+        "kill -9"
     )
 
 
-def _verify(console: Console, scene: Scene) -> bool:
-    """Whether what was published is the answer; prints what `verify` has to say."""
-    words = "verify computes all of it anew from the raw events, slowly and by other code"
+def _verify(console: Console, scene: Scene, picture: Picture, show: Show) -> Report:
+    """What `verify` found; meanwhile the picture stays. Afterwards it shows the exact numbers, where `verify` has them."""
+    picture.phase, picture.share = "verify computes it all anew", None
     if not console.is_terminal:
-        console.print(words)
-    with console.status(words):
+        console.print("verify computes it all anew from the raw events, slowly and by other code")
+    found: Future[Report] = Future()
+    Thread(target=_compute, args=(scene, found), name="verify", daemon=True).start()
+    while not found.done():
+        if console.is_terminal:
+            show(picture)
+        wait([found], _VERIFY_FRAME_S)
+    report = found.result()
+    picture.phase, picture.share = ("[green]all equal[/]" if report.ok else "[red]differs[/]"), 1.0
+    # a killed worker took its last numbers with it
+    picture.figures.workers[DUPLICATES], picture.figures.workers[NOISE] = report.duplicates, report.noise
+    return report
+
+
+def _compute(scene: Scene, found: Future[Report]) -> None:
+    try:
         policy = recorded_policy(scene.settings, KafkaClients(scene.settings))
-        report = verify(scene.settings, policy, show=_DIFFERENCES_SHOWN, wait_s=_VERIFY_WAIT_S, console=console)
-    return report.ok
+        found.set_result(verify(scene.settings, policy, show=_DIFFERENCES_SHOWN, wait_s=_VERIFY_WAIT_S))
+    except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+        found.set_exception(error)
 
 
 def _closing_words(

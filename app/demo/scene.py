@@ -24,7 +24,7 @@ PARTITIONS: Final = 4
 _READY_WITHIN_S: Final = 90.0  # it takes about 3 s; the rest is for a machine that is busy with something else
 _KEPT_VARIABLES: Final = ("ONECOUNT_POLICY", "ONECOUNT_KAFKA_LIBS")
 
-Say = Callable[[str], None]
+Say = Callable[[str, str], None]  # what is ready, what comes next
 
 
 class Scene(NamedTuple):
@@ -58,19 +58,22 @@ def open_scene(say: Say, keep_forever: bool) -> Iterator[Scene]:
         started_s = time.monotonic()
         redis = stack.enter_context(local_redis())
         kafka = stack.enter_context(local_kafka())
-        say(f"Kafka {kafka_version()} on {kafka.bootstrap}, Redis on {redis.url[8:-2]}")
+        say(f"Kafka {kafka_version()} on {kafka.bootstrap}, Redis on {redis.url[8:-2]}", "making the topics")
         variables = _variables(folder, policy_path, kafka.bootstrap, redis.url)
         stack.enter_context(environment(variables))
         # here, and in no child, a client's complaint would spoil the screen
         settings = Settings(kafka={"log_level": "0"})
         created = create_topics(settings, policy, -1 if keep_forever else None)
-        say(f"{len(created)} topics with {PARTITIONS} partitions")
+        say(f"{len(created)} topics with {PARTITIONS} partitions", "starting the workers")
         counters = stack.enter_context(running("counter", COUNTERS, folder))
         aggregators = stack.enter_context(running("aggregator", 1, folder))
         gauge = Gauge(settings, [*counters.ports, *aggregators.ports])
         scene = Scene(settings, policy, folder, counters, aggregators, gauge)
         _wait_until_ready(scene)
-        say(f"{COUNTERS} counters and 1 aggregator, {time.monotonic() - started_s:.0f} s after the start")
+        say(
+            f"{COUNTERS} counters and 1 aggregator, {time.monotonic() - started_s:.0f} s after the start",
+            "waiting for the first event",
+        )
         yield scene
 
 

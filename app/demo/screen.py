@@ -19,6 +19,7 @@ from app.demo.tally import Line, Sums, Tally, top_campaigns
 WIDE: Final = 112  # columns from which the numbers stand beside the table ...
 HIGH: Final = 34  # ... if there are so many lines for them
 MOST_LINES: Final = 12
+MOST_BESIDE: Final = 20  # where the numbers beside the table take more lines than that
 NOTES_SHOWN: Final = 3
 _REASONS_SHOWN: Final = 6
 _REASONS_BESIDE: Final = 10
@@ -49,7 +50,7 @@ def draw(picture: Picture, width: int, height: int) -> RenderableType:
         side = Table.grid(expand=True, padding=(0, 3, 0, 0))
         side.add_column(ratio=1)
         side.add_column(width=32)
-        side.add_row(campaign_table(picture.tally, MOST_LINES, width), numbers_beside(picture))
+        side.add_row(campaign_table(picture.tally, MOST_BESIDE, width), numbers_beside(picture))
         return Group(_headline(picture, width), Text(), side, *notes)
     lines = min(MOST_LINES, max(3, height - _LINES_AROUND - len(notes)))
     table = campaign_table(picture.tally, lines, width)

@@ -96,6 +96,8 @@ def watch(scene: Scene, feed: Feed, fault: Fault | None, show: Show) -> tuple[Pi
                 done = _look(scene, feed, fault, picture, progress)
                 if done is not None and _is_over(picture, fault, progress):
                     picture.phase, picture.share = "all counted", 1.0
+                    elapsed_s = time.monotonic() - (progress.begun_s or now_s)
+                    picture.figures.per_second = picture.figures.counted / max(elapsed_s, 1.0)
                     show(picture)
                     return picture, done
             show(picture)

@@ -67,7 +67,7 @@ def _verify(settings: Settings, policy: Policy, show: int, wait_s: float, starte
     arrived = _arrived_since(settings, raw)
     if arrived:
         notes.append(f"{arrived:,} records came while this ran; differences may be theirs. Run it while none come.")
-    shown = tuple(each._replace(behind=each.behind[:MAX_BEHIND]) for each in differences[:show])
+    shown = tuple(map(_shorten, differences[:show]))
     needed = {coordinates for each in shown for coordinates in each.behind}
     return Report(
         produced=result.produced,
@@ -84,6 +84,15 @@ def _verify(settings: Settings, policy: Policy, show: int, wait_s: float, starte
         events={record.coordinates: record.value for record in records if record.coordinates in needed},
         notes=tuple(notes),
     )
+
+
+def _shorten(difference: Difference) -> Difference:
+    """The difference with a bounded number of events, and a word on those left out."""
+    left_out = len(difference.behind) - MAX_BEHIND
+    if left_out <= 0:
+        return difference
+    details = (*difference.details, f"{left_out:,} of the events behind it are not shown")
+    return difference._replace(details=details, behind=difference.behind[:MAX_BEHIND])
 
 
 def _settle_down(settings: Settings, wait_s: float) -> tuple[Spans, Spans]:

@@ -82,7 +82,7 @@ def _print_differences(report: Report, console: Console) -> None:
     for number, difference in enumerate(report.shown, 1):
         console.print(f"\n[bold]{number}. {escape(difference.topic)}[/] {escape(difference.about)}", highlight=False)
         for line in difference.details:
-            console.print(f"   {escape(line)}", highlight=False)
+            console.print(f"   {escape(line)}", highlight=False, soft_wrap=True)
         for coordinates in difference.behind:
             value = report.events.get(coordinates)
             text = "null" if value is None else value[:1024].decode(errors="replace")
