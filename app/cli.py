@@ -8,6 +8,7 @@ import typer
 from confluent_kafka import KafkaException
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from app import __version__
 from app.engine.clients import KafkaClients
@@ -34,6 +35,7 @@ def main() -> None:
     from app.generate import DeliveryError
     from app.importer import ImportRefusedError, MappingError
     from app.local import LocalServiceError
+    from app.verify.records import VerifyError
 
     try:
         app()
@@ -42,7 +44,7 @@ def main() -> None:
             name = (
                 "ONECOUNT_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
             )
-            errors.print(f"[red]{name}[/]: {problem['msg']}", highlight=False)
+            errors.print(f"[red]{name}[/]: {escape(problem['msg'])}", highlight=False)
         sys.exit(MISUSED)
     except (
         PolicyError,
@@ -54,8 +56,9 @@ def main() -> None:
         MappingError,
         ImportRefusedError,
         LocalServiceError,
+        VerifyError,
     ) as error:
-        errors.print(f"[red]{error}[/]", highlight=False)
+        errors.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
         sys.exit(MISUSED)
     except KafkaException as error:
         errors.print(
@@ -200,7 +203,7 @@ def import_(
     ] = None,
     state: Annotated[Path | None, typer.Option(help="Where the progress is kept; default: beside the file")] = None,
     resume: Annotated[bool, typer.Option(help="Go on after what an earlier run delivered.")] = True,
-    limit: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows (sorted mappings: events).")] = None,
 ) -> None:
     """Send a file's rows as events, each with its own time; refused rows are written to a file of their own.
 

@@ -28,11 +28,11 @@ class Decision(NamedTuple):
 
 class Settlement(NamedTuple):
     """Decisions by (conversion identity, platform), and the reason for each adjustment that is refused, by its
-    (platform, event_id).
+    identity.
     """
 
     decisions: dict[tuple[tuple[str, str, str], str], Decision]
-    refusals: dict[tuple[str, str], str]
+    refusals: dict[tuple[str, str, str], str]
 
 
 def is_eligible(conversion: Conversion, platform: str, touch: Touch, version: Version) -> bool:
@@ -84,7 +84,7 @@ def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], pol
         sorted(adjustments, key=lambda adjustment: (adjustment.time_ms, adjustment.event_id)) if adjustments else []
     )
     decisions: dict[tuple[tuple[str, str, str], str], Decision] = {}
-    named: dict[tuple[str, str], list[str | None]] = defaultdict(list)
+    named: dict[tuple[str, str, str], list[str | None]] = defaultdict(list)
     for platform in sorted(by_platform):
         members = _distinct(by_platform[platform])
         taken: set[tuple[str, str, str]] = set()
@@ -140,7 +140,7 @@ def _adjust(
     order: list[Conversion],
     adjustments: list[Adjustment],
     window_ms: int,
-    named: dict[tuple[str, str], list[str | None]],
+    named: dict[tuple[str, str, str], list[str | None]],
 ) -> tuple[bool, int | None]:
     """Whether the order is retracted, and its restated value; notes in `named` what became of each adjustment that
     names it (section 5).

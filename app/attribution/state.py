@@ -47,7 +47,7 @@ class Conversion(msgspec.Struct, array_like=True, gc=False):
         return self.platform, self.name, self.event_id
 
 
-class Adjustment(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Adjustment(msgspec.Struct, array_like=True, gc=False):
     """One accepted retraction or restatement, with its record's coordinates for the dead letter that a refusal
     becomes.
     """
@@ -62,10 +62,12 @@ class Adjustment(msgspec.Struct, array_like=True, frozen=True, gc=False):
     source: tuple[str, int, int, int]  # topic, partition, offset, timestamp (ms)
     key: bytes | None
     raw: bytes
+    name: str = ""  # the conversion_name that it carries; part of its identity only
+    is_refused: bool = False  # its dead letter was written; a second one would count one event twice
 
-    def identity(self) -> tuple[str, str]:
+    def identity(self) -> tuple[str, str, str]:
         """What makes two events of one user the same adjustment."""
-        return self.platform, self.event_id
+        return self.platform, self.name, self.event_id
 
 
 class UserState(msgspec.Struct, array_like=True, gc=False):

@@ -49,15 +49,18 @@ def take_in(
     held.
     """
     before = settle(state.conversions, state.adjustments, policy) if state.conversions else Settlement({}, {})
-    held = {conversion.identity() for conversion in state.conversions}
-    held_adjustments = {adjustment.identity() for adjustment in state.adjustments}
-    fresh = [conversion for conversion in conversions if conversion.identity() not in held]
-    fresh_adjustments = [adjustment for adjustment in adjustments if adjustment.identity() not in held_adjustments]
-    state.conversions += fresh
-    state.adjustments += fresh_adjustments
+    held = len(state.conversions) + len(state.adjustments)
+    # one identity may come twice in a batch that spans more time than ids are remembered
+    state.conversions = list({item.identity(): item for item in reversed([*state.conversions, *conversions])}.values())[
+        ::-1
+    ]
+    state.adjustments = list({item.identity(): item for item in reversed([*state.adjustments, *adjustments])}.values())[
+        ::-1
+    ]
+    taken = len(state.conversions) + len(state.adjustments) - held
     for conversion in state.conversions:
         credit(conversion, touches, policy)
-    return before, len(conversions) + len(adjustments) - len(fresh) - len(fresh_adjustments)
+    return before, len(conversions) + len(adjustments) - taken
 
 
 def changes(advertiser_id: str, user_id: str, state: UserState, before: Settlement, policy: Policy) -> Change:
@@ -88,11 +91,11 @@ def changes(advertiser_id: str, user_id: str, state: UserState, before: Settleme
                 (rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id), None)
             )
             change.deltas.extend(_deltas(advertiser_id, platform, conversion, old, None, policy))
-    if after.refusals:
-        for adjustment in state.adjustments:
-            reason = after.refusals.get(adjustment.identity())
-            if reason is not None and before.refusals.get(adjustment.identity()) != reason:
-                change.refused.append((adjustment, reason))
+    for adjustment in state.adjustments if after.refusals else ():
+        reason = after.refusals.get(adjustment.identity())
+        if reason is not None and not adjustment.is_refused:
+            adjustment.is_refused = True
+            change.refused.append((adjustment, reason))
     return change._replace(corrections=corrections)
 
 

@@ -159,6 +159,7 @@ class UserWork:
                     source,
                     message.key(),
                     (message.value() or b"")[:KEPT_BYTES],
+                    event.conversion_name or "",
                 )
             )
 
