@@ -4,7 +4,7 @@ The difference is what leaves onecount: a row with a higher revision for each de
 that no longer stands, and negative and positive deltas for the counts.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.attribution.settle import Decision, Settlement, credit, settle
 from app.attribution.state import Adjustment, Conversion, Touch, UserState
@@ -49,18 +49,23 @@ def take_in(
     held.
     """
     before = settle(state.conversions, state.adjustments, policy) if state.conversions else Settlement({}, {})
-    held = len(state.conversions) + len(state.adjustments)
-    # one identity may come twice in a batch that spans more time than ids are remembered
-    state.conversions = list({item.identity(): item for item in reversed([*state.conversions, *conversions])}.values())[
-        ::-1
-    ]
-    state.adjustments = list({item.identity(): item for item in reversed([*state.adjustments, *adjustments])}.values())[
-        ::-1
-    ]
-    taken = len(state.conversions) + len(state.adjustments) - held
+    repeats = _add(state.conversions, conversions) + _add(state.adjustments, adjustments)
     for conversion in state.conversions:
         credit(conversion, touches, policy)
-    return before, len(conversions) + len(adjustments) - taken
+    return before, repeats
+
+
+def _add(held: list[Any], new: list[Any]) -> int:
+    """Appends what is not held yet; how many were. One may come twice in a batch that spans more time than ids are remembered."""
+    known = {item.identity() for item in held}
+    repeats = 0
+    for item in new:
+        if item.identity() in known:
+            repeats += 1
+        else:
+            known.add(item.identity())
+            held.append(item)
+    return repeats
 
 
 def changes(advertiser_id: str, user_id: str, state: UserState, before: Settlement, policy: Policy) -> Change:
