@@ -176,7 +176,7 @@ class Touches:
         users: np.ndarray,
     ) -> "Pool":
         """The stored records and this batch's of the given user hashes, ready to be searched."""
-        by_segment: dict[SegmentKey, list[np.ndarray]] = {segment: [packed] for segment, packed in records.items()}
+        by_segment: dict[SegmentKey, list[np.ndarray]] = {}
         raw: dict[SegmentKey, list[bytes]] = {}
         for (segment, _), blob in zip(wanted, blobs, strict=True):
             if blob:
@@ -184,6 +184,11 @@ class Touches:
         for segment, parts in raw.items():
             stored = np.frombuffer(b"".join(parts), dtype=record_type(segment[2], self.width))
             by_segment.setdefault(segment, []).append(stored)
+        for (
+            segment,
+            packed,
+        ) in records.items():  # after the stored ones, so that equal records stay in order of acceptance
+            by_segment.setdefault(segment, []).append(packed)
         pool = Pool()
         for segment, arrays in by_segment.items():
             for packed in arrays:
@@ -243,8 +248,8 @@ class Pool:
             self._ranges.clear()
 
     def best(self, kind: str, user: int, time_ms: int) -> Any | None:
-        """The record of this kind and user hash with the largest (time, event id) strictly before `time_ms`; None if
-        there is none.
+        """The record of this kind and user hash with the largest (time, event id) strictly before `time_ms`, of
+        equal ones the first accepted; None if there is none.
         """
         if not self._ranges:
             self._sort()
@@ -252,7 +257,13 @@ class Pool:
         if ordered is None:
             return None
         index = bisect_left(ordered[0], time_ms) - 1
-        return ordered[1][index] if index >= 0 else None
+        if index < 0:
+            return None
+        found = ordered[1]
+        # a touch that came again after its id was forgotten stands twice; sorting kept the order of acceptance
+        while index > 0 and found[index - 1][1:3] == found[index][1:3]:
+            index -= 1
+        return found[index]
 
     def _sort(self) -> None:
         groups: dict[tuple[str, int], list[Any]] = {}

@@ -7,7 +7,6 @@ ended at any moment. It writes what it did to RESULT.json; an error's words inst
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,7 +73,8 @@ def _import(settings: Settings, folder: Path, file: str, mapping: str) -> dict[s
     done = import_file(
         settings, policy, Path(file), Path(mapping), rejected, resume=False, state_path=folder / "import-state.json"
     )
-    return asdict(done) | {"rejected_path": str(rejected)}
+    counters = {"events": dict(done.events), "rejected": dict(done.rejected), "skipped": dict(done.skipped)}
+    return {"rows": done.rows, "sent": done.sent, "rejected_path": str(rejected), **counters}
 
 
 if __name__ == "__main__":

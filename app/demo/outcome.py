@@ -2,104 +2,125 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from app.contract.events import MICROS
 from app.contract.rows import STATUSES
 from app.demo.screen import cost_per_conversion, money, only_currency
-from app.demo.tally import Line, Sums, Tally, platforms, top_campaigns, total
+from app.demo.tally import Line, Sums, Tally, platforms, top_campaigns, total, without
 from app.policy.model import METHODS, Policy
 
 CAMPAIGNS_SHOWN: Final = 12
 EXAMPLES_SHOWN: Final = 3
 
 
-def touch_table(title: str, lines: Iterable[Line], whole: Sums, with_campaign: bool) -> Table:
-    """Touches and what was credited to them, a line for each platform (and campaign), and their sum."""
+def touch_table(title: str, lines: Iterable[Line], whole: Sums, with_campaign: bool) -> Group:
+    """Touches and what was credited to them, a line for each platform (and campaign), what is in none of them, and all.
+
+    Measures of which there is nothing at all have no column.
+    """
     lines = list(lines)
     currency = only_currency([whole])
-    table = _table(title)
-    table.add_column("platform", no_wrap=True)
-    if with_campaign:
-        table.add_column("campaign", overflow="ellipsis", no_wrap=True)
-    columns = ["views", "engaged", "clicks", "conversions", f"revenue {currency}".rstrip()]
-    if not whole.engaged_views:
-        columns.remove("engaged")
-    if whole.cost:
-        columns += ["cost", "per conv."]
+    columns = _columns(whole, currency)
+    names = ["platform", "campaign"] if with_campaign else ["platform"]
+    table = _table()
+    for name in names:
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
-        names = [line.platform or "(none)", *([line.campaign or "(none)"] if with_campaign else [])]
-        table.add_row(*map(Text, names), *_cells(line.sums, whole, currency))
-    if len(lines) != 1:
-        table.add_section()
-        table.add_row("all", *([""] if with_campaign else []), *_cells(whole, whole, currency), style="bold")
-    return table
+        about = [line.platform or "(none)", line.campaign or "(none)"][: len(names)]
+        table.add_row(*map(Text, about), *(cell(line.sums) for cell in columns.values()))
+    rest = without(whole, (line.sums for line in lines))
+    if len(lines) == 1 and rest == Sums():
+        return _titled(title, table)
+    table.add_section()
+    if rest != Sums():
+        about = ["others", "(less conversions)"][: len(names)]
+        table.add_row(*about, *(cell(rest) for cell in columns.values()), style="dim")
+    table.add_row("all", *[""] * (len(names) - 1), *(cell(whole) for cell in columns.values()), style="bold")
+    return _titled(title, table)
 
 
-def _cells(sums: Sums, whole: Sums, currency: str) -> list[str]:
-    cells = [f"{sums.views:,}", f"{sums.clicks:,}", f"{sums.conversions:,}", money(sums.value, not currency)]
+def _columns(whole: Sums, currency: str) -> dict[str, Callable[[Sums], str]]:
+    """Titles, and what stands in a cell under each."""
+    columns: dict[str, Callable[[Sums], str]] = {}
+    if whole.views:
+        columns["views"] = lambda sums: f"{sums.views:,}"
     if whole.engaged_views:
-        cells.insert(1, f"{sums.engaged_views:,}")
+        columns["engaged"] = lambda sums: f"{sums.engaged_views:,}"
+    if whole.clicks:
+        columns["clicks"] = lambda sums: f"{sums.clicks:,}"
+    columns["conversions"] = lambda sums: f"{sums.conversions:,}"
+    if +whole.value:
+        columns[f"revenue {currency}".rstrip()] = lambda sums: money(sums.value, not currency)
     if whole.cost:
-        cells += [money(Counter({"": sums.cost}), named=False), cost_per_conversion(sums)]
-    return cells
+        columns["cost"] = lambda sums: f"{sums.cost / MICROS:,.2f}"
+    if whole.cost and whole.conversions:
+        columns["a conversion"] = cost_per_conversion
+    return columns
 
 
-def conversion_table(tally: Tally) -> Table:
-    """Conversions by action and status; the value is that of the counted ones."""
+def conversion_table(tally: Tally) -> Group:
+    """Conversions by action and status; the revenue is that of the counted ones."""
     actions = sorted({action for (action, _), number in tally.statuses.items() if number})
-    whole = Sums()
+    totals = tally.by_status()
+    statuses = [status for status in STATUSES if totals[status]]
+    whole: Counter[str] = Counter()
     for value in tally.value.values():
-        whole.value.update(value)
-    currency = only_currency([whole])
-    table = _table("Conversions by action and status, one for each platform that judged it")
-    table.add_column("action", no_wrap=True)
-    for name in (*STATUSES, f"revenue {currency}".rstrip()):
+        whole.update(value)
+    currency = only_currency([Sums(value=whole)])
+    table = _table()
+    table.add_column("action", no_wrap=True, overflow="ellipsis")
+    for name in (*statuses, f"revenue {currency}".rstrip()):
         table.add_column(name, justify="right", no_wrap=True)
     for action in actions:
-        numbers = [f"{tally.statuses[action, status]:,}" for status in STATUSES]
+        numbers = [f"{tally.statuses[action, status]:,}" for status in statuses]
         table.add_row(Text(action), *numbers, money(tally.value.get(action, Counter()), not currency))
-    if len(actions) != 1:
-        statuses = tally.by_status()
+    if len(actions) > 1:
         table.add_section()
-        totals = [f"{statuses[status]:,}" for status in STATUSES]
-        table.add_row("all", *totals, money(whole.value, not currency), style="bold")
-    return table
+        table.add_row("all", *(f"{totals[status]:,}" for status in statuses), money(whole, not currency), style="bold")
+    return _titled("Conversions by action and status, one for each platform that judged it", table)
 
 
-def outcome_tables(tally: Tally, limit: int = CAMPAIGNS_SHOWN) -> list[Table]:
+def outcome_tables(tally: Tally, limit: int = CAMPAIGNS_SHOWN) -> list[Group]:
     """All that came out: by platform, by action and status, and the first campaigns."""
     whole, top = total(tally), top_campaigns(tally, limit)
     more = len(tally.campaigns) - len(top)
-    campaigns = touch_table("Campaigns with the most conversions" if more > 0 else "Campaigns", top, whole, True)
-    if more > 0:
-        campaigns.caption = f"and {more:,} more campaigns"
-    return [touch_table("By platform", platforms(tally), whole, False), conversion_table(tally), campaigns]
+    title = f"By campaign, {more:,} of them added up" if more > 0 else "By campaign"
+    tables = [touch_table("By platform", platforms(tally), whole, False)]
+    if tally.attributed:
+        tables.append(conversion_table(tally))
+    return [*tables, touch_table(title, top, whole, True)]
 
 
-def _table(title: str) -> Table:
+def _titled(title: str, table: Table) -> Group:
+    return Group(Text(title, style="bold"), table)
+
+
+def _table() -> Table:
     return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption_justify="left",
-        caption_style="dim",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
         header_style="dim",
+        border_style="dim",
     )
 
 
 def never_credited(tally: Tally, policy: Policy) -> list[str]:
     """Words about each platform whose touches are all of kinds that its method never credits."""
+    if not tally.attributed:
+        return []
     rules = policy.versions[-1].platforms
     words = []
     for line in platforms(tally):
@@ -115,9 +136,9 @@ def never_credited(tally: Tally, policy: Policy) -> list[str]:
     return words
 
 
-def import_table(done: dict[str, Any]) -> Table:
+def import_table(done: dict[str, Any]) -> Group:
     """What became of the file's rows."""
-    table = _table("From rows to events")
+    table = _table()
     table.add_column("rows and events")
     table.add_column("number", justify="right")
     table.add_row("rows read", f"{done['rows']:,}")
@@ -125,7 +146,7 @@ def import_table(done: dict[str, Any]) -> Table:
         for name, number in sorted(numbers.items(), key=lambda item: -item[1]):
             table.add_row(Text(f"  {words}: {name}"), f"{number:,}")
     table.add_row("events sent", f"{done['sent']:,}", style="bold")
-    return table
+    return _titled("From rows to events", table)
 
 
 def rejected_examples(path: Path, limit: int = EXAMPLES_SHOWN) -> list[str]:

@@ -3,8 +3,8 @@
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -26,7 +26,7 @@ from app.demo.outcome import (
 from app.demo.scene import Scene, open_scene
 from app.demo.screen import Picture
 from app.demo.show import Show, frames, show_all
-from app.demo.watch import Feed, watch
+from app.demo.watch import FRAME_S, Feed, Follower, watch
 from app.engine.clients import KafkaClients
 from app.engine.policy_topic import recorded_policy
 from app.importer import load_mapping
@@ -36,7 +36,6 @@ from app.verify.report import Report, print_report
 INTERRUPTED: Final = 130  # as shells report a program that Ctrl-C ended
 FAILED: Final = 1
 _VERIFY_WAIT_S: Final = 60.0
-_VERIFY_FRAME_S: Final = 0.3
 _DIFFERENCES_SHOWN: Final = 5
 
 
@@ -74,10 +73,12 @@ def _play(console: Console, task: dict[str, Any]) -> int:
         stack.callback(feed.end)
         fault = None if "file" in task else Fault()
         feed.start()
+        follower = stack.enter_context(closing(Follower(scene.settings)))
         with frames(console) as show:
-            picture, done = watch(scene, feed, fault, show)
-            report = _verify(console, scene, picture, show)
-        show_all(console, picture)
+            picture, done = watch(scene, feed, follower, fault, show)
+            report = _verify(console, scene, follower, picture, show)
+        if "file" not in task:  # else the tables of the end say the same in full
+            show_all(console, picture)
         print_report(report, console)
         _closing_words(console, scene, picture, task, done, fault, report.ok)
     console.print(f"[dim]All of it took {time.monotonic() - started_s:.0f} s; nothing is left running, and no file.[/]")
@@ -86,24 +87,25 @@ def _play(console: Console, task: dict[str, Any]) -> int:
 
 def _opening_words(task: dict[str, Any]) -> str:
     if "file" in task:
-        return f"[bold]onecount[/] counts {escape(task['file'])}, read by {escape(Path(task['mapping']).name)}"
+        return (
+            f"[bold]onecount[/] counts {escape(Path(task['file']).name)}, read by {escape(Path(task['mapping']).name)}"
+        )
     return (
         f"[bold]onecount[/] counts an hour of made-up ads: {task['rate']:,.0f} events/s for {task['seconds']:.0f} s, and one "
         "kill -9"
     )
 
 
-def _verify(console: Console, scene: Scene, picture: Picture, show: Show) -> Report:
+def _verify(console: Console, scene: Scene, follower: Follower, picture: Picture, show: Show) -> Report:
     """What `verify` found; meanwhile the picture stays. Afterwards it shows the exact numbers, where `verify` has them."""
     picture.phase, picture.share = "verify computes it all anew", None
     if not console.is_terminal:
         console.print("verify computes it all anew from the raw events, slowly and by other code")
     found: Future[Report] = Future()
     Thread(target=_compute, args=(scene, found), name="verify", daemon=True).start()
-    while not found.done():
+    while follower.take(FRAME_S) or not found.done():  # so the last picture has the last row
         if console.is_terminal:
             show(picture)
-        wait([found], _VERIFY_FRAME_S)
     report = found.result()
     picture.phase, picture.share = ("[green]all equal[/]" if report.ok else "[red]differs[/]"), 1.0
     # a killed worker took its last numbers with it
@@ -144,17 +146,18 @@ def _closing_words(
 
 
 def _tell_outcome(console: Console, scene: Scene, picture: Picture, done: dict[str, Any]) -> None:
-    console.print()
     for table in (import_table(done), *outcome_tables(picture.tally)):
+        console.print()
         console.print(table)
     rejected = sum(done["rejected"].values())
     if rejected:
-        console.print(f"{rejected:,} rows of the file were rejected, such as", highlight=False)
+        console.print()
+        console.print(f"Rejected rows of the file: {rejected:,}, such as", highlight=False)
         for example in rejected_examples(Path(done["rejected_path"])):
             console.print(f"  {escape(example)}", highlight=False)
         console.print("They were in a temporary file; `onecount import` writes them beside the input.", highlight=False)
     for words in never_credited(picture.tally, scene.policy):
-        console.print(f"[yellow]note:[/] {escape(words)}", highlight=False)
+        console.print(f"\n[yellow]note:[/] {escape(words)}", highlight=False)
 
 
 def _next_words(task: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """What the demo plays on: Kafka, Redis, topics and workers, in temporary folders on free ports, gone after the block."""
 
-import json
 import os
 import tempfile
 import time
@@ -101,8 +100,6 @@ def _variables(folder: Path, policy_path: Path, bootstrap: str, redis_url: str) 
         "ONECOUNT_WORKER_ID": "demo",
         # a worker that is started again takes its partitions back at once, instead of after the session timeout
         "ONECOUNT_STATIC_MEMBERSHIP": "true",
-        # members learn of a rebalance by their heartbeats, every three seconds by default; here a person is waiting
-        "ONECOUNT_KAFKA": json.dumps({"heartbeat.interval.ms": "500"}),
         "TMPDIR": str(folder),
         "PYTHONUNBUFFERED": "1",
     }

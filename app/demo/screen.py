@@ -16,16 +16,19 @@ from app.contract.rows import STATUSES
 from app.demo.figures import DUPLICATES, LATE, NOISE, REKEYED, Figures
 from app.demo.tally import Line, Sums, Tally, top_campaigns
 
-WIDE: Final = 112  # columns from which the numbers stand beside the table ...
-HIGH: Final = 34  # ... if there are so many lines for them
+WIDE: Final = 128  # columns from which the numbers stand beside the table ...
+HIGH: Final = 38  # ... if there are so many lines for them
+ROOMY: Final = 92  # columns from which the table has room for whole names and for bars
 MOST_LINES: Final = 12
 MOST_BESIDE: Final = 20  # where the numbers beside the table take more lines than that
 NOTES_SHOWN: Final = 3
 _REASONS_SHOWN: Final = 6
 _REASONS_BESIDE: Final = 10
-_BAR_CELLS: Final = 14
+_BAR_CELLS: Final = 10
+_NUMBERS_WIDTH: Final = 32
+_GAP: Final = 3
 _LINES_AROUND: Final = 15  # of the screen, without notes, when the numbers stand under the table; one stays free
-_COLOURS: Final = ("cyan", "magenta", "yellow", "blue", "green", "bright_red")
+_COLOURS: Final = ("cyan", "magenta", "yellow", "blue", "green", "bright_blue")
 _STATUS_STYLES: Final = {"counted": "bold green", "retracted": "red", "duplicate": "yellow"}
 
 
@@ -47,10 +50,11 @@ def draw(picture: Picture, width: int, height: int) -> RenderableType:
     for note in notes:
         note.no_wrap = True
     if width >= WIDE and height >= HIGH:
-        side = Table.grid(expand=True, padding=(0, 3, 0, 0))
+        side = Table.grid(expand=True, padding=(0, _GAP, 0, 0))
         side.add_column(ratio=1)
-        side.add_column(width=32)
-        side.add_row(campaign_table(picture.tally, MOST_BESIDE, width), numbers_beside(picture))
+        side.add_column(width=_NUMBERS_WIDTH)
+        table = campaign_table(picture.tally, MOST_BESIDE, width - _NUMBERS_WIDTH - _GAP)
+        side.add_row(table, numbers_beside(picture))
         return Group(_headline(picture, width), Text(), side, *notes)
     lines = min(MOST_LINES, max(3, height - _LINES_AROUND - len(notes)))
     table = campaign_table(picture.tally, lines, width)
@@ -64,7 +68,15 @@ def _headline(picture: Picture, width: int) -> Table:
     line.add_column(ratio=1)
     line.add_column(no_wrap=True, justify="right")
     pulsing = picture.share is None
-    bar = ProgressBar(total=1.0, completed=picture.share or 0.0, pulse=pulsing, width=max(width // 3, 10))
+    bar = ProgressBar(
+        total=1.0,
+        completed=picture.share or 0.0,
+        pulse=pulsing,
+        width=max(width // 3, 10),
+        complete_style="cyan",
+        finished_style="green",
+        pulse_style="cyan",
+    )
     line.add_row("[bold]onecount[/]", f"[cyan]{picture.phase}[/]", bar, picture.clock)
     return line
 
@@ -78,13 +90,13 @@ def campaign_table(tally: Tally, limit: int, width: int) -> Table:
     table = _table(caption=title)
     table.add_column("platform", no_wrap=True)
     table.add_column("campaign", no_wrap=True, ratio=1, overflow="ellipsis", min_width=12)
-    for name in ("views", "clicks", "conversions" if width >= WIDE else "conv."):
+    for name in ("views", "clicks", "conversions" if width >= ROOMY else "conv."):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"value {currency}".rstrip(), justify="right", no_wrap=True)
     costs = any(line.sums.cost for line in lines)
     if costs:
         table.add_column("cost/conv.", justify="right", no_wrap=True)
-    bars = width >= WIDE
+    bars = width >= ROOMY
     if bars:
         table.add_column("", width=_BAR_CELLS, no_wrap=True)
     most = max((line.sums.conversions for line in lines), default=0)
@@ -115,6 +127,7 @@ def _table(**options: object) -> Table:
         padding=(0, 1, 0, 0),
         expand=True,
         header_style="dim",
+        border_style="dim",
         caption_style="dim",
         caption_justify="left",
         **options,  # type: ignore[arg-type]
@@ -129,11 +142,13 @@ def colours_of(tally: Tally) -> dict[str, str]:
 
 def _shortened(line: Line, width: int) -> str:
     """Where room is scarce, a campaign's name does not repeat its platform's."""
-    return line.campaign if width >= WIDE else line.campaign.removeprefix(f"{line.platform}-")
+    return line.campaign if width >= ROOMY else line.campaign.removeprefix(f"{line.platform}-")
 
 
-def _bar(number: int, most: int, colour: str) -> Text:
-    return Text("━" * round(_BAR_CELLS * number / most) if most else "", style=colour)
+def _bar(number: int, most: int, colour: str) -> ProgressBar:
+    return ProgressBar(
+        total=max(most, 1), completed=number, width=_BAR_CELLS, complete_style=colour, finished_style=colour
+    )
 
 
 def only_currency(sums: Iterable[Sums]) -> str:
@@ -202,7 +217,7 @@ def _number_groups(picture: Picture, reasons_shown: int) -> tuple[tuple[str, Row
     reasons = [(name, f"{number:,}", "") for name, number in shown]
     if len(shown) < len(common):
         rest = common[len(shown) :]
-        reasons.append((f"{len(rest)} other reasons", f"{sum(number for _, number in rest):,}", "dim"))
+        reasons.append((f"{len(rest)} others", f"{sum(number for _, number in rest):,}", "dim"))
     return ("events", events), ("handled", troubles), ("conversions", conversions), ("rejected because", reasons)
 
 
@@ -218,6 +233,8 @@ def _list(title: str, rows: Rows, expand: bool = False) -> Table:
 def plain_line(picture: Picture) -> str:
     """A frame in one line, for an output that is no terminal."""
     figures, tally = picture.figures, picture.tally
+    if not figures.produced:
+        return picture.phase
     numbers = {
         "produced": figures.produced,
         "counted": figures.counted,

@@ -1,6 +1,7 @@
 """What the output topics say, folded: the latest row of each key, and the sums that the screen shows."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -150,10 +151,21 @@ def total(tally: Tally) -> Sums:
     return found
 
 
-def _merge(into: Sums, more: Sums) -> None:
-    into.views += more.views
-    into.engaged_views += more.engaged_views
-    into.clicks += more.clicks
-    into.conversions += more.conversions
-    into.cost += more.cost
-    into.value.update(more.value)  # a Counter's update adds
+def without(whole: Sums, parts: Iterable[Sums]) -> Sums:
+    """What is left of a sum when parts of it are taken away."""
+    left = Sums()
+    _merge(left, whole)
+    for part in parts:
+        _merge(left, part, -1)
+    left.value = Counter({currency: amount for currency, amount in left.value.items() if amount})
+    return left
+
+
+def _merge(into: Sums, more: Sums, sign: int = 1) -> None:
+    into.views += sign * more.views
+    into.engaged_views += sign * more.engaged_views
+    into.clicks += sign * more.clicks
+    into.conversions += sign * more.conversions
+    into.cost += sign * more.cost
+    for currency, amount in more.value.items():
+        into.value[currency] += sign * amount

@@ -3,12 +3,11 @@
 import json
 import sys
 import time
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 from rich.markup import escape
 
 from app.demo.fault import Fault, advance
@@ -23,9 +22,9 @@ from app.local.processes import ChildProcess, tail
 from app.settings import Settings
 
 _LOOK_EVERY_S: Final = 0.5
-_FRAME_S: Final = 0.2
+FRAME_S: Final = 0.2
 _MOST_ROWS: Final = 20_000  # a frame
-_QUIET_S: Final = 1.5  # without a new row, once all events are counted: then the aggregator is done too
+_QUIET_S: Final = 1.5  # without a new row, once all events are counted: then the aggregator should be done too
 _STUCK_S: Final = 90.0  # without any progress; a restart on a busy machine takes some 10
 
 
@@ -61,14 +60,29 @@ class Feed:
         return done
 
 
-def follow(settings: Settings) -> tuple[Consumer, dict[str, str]]:
-    """A consumer of all that comes out, from the beginning, and which kind of row each topic has."""
-    kinds = {settings.counts_topic: COUNTS, settings.attributed_topic: ATTRIBUTED, settings.dlq_topic: LETTERS}
-    consumer = KafkaClients(settings).reader()
-    consumer.assign(
-        [TopicPartition(topic, number, OFFSET_BEGINNING) for topic in kinds for number in range(PARTITIONS)]
-    )
-    return consumer, kinds
+class Follower:
+    """Reads all that comes out, from the beginning, and folds it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.tally = Tally()
+        self._kinds = {
+            settings.counts_topic: COUNTS,
+            settings.attributed_topic: ATTRIBUTED,
+            settings.dlq_topic: LETTERS,
+        }
+        self._consumer = KafkaClients(settings).reader()
+        places = [TopicPartition(topic, number) for topic in self._kinds for number in range(PARTITIONS)]
+        for place in places:
+            place.offset = OFFSET_BEGINNING
+        self._consumer.assign(places)
+        self.close = self._consumer.close
+
+    def take(self, timeout_s: float) -> int:
+        """Takes in what comes within so many seconds; how many rows."""
+        rows = [message for message in self._consumer.consume(_MOST_ROWS, timeout_s) if message.error() is None]
+        for row in rows:
+            fold_row(self.tally, self._kinds[row.topic()], row.key(), row.value())
+        return len(rows)
 
 
 @dataclass
@@ -77,37 +91,28 @@ class Progress:
 
     begun_s: float | None = None  # the first event was there
     looked_s: float = 0.0
-    row_s: float = 0.0  # the last row came
-    moved_s: float = field(default_factory=time.monotonic)  # anything changed
+    moved_s: float = field(default_factory=time.monotonic)  # a row came, or more was counted
     counted: int = 0
 
 
-def watch(scene: Scene, feed: Feed, fault: Fault | None, show: Show) -> tuple[Picture, dict[str, Any]]:
+def watch(
+    scene: Scene, feed: Feed, follower: Follower, fault: Fault | None, show: Show
+) -> tuple[Picture, dict[str, Any]]:
     """Until everything that was sent is counted: the last picture, and what was sent. `fault` None: nobody is killed."""
-    picture = Picture(Tally(), scene.gauge.figures, phase="events are coming")
+    picture = Picture(follower.tally, scene.gauge.figures, phase="events are coming")
     progress = Progress()
-    consumer, kinds = follow(scene.settings)
-    with closing(consumer):
-        while True:
-            _take_rows(consumer, kinds, picture.tally, progress)
-            now_s = time.monotonic()
-            if now_s - progress.looked_s >= _LOOK_EVERY_S:
-                progress.looked_s = now_s
-                done = _look(scene, feed, fault, picture, progress)
-                if done is not None and _is_over(picture, fault, progress):
-                    picture.phase, picture.share = "all counted", 1.0
-                    elapsed_s = time.monotonic() - (progress.begun_s or now_s)
-                    picture.figures.per_second = picture.figures.counted / max(elapsed_s, 1.0)
-                    show(picture)
-                    return picture, done
-            show(picture)
-
-
-def _take_rows(consumer: Consumer, kinds: dict[str, str], tally: Tally, progress: Progress) -> None:
-    for message in consumer.consume(_MOST_ROWS, _FRAME_S):
-        if message.error() is None:
-            fold_row(tally, kinds[message.topic()], message.key(), message.value())
-            progress.row_s = progress.moved_s = time.monotonic()
+    while True:
+        if follower.take(FRAME_S):
+            progress.moved_s = time.monotonic()
+        now_s = time.monotonic()
+        if now_s - progress.looked_s >= _LOOK_EVERY_S:
+            progress.looked_s = now_s
+            done = _look(scene, feed, fault, picture, progress)
+            if done is not None and _is_over(picture, fault, progress):
+                elapsed_s = progress.moved_s - (progress.begun_s or progress.moved_s)
+                picture.figures.per_second = picture.figures.counted / max(elapsed_s, 1.0)
+                return picture, done
+        show(picture)
 
 
 def _look(scene: Scene, feed: Feed, fault: Fault | None, picture: Picture, progress: Progress) -> dict[str, Any] | None:
@@ -153,5 +158,5 @@ def _is_over(picture: Picture, fault: Fault | None, progress: Progress) -> bool:
         not picture.figures.lag
         and all(picture.figures.ready.values())
         and (fault is None or fault.over)
-        and time.monotonic() - progress.row_s > _QUIET_S
+        and time.monotonic() - progress.moved_s > _QUIET_S
     )

@@ -1,5 +1,6 @@
 """The workers as child processes: `onecount run` with its supervisor, told apart by role, killed by slot."""
 
+import json
 import os
 import re
 import signal
@@ -59,7 +60,9 @@ class Workers:
 
 def _command(role: str, count: int, first_port: int) -> list[str]:
     run = [sys.executable, "-m", "app", "run", role, "--workers", str(count)]
-    return ["env", f"ONECOUNT_METRICS_PORT={first_port}", *run]
+    # members learn of a rebalance by their heartbeats, every three seconds by default; here a person is waiting
+    kafka = json.dumps({"heartbeat.interval.ms": "500"})
+    return ["env", f"ONECOUNT_METRICS_PORT={first_port}", f"ONECOUNT_KAFKA={kafka}", *run]
 
 
 @contextmanager

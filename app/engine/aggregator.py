@@ -26,14 +26,15 @@ _ZERO: Final = (0, 0, 0, 0, 0, 0, 0)  # the measures, money in millionths, and t
 
 
 class View(msgspec.Struct, array_like=True):
-    """What is stored in the ledger beside the offsets: how many owner partitions there are, and the watermark of each
-    (epoch ms).
+    """What is stored in the ledger beside the offsets: how many owner partitions there are, and of each the watermark
+    and the stream time that its events have reached (epoch ms).
     """
 
     version: int
     dimensions: tuple[str, ...]
     partitions: int
     watermarks: dict[int, int]
+    streams: dict[int, int] = {}
 
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -59,8 +60,15 @@ class AggregatorPartition:
 
     def watermark_ms(self) -> int:
         """The time that every owner partition has passed; -1 while some have not been heard of."""
-        view = self.view
-        return min(view.watermarks.values()) if view.partitions and len(view.watermarks) >= view.partitions else -1
+        return self._slowest(self.view.watermarks)
+
+    def stream_ms(self) -> int:
+        """The stream time of the owner partition whose events are the oldest; -1 while some have had none."""
+        return self._slowest(self.view.streams)
+
+    def _slowest(self, times_ms: dict[int, int]) -> int:
+        partitions = self.view.partitions
+        return min(times_ms.values()) if partitions and len(times_ms) >= partitions else -1
 
 
 class AggregatorStage:
@@ -131,6 +139,9 @@ class AggregatorStage:
             for mark in message.marks:
                 known = opened.view.watermarks.get(mark.partition, -1)
                 opened.view.watermarks[mark.partition] = max(known, mark.watermark_ms)
+                if mark.ranges:  # of events, not of an idle partition's clock
+                    reached = opened.view.streams.get(mark.partition, -1)
+                    opened.view.streams[mark.partition] = max(reached, mark.watermark_ms)
             for key, *numbers in message.rows:
                 window = changed[int(key[1 : key.index(",")])]
                 total = window.get(key)
@@ -213,8 +224,8 @@ class AggregatorStage:
         )
 
     def _expire(self, opened: AggregatorPartition) -> list[Command]:
-        """Frees the windows whose counts can no longer change."""
-        floor_ms = opened.watermark_ms() - self.retention_ms - self.bounds.window_ms
+        """Frees the windows whose counts can no longer change: by the time of events, which alone decides what is late."""
+        floor_ms = opened.stream_ms() - self.retention_ms - self.bounds.window_ms
         ended = sorted(window for window in opened.windows if window < floor_ms)
         opened.windows.difference_update(ended)
         if not ended:

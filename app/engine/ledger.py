@@ -80,12 +80,18 @@ def write_commands(
 
 
 def decide(
-    ledger: Ledger, partition: int, partitions: int, committed: dict[str, int | None], first: dict[str, int], group: str
+    ledger: Ledger,
+    partition: int,
+    partitions: int,
+    committed: dict[str, int | None],
+    begun: dict[str, int | None],
+    first: dict[str, int],
+    group: str,
 ) -> Opening:
     """Steps 3 and 4 of `reopen`: how the ledger's offsets M and the group's C say to go on.
 
-    `committed` is C by topic (None: nothing committed), `first` the first offset that each topic still holds. Raises
-    `StateRefused`.
+    `committed` is C by topic (None: nothing committed), `begun` where the batch that ended there began, `first` the
+    first offset that each topic still holds. Raises `StateRefused`.
     """
     if ledger.partitions is not None and ledger.partitions != partitions:
         raise StateRefused(
@@ -119,5 +125,9 @@ def decide(
     start = {topic: ledger.offsets.get(topic, first[topic]) for topic in first}
     if ledger.rebuilding:
         return Opening(Mode.REBUILD, start)
-    behind = any(offset < known.get(topic, offset) for topic, offset in start.items())
-    return Opening(Mode.REPLAY if behind else Mode.LIVE, start)
+    if not any(offset < known.get(topic, offset) for topic, offset in start.items()):
+        return Opening(Mode.LIVE, start)
+    # A Redis that lost its last second is behind by several batches. Cut otherwise than they were, they would end in other
+    # revisions, so what they published is read back, as after a rebuild.
+    is_one_batch = all(begun.get(topic) == offset for topic, offset in start.items() if topic in known)
+    return Opening(Mode.REPLAY if is_one_batch else Mode.REBUILD, start)

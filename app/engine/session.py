@@ -7,6 +7,7 @@ far the last batch got. So a timed-out commit, a fenced producer, a lost Redis r
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -123,10 +124,13 @@ class Session:
         first = {
             place.topic: self._kafka(self.consumer.get_watermark_offsets, place, self.timeout_s)[0] for place in places
         }
-        opening = ledger.decide(taken, partition, self.partitions, committed, first, self.reading.group)  # 4.
+        begun = {
+            place.topic: int(place.metadata) if (place.metadata or "").isdigit() else None for place in found
+        }  # see `publish`
+        opening = ledger.decide(taken, partition, self.partitions, committed, begun, first, self.reading.group)  # 4.
         self.stage.open(partition, taken.view if taken.offsets else None, self.store.run)
         owned = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed)
-        owned.log_checked = taken.rebuilding  # when the rebuild began; what it has folded since need not be in the log
+        owned.log_checked = bool(taken.offsets)  # what is in the state already need not be in the log any more
         self.owned[partition] = owned
         passing("reopened")
 
@@ -136,12 +140,19 @@ class Session:
         if self.failure is not None:
             raise self.failure
         taken = 0
-        for (topic, partition, failed), group in groupby(messages, _place):
+        places = zip(
+            [message.topic() for message in messages],
+            [message.partition() for message in messages],
+            [message.error() is not None for message in messages],
+            strict=True,
+        )
+        for (topic, partition, failed), run in groupby(zip(places, messages, strict=True), key=itemgetter(0)):
+            records = [message for _, message in run]
             owned = self.owned.get(partition)
             if failed:
-                self._look_at_errors(group, owned)
+                self._look_at_errors(records, owned)
             elif owned is not None:  # else it was fetched before the partition was taken away
-                taken += owned.add(topic, list(group))
+                taken += owned.add(topic, records)
         return taken, sum(map(len, messages))
 
     def _look_at_errors(self, messages: Iterable[Message], owned: Owned | None) -> None:
@@ -182,8 +193,8 @@ class Session:
         for (topic, partition), records in fold.outputs.items():
             self._produce(topic, partition, records)
         passing("produced")
-        places = [
-            TopicPartition(topic, partition, offset)
+        places = [  # with each offset goes where its batch began, by which `reopen` knows whether it misses one batch or more
+            TopicPartition(topic, partition, offset, metadata=str(self.owned[partition].next[topic]))
             for partition, found in offsets.items()
             for topic, offset in found.items()
         ]
@@ -229,7 +240,3 @@ class Session:
             return call(*arguments, **named)
         except (KafkaException, BufferError) as error:
             raise SessionEnded(f"Kafka: {error}") from error
-
-
-def _place(message: Message) -> tuple[str, int, bool]:
-    return message.topic(), message.partition(), message.error() is not None

@@ -154,10 +154,11 @@ class MemoryConsumer:
         if self.broker.is_unstable(self.group.name, {(place.topic, place.partition) for place in partitions}):
             raise failure(KafkaError._TIMED_OUT, "the offsets are not stable")
         known = self.broker.offsets.get(self.group.name, {})
-        return [
-            TopicPartition(place.topic, place.partition, known.get((place.topic, place.partition), OFFSET_INVALID))
-            for place in partitions
-        ]
+        found = []
+        for place in partitions:
+            offset, metadata = known.get((place.topic, place.partition), (OFFSET_INVALID, ""))
+            found.append(TopicPartition(place.topic, place.partition, offset, metadata=metadata))
+        return found
 
     def get_watermark_offsets(
         self, partition: TopicPartition, timeout: float = -1, cached: bool = False
@@ -244,7 +245,7 @@ class MemoryProducer:
             raise failure(KafkaError.ILLEGAL_GENERATION, "the group has gone on without this member")
         sent = self.transaction.offsets.setdefault(group.name, {})
         for place in positions:
-            sent[place.topic, place.partition] = place.offset
+            sent[place.topic, place.partition] = (place.offset, place.metadata or "")
 
     def commit_transaction(self, timeout: float = -1) -> None:
         self._check()

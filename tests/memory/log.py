@@ -8,6 +8,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 Place = tuple[str, int]  # topic and partition
+Committed = tuple[int, str]  # an offset and its metadata
 
 
 def failure(code: int, words: str) -> KafkaException:
@@ -86,7 +87,7 @@ class Transaction:
 
     outcome: Outcome = Outcome.OPEN
     logs: dict["Log", int] = field(default_factory=dict)
-    offsets: dict[str, dict[Place, int]] = field(default_factory=dict)
+    offsets: dict[str, dict[Place, Committed]] = field(default_factory=dict)
 
 
 class Log:
@@ -160,7 +161,7 @@ class Broker:
         }
         self.topics = dict(topics)
         self.ids: dict[str, ProducerId] = {}
-        self.offsets: dict[str, dict[Place, int]] = {}
+        self.offsets: dict[str, dict[Place, Committed]] = {}
         self.now_ms = 0
 
     def append(self, topic: str, partition: int, **record: Any) -> int:

@@ -27,6 +27,7 @@ class Memory:
     def __init__(self) -> None:
         self.values: dict[bytes, Any] = {}
         self.versions: dict[bytes, int] = {}
+        self.life = 0  # grows with every restart
 
     def empty(self, prefix: str = "") -> None:
         """Loses every key that begins with `prefix`, as a restart without its data would."""
@@ -34,6 +35,15 @@ class Memory:
         for key in [key for key in self.values if key.startswith(start)]:
             del self.values[key]
             self.touch(key)
+
+    def copy(self) -> dict[bytes, Any]:
+        """What a disk would hold by now."""
+        return {key: value if isinstance(value, bytes) else value.copy() for key, value in self.values.items()}
+
+    def fall_back(self, disk: dict[bytes, Any]) -> None:
+        """Restarts from what the disk held: the last writes are gone, and so is every connection (see `MemoryStore`)."""
+        self.values = {key: value if isinstance(value, bytes) else value.copy() for key, value in disk.items()}
+        self.life += 1
 
     def touch(self, key: bytes) -> None:
         """Notes a change of a key, for those who watch it."""
@@ -67,14 +77,15 @@ class MemoryStore:
         self.memory = memory
         self.watched: dict[bytes, int] = {}
         self.queue: list[Command] | None = None
+        self.life = memory.life
         self.lost: deque[Lost | None] = deque()
-        self.refuse_reads = 0  # how many calls of `run` find no Redis
+        self.refuse_reads = False  # whether the next call of `run` finds no Redis
 
     def run(self, commands: Iterable[Command]) -> list[Any]:
         """The replies in order."""
         listed = list(commands)
-        if listed and self.refuse_reads:
-            self.refuse_reads -= 1
+        if listed and (self.refuse_reads or self.life != self.memory.life):
+            self.refuse_reads = False
             self.close()
             raise StoreUnavailable("Redis: no answer")
         return [self._one(command) for command in listed]
@@ -95,6 +106,7 @@ class MemoryStore:
         """Ends the connection, and with it every WATCH."""
         self.watched = {}
         self.queue = None
+        self.life = self.memory.life
 
     def _one(self, command: Command) -> Any:
         name, *arguments = command

@@ -3,7 +3,7 @@ example reads like a story.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import hypothesis.strategies as st
 
@@ -26,20 +26,16 @@ IN_A_STEP: Final = (CRASH, OVERTAKEN, REPLACED, EXPIRED)
 
 
 @dataclass(frozen=True)
-class Arrive:
-    """The next records reach Kafka."""
-
-    count: int
-
-
-@dataclass(frozen=True)
 class Turn:
-    """One step of a worker that may read `grant` records (None: all). `fault` comes when the turn passes `step`, or in its
-    commit (`Fate`), its write (`Lost`) or its first question to Redis (`NO_REDIS`).
+    """So many records reach Kafka, then a worker makes one step, in which it may read `grant` records (None: all).
+
+    `fault` comes when the turn passes `step`, or in its commit (`Fate`), its write (`Lost`) or its first question to Redis
+    (`NO_REDIS`).
     """
 
+    brings: int
     worker: str
-    grant: int | None
+    grant: int | None = None
     rotation: int = 0
     fault: str | Fate | Lost | None = None
     step: str = ""
@@ -62,6 +58,13 @@ class Empty:
 
 
 @dataclass(frozen=True)
+class FallBack:
+    """Redis restarts with what its disk held this many turns ago."""
+
+    turns: int
+
+
+@dataclass(frozen=True)
 class Idle:
     """A worker's partitions are idle, and the clock is this far ahead of the events."""
 
@@ -69,30 +72,36 @@ class Idle:
     ahead_ms: int
 
 
-Action = Arrive | Turn | Move | Empty | Idle
+Action = Turn | Move | Empty | FallBack | Idle
 
 
-def actions(world_order: Order) -> st.SearchStrategy[Action]:
+def actions(order: Order) -> st.SearchStrategy[Action]:
     """One action. The counter loses its state only where a rebuild must give the same answer (see `Order`)."""
-    may_lose = ("aggregator",) if world_order is Order.MIXED else ("counter", "counter", "aggregator")
-    worker = st.sampled_from(["counter-0"] * 4 + ["counter-1"] * 2 + ["aggregator-0"] * 2 + ["aggregator-1"])
-    grant = st.sampled_from([None, None, 1, 2, 3, 5])
-    rotation = st.integers(0, 3)
-    step = st.sampled_from(STEPS)
-    emptied = st.sampled_from([f"{EMPTIED} {role}" for role in may_lose])
-    calm = st.builds(Turn, worker, grant, rotation)
-    faulty = st.one_of(
-        st.builds(Turn, worker, grant, rotation, st.sampled_from([*IN_A_STEP, CRASH, OVERTAKEN]), step),
-        st.builds(Turn, worker, grant, rotation, emptied, step),
-        st.builds(Turn, worker, grant, rotation, st.sampled_from([*Fate, *Lost, NO_REDIS])),
+    may_lose = ("aggregator",) if order is Order.MIXED else ("counter", "counter", "aggregator")
+    worker = st.sampled_from(["counter-0"] * 4 + ["counter-1"] * 2 + ["aggregator-0"] * 3 + ["aggregator-1"])
+    turn = (
+        st.sampled_from([0, 1, 1, 2, 2, 3, 5]),
+        worker,
+        st.sampled_from([None, None, None, 1, 2, 3]),
+        st.integers(0, 3),
     )
-    rare = st.one_of(
+    step = st.sampled_from([*STEPS, "folded", "offsets_sent", "committed"])
+    at_a_step = st.sampled_from([CRASH, CRASH, OVERTAKEN, OVERTAKEN, REPLACED, EXPIRED])
+    emptied = st.sampled_from([f"{EMPTIED} {role}" for role in may_lose])
+    rare: list[st.SearchStrategy[Action]] = [
         st.builds(Move, st.sampled_from(["counter", "aggregator"]), st.integers(0, 2), st.integers(0, 1)),
         st.builds(Empty, st.sampled_from(may_lose)),
         st.builds(Idle, worker, st.sampled_from([0, HOUR_MS, 24 * HOUR_MS, 2_000 * HOUR_MS])),
-    )
-    arrive = st.builds(Arrive, st.sampled_from([1, 2, 4, 8]))
-    return st.one_of(arrive, arrive, calm, calm, faulty, faulty, rare)
+    ]
+    if order is not Order.MIXED:
+        rare.append(st.builds(FallBack, st.integers(1, 4)))
+    calm = st.builds(Turn, *turn)
+    faulty = [
+        st.builds(Turn, *turn, at_a_step, step),
+        st.builds(Turn, *turn, emptied, step),
+        st.builds(Turn, *turn, st.sampled_from([*Fate, *Lost, NO_REDIS])),
+    ]
+    return st.one_of(calm, calm, calm, calm, *faulty, st.one_of(rare))
 
 
 class Story:
@@ -105,20 +114,24 @@ class Story:
             world.policy, world.partitions, delta_partitions, self.topics, counters=2, aggregators=2
         )
         self.to_come = list(world.arrivals)
+        self.disks: list[dict[bytes, Any]] = []  # what Redis held before each turn
         self.happened: list[str] = []  # the faults that really struck, for statistics
 
     def play(self, action: Action) -> None:
         """Lets one action happen."""
         deployment = self.deployment
         match action:
-            case Arrive():
-                self.arrive(action.count)
             case Turn():
+                self.disks.append(deployment.memory.copy())
+                self.arrive(action.brings)
                 self._turn(action)
             case Move():
                 deployment.group(action.role).wanted[action.partition] = f"{action.role}-{action.number}"
             case Empty():
                 deployment.empty_redis(action.role)
+            case FallBack():
+                if len(self.disks) >= action.turns:
+                    deployment.memory.fall_back(self.disks[-action.turns])
             case Idle():
                 deployment.clock_ms = deployment.broker.now_ms + action.ahead_ms
                 deployment.idle(action.worker)
@@ -143,7 +156,7 @@ class Story:
 
     def _turn(self, turn: Turn) -> None:
         deployment = self.deployment
-        left = [turn.fault] if turn.fault in (*IN_A_STEP,) or str(turn.fault).startswith(EMPTIED) else []
+        left = [turn.fault] if turn.fault in IN_A_STEP or str(turn.fault).startswith(EMPTIED) else []
 
         def at_step(step: str) -> None:
             if left and step == turn.step:
@@ -155,15 +168,23 @@ class Story:
             elif isinstance(turn.fault, Lost):
                 session.store.lost.append(turn.fault)
             elif turn.fault == NO_REDIS:
-                session.store.refuse_reads = 1
+                session.store.refuse_reads = True
 
         deployment.turn(turn.worker, turn.grant, turn.rotation, at_step, prepare)
-        for entry in deployment.broker.ids.values():
+        self._take_back(turn)
+
+    def _take_back(self, turn: Turn) -> None:
+        """A fault that its turn did not come to is not left for a later one."""
+        unused = [fate for entry in self.deployment.broker.ids.values() for fate in entry.fates]
+        for entry in self.deployment.broker.ids.values():
             entry.fates.clear()
-        session = deployment.workers[turn.worker].session
+        session = self.deployment.workers[turn.worker].session
         if session is not None:
+            unused += session.store.lost
             session.store.lost.clear()
-            session.store.refuse_reads = 0
+            session.store.refuse_reads = False
+        if isinstance(turn.fault, Fate | Lost) and not unused:
+            self.happened.append(str(turn.fault))
 
     def _strike(self, fault: str, name: str) -> None:
         deployment = self.deployment

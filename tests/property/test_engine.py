@@ -13,7 +13,7 @@ from tests.property.worlds import World, worlds
 def stories(draw: st.DrawFn) -> tuple[World, int, list[Action]]:
     """A world, how many partitions its deltas have, and what happens."""
     world = draw(worlds())
-    return world, draw(st.integers(1, 2)), draw(st.lists(actions(world.order), max_size=20))
+    return world, draw(st.integers(1, 2)), draw(st.lists(actions(world.order), max_size=25))
 
 
 @given(stories())

@@ -238,7 +238,7 @@ class _Scribe:
 
 
 @st.composite
-def worlds(draw: st.DrawFn, orders: tuple[Order, ...] = tuple(Order), longest: int = 24) -> World:
+def worlds(draw: st.DrawFn, orders: tuple[Order, ...] = tuple(Order), longest: int = 30) -> World:
     """A world of up to `longest` records."""
     order = draw(st.sampled_from(orders))
     policy = draw(policies(1 if order is not Order.TAME else 4))

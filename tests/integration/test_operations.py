@@ -1,0 +1,121 @@
+"""What an operator does: check, rebuild, reset, a changed policy, a Redis that would lose counts."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.run import REFUSED
+from tests.conftest import Services
+from tests.integration.deployment import POLICY, Deployment, deployed
+
+
+@pytest.fixture
+def deployment(services: Services, topic_prefix: str, tmp_path: Path) -> Iterator[Deployment]:
+    with deployed(services.bootstrap, services.redis_url, topic_prefix, tmp_path) as running:
+        yield running
+
+
+def onecount(deployment: Deployment, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as an operator runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        env=os.environ | deployment.environment | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_check_finds_a_sound_deployment_sound_and_names_what_is_missing(deployment: Deployment) -> None:
+    sound = onecount(deployment, "check")
+    assert sound.returncode == 0, sound.stdout + sound.stderr
+    assert "fit for counting" in sound.stdout
+    missing = onecount(deployment, "check", ONECOUNT_COUNTS_TOPIC="nowhere")
+    assert missing.returncode == 1
+    assert "nowhere is missing" in missing.stdout
+    no_broker = onecount(deployment, "check", ONECOUNT_BOOTSTRAP="127.0.0.1:1", ONECOUNT_REQUEST_TIMEOUT_MS="1000")
+    assert no_broker.returncode == 1
+    assert "Kafka at 127.0.0.1:1" in no_broker.stdout
+    assert "Traceback" not in missing.stderr + no_broker.stderr
+
+
+def test_impossible_settings_are_refused_at_start_in_one_line(deployment: Deployment) -> None:
+    found = onecount(deployment, "run", "counter", ONECOUNT_TRANSACTION_TIMEOUT_MS="30000")
+    assert found.returncode == 2
+    assert "transaction_timeout_ms must be below session_timeout_ms" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_rebuild_and_reset_refuse_running_workers_and_end_in_exact_counts(deployment: Deployment) -> None:
+    counter, aggregator = deployment.start("counter"), deployment.start("aggregator")
+    assert deployment.generate("--count", "15000", "--seed", "21").wait(60) == 0
+    deployment.assert_exact()
+    refused = onecount(deployment, "rebuild")
+    assert refused.returncode == 2
+    assert "stop them first" in refused.stderr
+    assert deployment.stop(counter) == 0
+    assert deployment.stop(aggregator) == 0
+    assert onecount(deployment, "rebuild").returncode == 0
+    counter, aggregator = deployment.start("counter"), deployment.start("aggregator")
+    assert deployment.generate("--count", "5000", "--seed", "22").wait(60) == 0
+    deployment.assert_exact()
+    assert deployment.stop(counter) == 0
+    assert deployment.stop(aggregator) == 0
+    assert onecount(deployment, "reset", "--yes").returncode == 0
+    deployment.start("counter")
+    deployment.start("aggregator")
+    deployment.assert_exact()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_changed_method_is_refused_unless_it_holds_from_a_future_instant_on(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    counter = deployment.start("counter")
+    log = deployment.folder / "counter-0.log"
+    deployment.wait_until(lambda: '"owned": [0, 1, 2, 3]' in log.read_text(), "the first counter owns all partitions")
+    changed = POLICY.read_text().replace(
+        "meta: {method: click_then_view, windows: {click: 7d, view: 1d}}", "meta: {method: click, windows: {click: 7d}}"
+    )
+    assert changed != POLICY.read_text()
+    other = tmp_path / "changed.yaml"
+    other.write_text(changed)
+    second = onecount(deployment, "run", "counter", "--slot", "1", ONECOUNT_POLICY=str(other))
+    assert second.returncode == REFUSED
+    assert "platform meta" in second.stderr
+    assert "effective_from" in second.stderr
+    later = (datetime.now(UTC) + timedelta(minutes=10)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    other.write_text(f'effective_from: "{later}"\n{changed}')
+    deployment.environment["ONECOUNT_POLICY"] = str(other)
+    third = deployment.start("counter", slot=2)
+    time.sleep(6)
+    assert third.poll() is None, deployment.logs()
+    assert deployment.stop(third) == 0
+    assert deployment.stop(counter) == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_redis_that_may_evict_is_refused(deployment: Deployment, services: Services) -> None:
+    if not services.are_ours:
+        pytest.skip("the Redis given by the environment is not ours to set")
+    with redis.Redis.from_url(services.redis_url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            refused = onecount(deployment, "run", "counter")
+            checked = onecount(deployment, "check")
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    assert refused.returncode == REFUSED
+    assert "noeviction" in refused.stderr
+    assert checked.returncode == 1

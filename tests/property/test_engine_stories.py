@@ -1,0 +1,130 @@
+"""Stories in which the engine once gave another answer than the oracle, or in which the generated ones seldom end up."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from app.contract.events import TOUCH_ATTRIBUTES
+from app.policy.model import Action, Bounds, Platform, Policy, Version
+from tests.memory.deployment import Deployment, deployed
+from tests.property.checks import differences
+from tests.property.worlds import FOREVER_MS, START_MS, UNIT_MS
+
+BOUNDS = Bounds(
+    keep=TOUCH_ATTRIBUTES,
+    correction_horizon_ms=8 * UNIT_MS,
+    max_event_age_ms=FOREVER_MS,
+    dedup_window_ms=4 * UNIT_MS,
+    order_window_ms=10 * UNIT_MS,
+    adjustment_window_ms=4 * UNIT_MS,
+)
+POLICY = Policy(
+    BOUNDS,
+    (
+        Version(
+            1,
+            0,
+            {"meta": Platform("click_then_view", {"click": 8 * UNIT_MS, "view": UNIT_MS}, {})},
+            {
+                "purchase": Action("macro", "hard", "revenue", "every", None),
+                "signup": Action("micro", "soft", "retention", "one", 5_000_000),
+            },
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def deployment() -> Iterator[Deployment]:
+    """Two counters and two aggregators over one partition, at rest before anything came."""
+    with deployed(Deployment(POLICY, counters=2, aggregators=2)) as found:
+        yield found
+
+
+def send(deployment: Deployment, kind: str, event_id: str, at: float, **fields: Any) -> None:
+    """One event of the user ann, at so many steps of the grid."""
+    event = {"event_id": event_id, "event_type": kind, "event_time": START_MS + round(at * UNIT_MS)}
+    event |= {"advertiser_id": "shop", "user_id": "ann"} | fields
+    if kind in ("view", "click", "engaged_view"):
+        event = {"platform": "meta", "campaign_id": "c1"} | event
+    if kind == "conversion":
+        event = {"conversion_name": "purchase"} | event
+    value = json.dumps(event).encode()
+    deployment.broker.append("ads.events", 0, value=value, timestamp=event["event_time"])
+
+
+def assert_exact(deployment: Deployment) -> None:
+    """Lets everything be counted, and compares it with the oracle's answer."""
+    deployment.drain()
+    found = differences(deployment)
+    assert not found, "\n".join(found)
+
+
+def test_a_rebuild_that_was_interrupted_goes_on(deployment: Deployment) -> None:
+    send(deployment, "click", "k1", 0)
+    send(deployment, "conversion", "c1", 1)
+    deployment.turn("counter-0")
+    deployment.empty_redis("counter")
+    deployment.turn("counter-0")  # ends the session: the state is gone
+    deployment.turn("counter-0", grant=1)  # rebuilds half of it
+    deployment.forget(deployment.workers["counter-0"].session)
+    deployment.turn("counter-1")
+    assert_exact(deployment)
+
+
+def test_one_conversion_twice_in_one_batch_counts_once_however_far_the_stream_time_moved_between(
+    deployment: Deployment,
+) -> None:
+    send(deployment, "click", "k1", 4)
+    send(deployment, "conversion", "c1", 5, value=3)
+    send(deployment, "visit", "v1", 12, page="/")  # so far that the id of c1 is remembered no more, but c1 is held
+    send(deployment, "conversion", "c1", 6, value=4)
+    assert_exact(deployment)
+
+
+@pytest.mark.parametrize("grant", [None, 1, 2])
+def test_of_one_touch_that_was_counted_twice_the_first_is_credited(deployment: Deployment, grant: int | None) -> None:
+    send(deployment, "click", "k1", 5, campaign_id="first")
+    send(deployment, "visit", "v1", 12, page="/")  # so far that the id of k1 is remembered no more
+    send(deployment, "click", "k1", 5, campaign_id="second")
+    send(deployment, "conversion", "c1", 12)
+    send(deployment, "conversion", "c2", 12.5)
+    for _ in range(6):
+        deployment.turn("counter-0", grant)
+    assert_exact(deployment)
+
+
+def test_adjustments_of_one_id_and_different_conversion_names_are_two(deployment: Deployment) -> None:
+    send(deployment, "click", "k1", 0)
+    send(deployment, "conversion", "c1", 1, order_id="o1", value=3)
+    send(deployment, "conversion", "c2", 1, order_id="o2", value=3)
+    send(deployment, "adjustment", "a1", 2, adjustment="retract", order_id="o1", conversion_name="purchase")
+    send(deployment, "adjustment", "a1", 2, adjustment="retract", order_id="o2", conversion_name="signup")
+    assert_exact(deployment)
+
+
+def test_a_watermark_that_an_idle_clock_moved_far_ahead_of_the_events_forgets_no_counts(deployment: Deployment) -> None:
+    send(deployment, "click", "k1", 0)
+    for name in deployment.workers:
+        deployment.turn(name)
+    deployment.clock_ms = START_MS + FOREVER_MS  # old events are replayed, and for a while none come
+    deployment.idle("counter-0")
+    deployment.turn("aggregator-0")
+    send(deployment, "click", "k2", 0)
+    assert_exact(deployment)
+
+
+def test_a_redis_that_lost_its_last_second_gives_no_revision_twice(deployment: Deployment) -> None:
+    send(deployment, "conversion", "c1", 1)
+    for name in deployment.workers:
+        deployment.turn(name)
+    disk = deployment.memory.copy()
+    for at in (0.2, 0.4, 0.6):  # each click is a better one, and a batch of its own
+        send(deployment, "click", f"k{at}", at)
+        for name in deployment.workers:
+            deployment.turn(name)
+    deployment.memory.fall_back(disk)
+    send(deployment, "click", "k", 0.8)
+    assert_exact(deployment)
