@@ -215,17 +215,7 @@ class CounterStage:
         if suppressed:
             touches = touches.filter(~pl.col("part").is_in(list(suppressed)))
         numbers = deltas.touch_deltas(touches, bounds.dimensions, bounds.window_ms)
-        for delta in changed:
-            key = rows.count_key(
-                delta.window_start,
-                delta.platform,
-                delta.advertiser_id,
-                list(delta.dimensions),
-                delta.conversion_name,
-                delta.currency,
-            )
-            numbers.append((key, (0, 0, 0, delta.conversions, delta.value_micros, 0)))
-        self._send(numbers, marks, fold)
+        self._send(numbers + _numbers(changed), marks, fold)
 
     def _send(self, numbers: list[tuple[bytes, deltas.Numbers]], marks: list[deltas.Mark], fold: Fold) -> None:
         for partition, value in deltas.messages(numbers, marks, self.partitions, self.delta_partitions):
@@ -238,18 +228,7 @@ class CounterStage:
         fold = Fold()
         view = self.opened[partition]
         changed = reconcile_partition(view, partition, published, self.policy, self.settings, run, fold)
-        numbers: list[tuple[bytes, deltas.Numbers]] = []
-        for delta in changed:
-            key = rows.count_key(
-                delta.window_start,
-                delta.platform,
-                delta.advertiser_id,
-                list(delta.dimensions),
-                delta.conversion_name,
-                delta.currency,
-            )
-            numbers.append((key, (0, 0, 0, delta.conversions, delta.value_micros, 0)))
-        self._send(numbers, [deltas.Mark(partition, view.stream_ms, {})], fold)
+        self._send(_numbers(changed), [deltas.Mark(partition, view.stream_ms, {})], fold)
         fold.views[partition] = view.pack()
         return fold
 
@@ -266,3 +245,21 @@ class CounterStage:
         ]
         self._send([], marks, fold)
         return fold
+
+
+def _numbers(changed: list[CountDelta]) -> list[tuple[bytes, deltas.Numbers]]:
+    """Changes of conversions as rows of a deltas message."""
+    return [
+        (
+            rows.count_key(
+                delta.window_start,
+                delta.platform,
+                delta.advertiser_id,
+                list(delta.dimensions),
+                delta.conversion_name,
+                delta.currency,
+            ),
+            (0, 0, 0, delta.conversions, delta.value_micros, 0),
+        )
+        for delta in changed
+    ]

@@ -5,22 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from app.publish.records import Consumed as Record
 from app.publish.records import Outputs
 
 Command = tuple[Any, ...]
 Run = Callable[[Iterable[Command]], list[Any]]
-
-
-class Record(Protocol):
-    """One consumed record, as confluent-kafka's Message shows it."""
-
-    def topic(self) -> str: ...
-    def partition(self) -> int: ...
-    def offset(self) -> int: ...
-    def key(self) -> bytes | None: ...
-    def value(self) -> bytes | None: ...
-    def timestamp(self) -> tuple[int, int]: ...
-    def headers(self) -> list[tuple[str, bytes]] | None: ...
 
 
 class Batch(NamedTuple):

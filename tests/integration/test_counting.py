@@ -30,36 +30,20 @@ def test_a_quiet_run_counts_every_row_exactly(deployment: Deployment) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_counter_killed_at_every_step_counts_exactly(deployment: Deployment) -> None:
-    aggregator = deployment.start("aggregator")
-    generator = deployment.generate("--rate", "700", "--seed", "12")
+@pytest.mark.parametrize(("role", "other", "seed"), [("counter", "aggregator", "12"), ("aggregator", "counter", "13")])
+def test_a_worker_killed_at_every_step_counts_exactly(deployment: Deployment, role: str, other: str, seed: str) -> None:
+    beside = deployment.start(other)
+    generator = deployment.generate("--rate", "700", "--seed", seed)
     for number, step in enumerate(LIVE_STEPS):
         passing = 1 if step == "reopened" else 2 + number % 3
-        worker = deployment.start("counter", failpoint=f"{step}:{passing}")
+        worker = deployment.start(role, failpoint=f"{step}:{passing}")
         assert deployment.wait_for_death(worker) == -signal.SIGKILL, f"did not die at {step}\n{deployment.logs()}"
-    counter = deployment.start("counter")
+    last = deployment.start(role)
     generator.terminate()
     generator.wait()
     deployment.assert_exact()
-    assert deployment.stop(counter) == 0
-    assert deployment.stop(aggregator) == 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_an_aggregator_killed_at_every_step_counts_exactly(deployment: Deployment) -> None:
-    counter = deployment.start("counter")
-    generator = deployment.generate("--rate", "700", "--seed", "13")
-    for number, step in enumerate(LIVE_STEPS):
-        passing = 1 if step == "reopened" else 2 + number % 3
-        worker = deployment.start("aggregator", failpoint=f"{step}:{passing}")
-        assert deployment.wait_for_death(worker) == -signal.SIGKILL, f"did not die at {step}\n{deployment.logs()}"
-    aggregator = deployment.start("aggregator")
-    generator.terminate()
-    generator.wait()
-    deployment.assert_exact()
-    assert deployment.stop(counter) == 0
-    assert deployment.stop(aggregator) == 0
+    assert deployment.stop(beside) == 0
+    assert deployment.stop(last) == 0
 
 
 @pytest.mark.slow
