@@ -83,6 +83,7 @@ def run(
         int, typer.Option(min=1, max=64, help="Processes, each with one consumer; a supervisor restarts them.")
     ] = 1,
     slot: Annotated[int, typer.Option(hidden=True)] = 0,
+    supervisor: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Count until stopped (SIGTERM or Ctrl-C drains and exits 0).
 
@@ -95,7 +96,9 @@ def run(
         raise typer.BadParameter(f"{role!r}: one of {', '.join(ROLES)}", param_hint="ROLE")
     settings = from_environment()
     load_policy(settings.policy)
-    raise typer.Exit(run_worker(settings, role, slot) if workers == 1 else supervise(settings, role, workers))
+    raise typer.Exit(
+        run_worker(settings, role, slot, supervisor) if workers == 1 else supervise(settings, role, workers)
+    )
 
 
 @topics_app.command("create")

@@ -1,11 +1,13 @@
 """`onecount run`: one worker in this process, or a supervisor over several worker processes."""
 
 import gc
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from threading import Event, Thread
 from types import FrameType
 
 import structlog
@@ -25,13 +27,16 @@ _RESTART_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 _log = structlog.get_logger()
 
 
-def run_worker(settings: Settings, role: str, slot: int) -> int:
-    """Counts in this process until SIGTERM or SIGINT; the exit code."""
+def run_worker(settings: Settings, role: str, slot: int, supervisor: int | None = None) -> int:
+    """Counts in this process until SIGTERM or SIGINT; the exit code. `supervisor`: the parent's process id, without
+    which it stops too."""
     configure_logs()
     name = f"{settings.worker_id}-{slot}"
     metrics = Metrics(role, name)
     worker = Worker(settings, role, name, metrics, KafkaClients(settings))
     _on_stop(worker.stop.set)
+    if supervisor is not None:
+        Thread(target=_stop_without_parent, args=(worker.stop, supervisor), name="parent", daemon=True).start()
     if settings.metrics_port is not None:
         port = metrics.serve(settings.metrics_port + slot if settings.metrics_port else 0)
         _log.info("metrics", role=role, worker=name, port=port)
@@ -84,7 +89,9 @@ def supervise(settings: Settings, role: str, workers: int) -> int:
 
 
 def _spawn(role: str, slot: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "app", "run", role, "--slot", str(slot)])
+    return subprocess.Popen(
+        [sys.executable, "-m", "app", "run", role, "--slot", str(slot), "--supervisor", str(os.getpid())]
+    )
 
 
 def _stop_all(children: list[subprocess.Popen[bytes]]) -> int:
@@ -102,6 +109,13 @@ def _stop_all(children: list[subprocess.Popen[bytes]]) -> int:
             child.wait()
             killed = 1
     return killed
+
+
+def _stop_without_parent(stop: Event, parent: int) -> None:
+    """A worker whose supervisor was killed would go on under nobody's eyes, beside the one that replaces it."""
+    while os.getppid() == parent and not stop.wait(1.0):
+        pass
+    stop.set()
 
 
 def _on_stop(stop: Callable[[], None]) -> None:

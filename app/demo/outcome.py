@@ -80,14 +80,16 @@ def conversion_table(tally: Tally) -> Group:
     currency = only_currency([Sums(value=whole)])
     table = _table()
     table.add_column("action", no_wrap=True, overflow="ellipsis")
-    for name in (*statuses, f"revenue {currency}".rstrip()):
+    revenue = [f"revenue {currency}".rstrip()] if +whole else []
+    for name in (*statuses, *revenue):
         table.add_column(name, justify="right", no_wrap=True)
     for action in actions:
         numbers = [f"{tally.statuses[action, status]:,}" for status in statuses]
-        table.add_row(Text(action), *numbers, money(tally.value.get(action, Counter()), not currency))
+        table.add_row(Text(action), *numbers, *([money(tally.value[action], not currency)] if revenue else []))
     if len(actions) > 1:
         table.add_section()
-        table.add_row("all", *(f"{totals[status]:,}" for status in statuses), money(whole, not currency), style="bold")
+        numbers = [f"{totals[status]:,}" for status in statuses]
+        table.add_row("all", *numbers, *([money(whole, not currency)] if revenue else []), style="bold")
     return _titled("Conversions by action and status, one for each platform that judged it", table)
 
 

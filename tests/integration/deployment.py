@@ -59,7 +59,10 @@ class Deployment:
         environment = os.environ | self.environment | ({"ONECOUNT_FAILPOINT": failpoint} if failpoint else {})
         with (self.folder / f"{role}-{slot}.log").open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "app", "run", role, "--slot", str(slot)], env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "app", "run", role, "--slot", str(slot), "--supervisor", str(os.getpid())],
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
         self.running.append(worker)
         return worker

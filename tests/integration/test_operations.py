@@ -119,3 +119,25 @@ def test_a_redis_that_may_evict_is_refused(deployment: Deployment, services: Ser
     assert refused.returncode == REFUSED
     assert "noeviction" in refused.stderr
     assert checked.returncode == 1
+
+
+def is_running(pid: str) -> bool:
+    """Whether a process runs; one that ended and that its new parent has not reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.timeout(60)
+def test_workers_stop_when_their_supervisor_is_killed(deployment: Deployment) -> None:
+    command = [sys.executable, "-m", "app", "run", "aggregator", "--workers", "2"]
+    supervisor = subprocess.Popen(command, env=os.environ | deployment.environment, stderr=subprocess.DEVNULL)
+    deployment.running.append(supervisor)
+    workers = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+    deployment.wait_until(lambda: len(workers.read_text().split()) == 2, "the supervisor starts two workers")
+    pids = workers.read_text().split()
+    time.sleep(3)
+    supervisor.kill()
+    supervisor.wait()
+    deployment.wait_until(lambda: not any(is_running(pid) for pid in pids), "the workers stop")
