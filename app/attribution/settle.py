@@ -24,14 +24,15 @@ class Decision(NamedTuple):
     touch: Touch | None
     duplicate_of: str | None
     version: Version
+    conversion: Conversion
 
 
 class Settlement(NamedTuple):
-    """Decisions by (conversion identity, platform), and the reason for each adjustment that is refused, by its
-    identity.
+    """Decisions by what names their row, (conversion_name, event_id, platform), and the reason for each adjustment that
+    is refused, by its identity.
     """
 
-    decisions: dict[tuple[tuple[str, str, str], str], Decision]
+    decisions: dict[tuple[str, str, str], Decision]
     refusals: dict[tuple[str, str, str], str]
 
 
@@ -83,7 +84,7 @@ def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], pol
     ordered = (
         sorted(adjustments, key=lambda adjustment: (adjustment.time_ms, adjustment.event_id)) if adjustments else []
     )
-    decisions: dict[tuple[tuple[str, str, str], str], Decision] = {}
+    decisions: dict[tuple[str, str, str], Decision] = {}
     named: dict[tuple[str, str, str], list[str | None]] = defaultdict(list)
     for platform in sorted(by_platform):
         members = _distinct(by_platform[platform])
@@ -94,10 +95,12 @@ def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], pol
             retracted, restated = (
                 _adjust(order, ordered, policy.bounds.adjustment_window_ms, named) if ordered else (False, None)
             )
-            decisions[first.identity(), platform] = _judge(first, platform, version, taken, retracted, restated)
+            decisions[first.name, first.event_id, platform] = _judge(
+                first, platform, version, taken, retracted, restated
+            )
             for report in order[1:]:
-                decisions[report.identity(), platform] = Decision(
-                    rows.DUPLICATE, 0, report.credits.get(platform), first.event_id, policy.at(report.time_ms)
+                decisions[report.name, report.event_id, platform] = Decision(
+                    rows.DUPLICATE, 0, report.credits.get(platform), first.event_id, policy.at(report.time_ms), report
                 )
     refusals = {key: found[0] for key, found in named.items() if found and all(found) and found[0]}
     return Settlement(decisions, refusals)
@@ -177,16 +180,16 @@ def _judge(
     """Judges an order by its first report. `taken` holds the (action, touch) places that earlier ones have."""
     touch = conversion.credits.get(platform)
     if retracted:
-        return Decision(rows.RETRACTED, 0, touch, None, version)
+        return Decision(rows.RETRACTED, 0, touch, None, version, conversion)
     action = version.actions[conversion.name]
     value_micros = restated if restated is not None else conversion.value_micros
     if value_micros is None:
         value_micros = action.value_micros or 0
     if touch is None:
-        return Decision(rows.UNATTRIBUTED, value_micros, None, None, version)
+        return Decision(rows.UNATTRIBUTED, value_micros, None, None, version, conversion)
     if version.platforms[platform].count(conversion.name, action) == "one":
         place = (conversion.name, touch.kind, touch.event_id)
         if place in taken:
-            return Decision(rows.UNCOUNTED, value_micros, touch, None, version)
+            return Decision(rows.UNCOUNTED, value_micros, touch, None, version, conversion)
         taken.add(place)
-    return Decision(rows.COUNTED, value_micros, touch, None, version)
+    return Decision(rows.COUNTED, value_micros, touch, None, version, conversion)

@@ -73,29 +73,23 @@ def changes(advertiser_id: str, user_id: str, state: UserState, before: Settleme
     after = settle(state.conversions, state.adjustments, policy)
     change = Change([], [], [], 0)
     corrections = 0
-    by_identity = {conversion.identity(): conversion for conversion in state.conversions}
+    revisions = _Revisions(state)
     for key, decision in after.decisions.items():
         old = before.decisions.get(key)
-        if old is not None and _same(old, decision):
+        if old is not None and _content(old) == _content(decision):
             continue
-        identity, platform = key
-        conversion = by_identity[identity]
-        conversion.revisions[platform] = revision = conversion.revisions.get(platform, 0) + 1
+        platform, conversion = key[2], decision.conversion
+        revision = revisions.raise_for(key, conversion)
         corrections += old is not None
         row_key = rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id)
-        change.rows.append(
-            (row_key, attributed_row(advertiser_id, user_id, platform, conversion, decision, revision, policy))
-        )
-        change.deltas.extend(_deltas(advertiser_id, platform, conversion, old, decision, policy))
+        change.rows.append((row_key, attributed_row(advertiser_id, user_id, platform, decision, revision, policy)))
+        change.deltas.extend(_deltas(advertiser_id, platform, old, decision, policy))
     for key, old in before.decisions.items():
         if key not in after.decisions:
-            identity, platform = key
-            conversion = by_identity[identity]
+            name, event_id, platform = key
             corrections += 1
-            change.rows.append(
-                (rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id), None)
-            )
-            change.deltas.extend(_deltas(advertiser_id, platform, conversion, old, None, policy))
+            change.rows.append((rows.attributed_key(advertiser_id, user_id, platform, name, event_id), None))
+            change.deltas.extend(_deltas(advertiser_id, platform, old, None, policy))
     for adjustment in state.adjustments if after.refusals else ():
         reason = after.refusals.get(adjustment.identity())
         if reason is not None and not adjustment.is_refused:
@@ -104,14 +98,31 @@ def changes(advertiser_id: str, user_id: str, state: UserState, before: Settleme
     return change._replace(corrections=corrections)
 
 
-def _same(old: Decision, new: Decision) -> bool:
-    return old[:4] == new[:4] and old.version.number == new.version.number
+class _Revisions:
+    """The last revision of each row of a user. An event sent with and without its platform is two conversions with one row."""
+
+    def __init__(self, state: UserState) -> None:
+        self._last: dict[tuple[str, str, str], int] = {}
+        for conversion in state.conversions:
+            for platform, revision in conversion.revisions.items():
+                key = conversion.name, conversion.event_id, platform
+                self._last[key] = max(revision, self._last.get(key, 0))
+
+    def raise_for(self, key: tuple[str, str, str], conversion: Conversion) -> int:
+        """The row's next revision, kept with the conversion that it shows now."""
+        conversion.revisions[key[2]] = revision = self._last.get(key, 0) + 1
+        return revision
+
+
+def _content(decision: Decision) -> tuple[Any, ...]:
+    """What of a decision its row shows."""
+    conversion = decision.conversion
+    return (*decision[:4], decision.version.number, conversion.time_ms, conversion.currency, conversion.order_id)
 
 
 def _deltas(
     advertiser_id: str,
     platform: str,
-    conversion: Conversion,
     old: Decision | None,
     new: Decision | None,
     policy: Policy,
@@ -121,6 +132,7 @@ def _deltas(
     for decision, sign in ((old, -1), (new, 1)):
         if decision is None or decision.status != rows.COUNTED or decision.touch is None:
             continue
+        conversion = decision.conversion
         found.append(
             CountDelta(
                 conversion.time_ms // window_ms * window_ms,
@@ -146,13 +158,12 @@ def attributed_row(
     advertiser_id: str,
     user_id: str,
     platform: str,
-    conversion: Conversion,
     decision: Decision,
     revision: int,
     policy: Policy,
 ) -> AttributedRow:
     """The row that publishes a decision."""
-    version, touch = decision.version, decision.touch
+    conversion, version, touch = decision.conversion, decision.version, decision.touch
     action = version.actions[conversion.name]
     rule = version.platforms.get(platform)
     kept = dict(zip(policy.bounds.keep, touch.attributes, strict=True)) if touch else {}

@@ -16,7 +16,7 @@ from app.engine.clients import Clients
 from app.engine.failpoint import passing
 from app.engine.fold import Batch, Fold
 from app.engine.ledger import Mode
-from app.engine.policy_topic import end_offset, establish
+from app.engine.policy_topic import end_offset, establish, version_count
 from app.engine.rebuild import finish_rebuild, refuse_short_log
 from app.engine.session import Session, SessionEnded
 from app.engine.stages import make_stage
@@ -50,6 +50,7 @@ class Worker:
         self.observer = observer
         self.clients = clients
         self.stop = threading.Event()
+        self.versions = 0
 
     def run(self) -> None:
         """Counts until `stop` is set. Raises `StateRefused`, `StoreRefused` or `PolicyError` where going on would
@@ -67,6 +68,7 @@ class Worker:
                 session = Session(self.settings, stage, store, self.clients, reading, self.worker)
                 session.start()
                 self.observer.policy(policy)
+                self.versions = len(policy.versions)
                 self._run_session(session, known)
                 failures = 0
             except (SessionEnded, StoreUnavailable, KafkaException) as error:
@@ -86,8 +88,14 @@ class Worker:
             idle.look(session)
             if time.monotonic() - looked >= POLICY_LOOK_S:
                 looked = time.monotonic()
-                if end_offset(self.settings, self.clients) != policy_end:
-                    raise SessionEnded("the policy has a new version")
+                policy_end = self._look_at_policy(policy_end)
+
+    def _look_at_policy(self, known_end: int) -> int:
+        """The record's end; a version that this worker does not judge by yet ends the session, and the next one reads it."""
+        end = end_offset(self.settings, self.clients)
+        if end != known_end and version_count(self.settings, self.clients) != self.versions:
+            raise SessionEnded("the policy has a new version")
+        return end
 
 
 def refuse_unsafe(store: RedisStore) -> None:

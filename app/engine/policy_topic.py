@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import uuid
 
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
@@ -46,6 +47,11 @@ def end_offset(settings: Settings, clients: Clients) -> int:
         reader.close()
 
 
+def version_count(settings: Settings, clients: Clients) -> int:
+    """How many versions are recorded; equal records of workers that started at once are one."""
+    return len(_read(settings, clients))
+
+
 def _read(settings: Settings, clients: Clients) -> list[record.Recorded]:
     values = [message.value() for message in read_partition(clients, settings.policy_topic, 0, OFFSET_BEGINNING, None)]
     return record.in_force(value for value in values if value is not None)
@@ -55,7 +61,8 @@ def _write(settings: Settings, clients: Clients, fresh: record.Recorded) -> None
     value = record.encode(fresh)
     # the digest keeps compaction from replacing another worker's version of the same number
     key = f"{fresh.version.number}:{hashlib.sha256(value).hexdigest()[:16]}"
-    producer = clients.producer(f"{settings.counter_group}-policy-{settings.worker_id}")
+    # an id of its own, since several workers of one host may record at once and must not fence each other
+    producer = clients.producer(f"{settings.counter_group}-policy-{uuid.uuid4()}")
     producer.init_transactions(settings.request_timeout_ms / 1000)
     producer.begin_transaction()
     producer.produce(settings.policy_topic, value, key)

@@ -300,17 +300,16 @@ def _reconcile_user(
     fold: Fold,
 ) -> list[CountDelta]:
     changed: list[CountDelta] = []
-    by_identity = {conversion.identity(): conversion for conversion in state.conversions}
-    for (identity, platform), decision in settle(state.conversions, state.adjustments, policy).decisions.items():
-        conversion = by_identity[identity]
+    for (_, _, platform), decision in settle(state.conversions, state.adjustments, policy).decisions.items():
+        conversion = decision.conversion
         key = rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id)
         value = left.pop(key, None)
         old = None if value is None else rows.decode_attributed(value)
         revision = old.revision if old is not None else 0
-        row = attributed_row(advertiser_id, user_id, platform, conversion, decision, revision, policy)
+        row = attributed_row(advertiser_id, user_id, platform, decision, revision, policy)
         if row != old:
             revision += 1
-            row = attributed_row(advertiser_id, user_id, platform, conversion, decision, revision, policy)
+            row = attributed_row(advertiser_id, user_id, platform, decision, revision, policy)
             _publish(partition, [(key, row)], settings, fold)
             changed += (_row_deltas(old, -1, policy) if old is not None else []) + _row_deltas(row, 1, policy)
         conversion.revisions[platform] = revision

@@ -1,0 +1,128 @@
+"""The canonical answer for one user: whatever the order and the cuts in which its events come, the last rows and the sum of the deltas are the same."""
+
+from collections import Counter
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.attribution.state import STATE_VERSION, Adjustment, Conversion, Touch, UserState, pack, unpack
+from app.attribution.users import changes, prune, take_in
+from app.policy.load import parse_policy
+
+POLICY, _ = parse_policy(
+    {
+        "keep": ["campaign_id"],
+        "window": "1m",
+        "order_window": "400s",
+        "adjustment_window": "300s",
+        "correction_horizon": "200s",
+        "platforms": {
+            "meta": {"method": "click_then_view", "windows": {"click": "200s", "view": "60s"}},
+            "tiktok": {"method": "view", "windows": {"view": "100s"}},
+        },
+        "actions": {
+            "purchase": {"class": "macro", "intent": "hard", "outcome": "revenue", "count": "every"},
+            "signup": {"class": "micro", "intent": "soft", "outcome": "retention", "count": "one", "value": 2},
+        },
+    }
+)
+SECOND_MS = 1000
+platforms = st.sampled_from(["meta", "tiktok"])
+moments = st.integers(0, 60).map(lambda step: step * 10 * SECOND_MS)
+
+touches = st.builds(
+    lambda platform, kind, time_ms, number: (platform, Touch(kind, time_ms, f"t{number}", (f"c{number}",))),
+    platforms, st.sampled_from(["view", "click"]), moments, st.integers(0, 4),
+)  # fmt: skip
+conversions = st.builds(
+    lambda platform, name, time_ms, number, order, value: Conversion(f"x{number}", name, platform, time_ms, value, "USD", order, {}, {}),
+    st.sampled_from(["", "meta", "tiktok"]), st.sampled_from(["purchase", "signup"]), moments, st.integers(0, 6),
+    st.sampled_from([None, None, "o1", "o2"]), st.sampled_from([None, 1_000_000, 7_500_000]),
+)  # fmt: skip
+adjustments = st.builds(
+    lambda kind, time_ms, number, order, event: Adjustment(f"a{number}", "", kind, time_ms, 3_000_000, order, event, ("t", 0, number, 0), None, b""),
+    st.sampled_from(["retract", "restate"]), moments, st.integers(0, 5), st.sampled_from([None, "o1", "o2"]), st.sampled_from([None, "x1", "x2"]),
+)  # fmt: skip
+histories = st.lists(st.one_of(touches, touches, conversions, conversions, adjustments), max_size=14)
+
+
+def run(batches: list[list[Any]]) -> tuple[dict[bytes, Any], Counter[tuple[Any, ...]], dict[bytes, list[int]]]:
+    """Takes the batches in, one step each, as the counter does: stored touches are offered again with each step."""
+    packed: bytes | None = None
+    rows: dict[bytes, Any] = {}
+    counts: Counter[tuple[Any, ...]] = Counter()
+    revisions: dict[bytes, list[int]] = {}
+    stored: list[Any] = []
+    for batch in batches:
+        state = unpack(packed)
+        fresh = [UserState(STATE_VERSION, [], [])]
+        fresh[0].conversions += [
+            unpack(pack(UserState(STATE_VERSION, [item], []))).conversions[0]
+            for item in batch
+            if isinstance(item, Conversion)
+        ]
+        fresh[0].adjustments += [item for item in batch if isinstance(item, Adjustment)]
+        stored += [item for item in batch if isinstance(item, tuple)]
+        before, _ = take_in(state, fresh[0].conversions, fresh[0].adjustments, stored, POLICY)
+        change = changes("a", "u", state, before, POLICY)
+        for key, row in change.rows:
+            if row is None:
+                rows.pop(key)
+            else:
+                rows[key] = row.__class__(
+                    **{name: getattr(row, name) for name in row.__struct_fields__} | {"revision": 0}
+                )
+                revisions.setdefault(key, []).append(row.revision)
+        for delta in change.deltas:
+            counts[(*delta[:6], "conversions")] += delta.conversions
+            counts[(*delta[:6], "value")] += delta.value_micros
+        packed = pack(state)
+    return rows, Counter({key: count for key, count in counts.items() if count}), revisions
+
+
+def distinct(history: list[Any]) -> list[Any]:
+    """One event an identity, as deduplication leaves them."""
+    found: dict[Any, Any] = {}
+    for item in history:
+        found.setdefault(
+            (item[0], item[1].kind, item[1].event_id) if isinstance(item, tuple) else (type(item), item.identity()),
+            item,
+        )
+    return list(found.values())
+
+
+@given(histories, st.randoms(use_true_random=False))
+def test_neither_the_order_nor_the_cuts_change_the_answer(history: list[Any], chance: Any) -> None:
+    events = distinct(history)
+    whole = run([events])
+    shuffled = events[:]
+    chance.shuffle(shuffled)
+    cuts = sorted(chance.randint(0, len(shuffled)) for _ in range(3))
+    parts = [shuffled[start:end] for start, end in zip([0, *cuts], [*cuts, len(shuffled)], strict=True)]
+    pieces = run(parts)
+    assert pieces[0] == whole[0]
+    assert pieces[1] == whole[1]
+    for seen in pieces[2].values():
+        assert seen == sorted(set(seen)), "a revision went back or stood twice"
+
+
+@given(histories, st.integers(0, 3000))
+def test_what_is_pruned_changes_no_decision_on_what_is_kept(history: list[Any], stream_s: int) -> None:
+    state = UserState(STATE_VERSION, [], [])
+    events = distinct(history)
+    take_in(
+        state,
+        [item for item in events if isinstance(item, Conversion)],
+        [item for item in events if isinstance(item, Adjustment)],
+        [item for item in events if isinstance(item, tuple)],
+        POLICY,
+    )
+    changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], POLICY)[0], POLICY)
+    whole = unpack(pack(state))
+    prune(state, POLICY, stream_s * SECOND_MS)
+    from app.attribution.settle import settle
+
+    kept = settle(state.conversions, state.adjustments, POLICY).decisions
+    before = settle(whole.conversions, whole.adjustments, POLICY).decisions
+    assert kept == {key: before[key] for key in kept}
