@@ -75,8 +75,12 @@ class Idle:
 Action = Turn | Move | Empty | FallBack | Idle
 
 
-def actions(order: Order) -> st.SearchStrategy[Action]:
-    """One action. The counter loses its state only where a rebuild must give the same answer (see `Order`)."""
+def kinds_of_action(order: Order) -> st.SearchStrategy[st.SearchStrategy[Action]]:
+    """A strategy of actions: turns, and a few of the things that may go wrong.
+
+    Not all at once: what one fault breaks, the next one often hides. The counter loses its state only where a rebuild must
+    give the same answer (see `Order`).
+    """
     may_lose = ("aggregator",) if order is Order.MIXED else ("counter", "counter", "aggregator")
     worker = st.sampled_from(["counter-0"] * 4 + ["counter-1"] * 2 + ["aggregator-0"] * 3 + ["aggregator-1"])
     turn = (
@@ -85,23 +89,31 @@ def actions(order: Order) -> st.SearchStrategy[Action]:
         st.sampled_from([None, None, None, 1, 2, 3]),
         st.integers(0, 3),
     )
-    step = st.sampled_from([*STEPS, "folded", "offsets_sent", "committed"])
-    at_a_step = st.sampled_from([CRASH, CRASH, OVERTAKEN, OVERTAKEN, REPLACED, EXPIRED])
-    emptied = st.sampled_from([f"{EMPTIED} {role}" for role in may_lose])
-    rare: list[st.SearchStrategy[Action]] = [
-        st.builds(Move, st.sampled_from(["counter", "aggregator"]), st.integers(0, 2), st.integers(0, 1)),
-        st.builds(Empty, st.sampled_from(may_lose)),
-        st.builds(Idle, worker, st.sampled_from([0, HOUR_MS, 24 * HOUR_MS, 2_000 * HOUR_MS])),
-    ]
+    step = st.sampled_from(STEPS)
+    kinds: dict[str, st.SearchStrategy[Action]] = {
+        "crashes": st.builds(Turn, *turn, st.just(CRASH), step),
+        "takeovers": st.builds(
+            Turn,
+            *turn,
+            st.sampled_from([OVERTAKEN, OVERTAKEN, REPLACED]),
+            st.sampled_from([*STEPS, *["committed"] * 4]),
+        ),
+        "timeouts": st.builds(Turn, *turn, st.just(EXPIRED), step),
+        "losses in a step": st.builds(Turn, *turn, st.sampled_from([f"{EMPTIED} {role}" for role in may_lose]), step),
+        "losses": st.builds(Empty, st.sampled_from(may_lose)),
+        "commits": st.builds(Turn, *turn, st.sampled_from([*Fate])),
+        "writes": st.builds(Turn, *turn, st.sampled_from([*Lost, NO_REDIS])),
+        "moves": st.builds(Move, st.sampled_from(["counter", "aggregator"]), st.integers(0, 2), st.integers(0, 1)),
+        "idle": st.builds(Idle, worker, st.sampled_from([0, HOUR_MS, 24 * HOUR_MS, 2_000 * HOUR_MS])),
+    }
     if order is not Order.MIXED:
-        rare.append(st.builds(FallBack, st.integers(1, 4)))
+        kinds["old disks"] = st.builds(FallBack, st.integers(1, 4))
     calm = st.builds(Turn, *turn)
-    faulty = [
-        st.builds(Turn, *turn, at_a_step, step),
-        st.builds(Turn, *turn, emptied, step),
-        st.builds(Turn, *turn, st.sampled_from([*Fate, *Lost, NO_REDIS])),
-    ]
-    return st.one_of(calm, calm, calm, calm, *faulty, st.one_of(rare))
+
+    def mixed(chosen: list[str]) -> st.SearchStrategy[Action]:
+        return st.one_of(*[calm] * 4, *[kinds[name] for name in chosen])
+
+    return st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=3, unique=True).map(mixed)
 
 
 class Story:

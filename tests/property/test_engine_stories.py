@@ -10,7 +10,7 @@ from app.contract.events import TOUCH_ATTRIBUTES
 from app.policy.model import Action, Bounds, Platform, Policy, Version
 from tests.memory.deployment import Deployment, deployed
 from tests.property.checks import differences
-from tests.property.worlds import FOREVER_MS, START_MS, UNIT_MS
+from tests.property.policies import FOREVER_MS, START_MS, UNIT_MS
 
 BOUNDS = Bounds(
     keep=TOUCH_ATTRIBUTES,

@@ -1,7 +1,7 @@
 """Small worlds for the engine's tests: a policy with short windows, and a few events whose times lie on its edges.
 
-Times stand on a grid of 6 hours, give or take a millisecond, and all durations are multiples of the grid: so "exactly at the
-window", "just beyond the horizon" and "the same instant" are common, and a dozen events span weeks of expiry.
+An event is mostly aimed at an earlier one: a conversion at a touch, a touch (late, then) at a conversion, an adjustment at an
+order; and its time is mostly an edge of what decides between the two: the same instant, exactly the window, a millisecond more.
 """
 
 import json
@@ -11,18 +11,19 @@ from typing import Any, Final
 
 import hypothesis.strategies as st
 
-from app.contract.events import TOUCH_ATTRIBUTES
+from app.contract.events import TOUCH_TYPES
 from app.intake.partitioner import owners
-from app.policy.model import DAY_MS, METHODS, Action, Bounds, Platform, Policy, Version
+from app.policy.model import Policy
+from tests.property.policies import ACTIONS, PLATFORMS, START_MS, UNIT_MS, policies
 
-UNIT_MS: Final = 6 * 3_600_000
-START_MS: Final = 19_700 * DAY_MS
-FOREVER_MS: Final = 1_000 * DAY_MS
+MINUTE_MS: Final = 60_000
 USERS: Final = ("ann", "bob", "zoë", "u" * 40)
 ADVERTISERS: Final = ("shop", "bank")
-PLATFORMS: Final = ("meta", "tiktok")
-ACTIONS: Final = ("purchase", "signup", "newsletter", "unheard_of")
 FRESH: Final = 4  # event ids up to this one come again and again, the others are new each time
+KINDS: Final = ("view", "click", "click", "engaged_view", "visit", *["conversion"] * 4, *["adjustment"] * 2)
+JUNK: Final = (None, b"", b"{}", b"\xff", b'{"event_id": 1}', b"[]", b"x" * 20_000)
+
+Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,51 +60,6 @@ class World:
     order: Order
 
 
-def units(*counts: int) -> st.SearchStrategy[int]:
-    """Durations of so many steps of the grid, in milliseconds."""
-    return st.sampled_from([count * UNIT_MS for count in counts])
-
-
-@st.composite
-def versions(draw: st.DrawFn, number: int, effective_from_ms: int) -> Version:
-    """The rules of one version."""
-    platforms = {}
-    for name in PLATFORMS:
-        method = draw(st.sampled_from(sorted(METHODS)))
-        windows_ms = {kind: draw(units(1, 2, 4, 8)) for kind in METHODS[method]}
-        counts = draw(st.sampled_from([{}, {}, {"*": "one"}, {"purchase": "one"}, {"*": "one", "signup": "every"}]))
-        platforms[name] = Platform(method, windows_ms, counts)
-    actions = {
-        "purchase": Action("macro", "hard", "revenue", "every", None),
-        "signup": Action("micro", "soft", "retention", draw(st.sampled_from(["one", "every"])), 5_000_000),
-        "newsletter": Action("micro", "soft", None, "one", None),  # no outcome: noise
-    }
-    return Version(number, effective_from_ms, platforms, actions)
-
-
-@st.composite
-def policies(draw: st.DrawFn, shortest_dedup: int = 1) -> Policy:
-    """A policy of one or two versions, whose dedup window has at least so many steps of the grid."""
-    dimensions = draw(st.sampled_from([("campaign_id",), ("campaign_id", "ad_id", "landing_page")]))
-    bounds = Bounds(
-        partitioner=draw(st.sampled_from(["murmur2", "crc32"])),
-        dimensions=dimensions,
-        keep=draw(st.sampled_from([TOUCH_ATTRIBUTES, dimensions])),
-        window_ms=draw(st.sampled_from([60_000, DAY_MS])),
-        allowed_lateness_ms=draw(st.sampled_from([0, 60_000, UNIT_MS])),
-        correction_horizon_ms=draw(units(2, 4, 8)),
-        max_event_age_ms=draw(st.sampled_from([4 * UNIT_MS, FOREVER_MS, FOREVER_MS])),
-        max_clock_skew_ms=draw(st.sampled_from([1, 300_000])),
-        dedup_window_ms=draw(units(shortest_dedup, 4, 8)),
-        order_window_ms=draw(units(1, 4, 10)),
-        adjustment_window_ms=draw(units(1, 4, 10)),
-    )
-    found = [draw(versions(1, 0))]
-    if draw(st.integers(0, 3)) == 0:
-        found.append(draw(versions(2, START_MS + draw(st.integers(0, 12)) * UNIT_MS)))
-    return Policy(bounds, tuple(found))
-
-
 class _Scribe:
     """Writes the events of one world, and sees to it that no identity is used in a way that the rules leave open.
 
@@ -114,20 +70,18 @@ class _Scribe:
         self.policy, self.partitions, self.topics, self.order = policy, partitions, topics, order
         self.users, self.advertisers = USERS[:crowd], ADVERTISERS[:crowd]
         self.now_ms = START_MS
-        self.written: list[tuple[dict[str, Any], bytes | None]] = []
+        self.written: list[tuple[Event, bytes | None]] = []
         self.arrivals: list[Arrival] = []
         self.first: dict[tuple[Any, ...], tuple[str, int]] = {}  # who used an identity first, and the event's time
-        bounds = policy.bounds
-        self.longest_ms = policy.conversion_retention_ms() - bounds.correction_horizon_ms
+        self.longest_ms = policy.conversion_retention_ms() - policy.bounds.correction_horizon_ms
 
     def write(self, draw: st.DrawFn) -> None:
         """One more record."""
         shape = draw(st.sampled_from(["new"] * 14 + ["repeat"] * 3 + ["altered"] * 2 + ["junk"]))
-        advance = 0 if self.order is Order.TAME else draw(st.sampled_from([0] * 6 + [1, 1, 2, 4, 12]))
-        self.now_ms += advance * UNIT_MS
+        if self.order is not Order.TAME:
+            self.now_ms += draw(st.sampled_from([0] * 8 + [MINUTE_MS, UNIT_MS, 2 * UNIT_MS, 4 * UNIT_MS, 12 * UNIT_MS]))
         if shape == "junk":
-            junk = draw(st.sampled_from([None, b"", b"{}", b"\xff", b'{"event_id": 1}', b"[]", b"x" * 20_000]))
-            self._send(draw, "ann", None, junk)
+            self._send(draw, "ann", None, draw(st.sampled_from(JUNK)))
             return
         if shape == "repeat" and self.written:
             event, key = draw(st.sampled_from(self.written))
@@ -137,87 +91,116 @@ class _Scribe:
         if shape == "altered" and self.written and self.order is not Order.TAME:
             event = self._altered(draw, event)
         self._keep_within_the_rules(event)
-        key = None if draw(st.booleans()) else event["user_id"].encode()
-        if draw(st.integers(0, 30)) == 30:
-            key = b"another"
+        key = draw(st.sampled_from([None] * 8 + [event["user_id"].encode()] * 8 + [b"another"]))
         self.written.append((event, key))
         self._send(draw, event["user_id"], key, _encode(event))
 
-    def _event(self, draw: st.DrawFn) -> dict[str, Any]:
-        late = draw(st.sampled_from([0, 0, 0, 0, 0, 1, 1, 2, 3, 4, 8]))
-        if self.order is Order.TAME:  # within the horizon and the dedup window of each other, whatever comes first
-            late = min(late, 1)
-        time_ms = self.now_ms - late * UNIT_MS + draw(st.sampled_from([0, 0, 0, -1, 1]))
-        kind = draw(
-            st.sampled_from(
-                ["view", "click", "engaged_view", "visit"] + ["click"] + ["conversion"] * 4 + ["adjustment"] * 2
-            )
-        )
-        event: dict[str, Any] = {
+    def _event(self, draw: st.DrawFn) -> Event:
+        kind = draw(st.sampled_from(KINDS))
+        event: Event = {
             "event_id": self._id(draw, kind[0]),
             "event_type": kind,
-            "event_time": time_ms,
+            "event_time": self.now_ms - draw(st.sampled_from([0, 0, 1, MINUTE_MS, UNIT_MS, 2 * UNIT_MS, 8 * UNIT_MS])),
             "advertiser_id": draw(st.sampled_from(self.advertisers)),
             "user_id": draw(st.sampled_from(self.users)),
         }
         if kind == "visit":
-            return event | {"page": "/"}
-        if kind == "conversion":
-            return event | self._conversion(draw)
-        if kind == "adjustment":
-            return event | self._adjustment(draw)
-        platform = draw(st.sampled_from([PLATFORMS[0]] * 8 + [PLATFORMS[1]] * 3 + ["nowhere"]))
-        touch = {"platform": platform, "campaign_id": draw(st.sampled_from(["c1", "c2", "ç3"]))}
-        if draw(st.booleans()):
-            touch |= {"ad_id": draw(st.sampled_from(["a1", "a2"])), "landing_page": "https://shop.example/?a=1"}
-        if draw(st.booleans()):
-            touch["cost"] = draw(st.sampled_from([0, 0.1, 0.2, 1.0000005, 12]))
-        return event | touch
+            event["page"] = "/"
+        elif kind == "conversion":
+            event |= self._conversion(draw)
+        elif kind == "adjustment":
+            event |= self._adjustment(draw)
+        else:
+            event |= self._touch(draw)
+        event = self._aimed(draw, event)
+        if self.order is Order.TAME:  # within the horizon and the dedup window of each other, whatever comes first
+            event["event_time"] = max(min(event["event_time"], START_MS), START_MS - UNIT_MS)
+        self.now_ms = max(self.now_ms, event["event_time"])
+        return event
 
     def _id(self, draw: st.DrawFn, letter: str) -> str:
-        number = draw(st.integers(0, 3 * FRESH))
+        number = draw(st.integers(0, 4 * FRESH))
         if self.order is Order.TAME or number >= FRESH:
-            return f"{letter}{len(self.arrivals) + FRESH}" + "-" * draw(st.sampled_from([0, 0, 0, 20, 80]))
+            return f"{letter}{len(self.arrivals) + FRESH}" + "-" * {FRESH: 20, FRESH + 1: 80}.get(number, 0)
         return f"{letter}{number}"
 
-    def _conversion(self, draw: st.DrawFn) -> dict[str, Any]:
-        event: dict[str, Any] = {"conversion_name": draw(st.sampled_from([*ACTIONS, *ACTIONS[:2] * 4]))}
-        platform = draw(st.sampled_from([None, PLATFORMS[0], *PLATFORMS]))
-        if platform:
-            event["platform"] = platform
+    def _touch(self, draw: st.DrawFn) -> Event:
+        event: Event = {
+            "platform": draw(st.sampled_from([PLATFORMS[0]] * 8 + [PLATFORMS[1]] * 3 + ["nowhere"])),
+            "campaign_id": draw(st.sampled_from(["c1", "c2", "ç3"])),
+            "cost": draw(st.sampled_from([None, None, 0, 0.1, 0.2, 1.0000005, 12])),
+        }
         if draw(st.booleans()):
+            event |= {"ad_id": draw(st.sampled_from(["a1", "a2"])), "landing_page": "https://shop.example/?a=1"}
+        return event
+
+    def _conversion(self, draw: st.DrawFn) -> Event:
+        return {
+            "conversion_name": draw(st.sampled_from([*ACTIONS, *ACTIONS[:2] * 4])),
+            "platform": draw(st.sampled_from([None, PLATFORMS[0], *PLATFORMS])),
+            "order_id": draw(st.sampled_from([None, None, None, "", "o1", "o2"])),
+            "value": draw(st.sampled_from([None, None, 0, 0.1, 3, 19.99])),
+            "currency": draw(st.sampled_from([None, None, "EUR", "USD"])),
+        }
+
+    def _adjustment(self, draw: st.DrawFn) -> Event:
+        event: Event = {
+            "adjustment": draw(st.sampled_from(["retract", "restate"])),
+            "value": draw(st.sampled_from([0, 0.7, 100])),
+            "platform": draw(st.sampled_from([None, None, None, "meta"])),
+            "conversion_name": draw(st.sampled_from([None, None, None, "signup"])),
+        }
+        if draw(st.booleans()):
+            return event | {"order_id": draw(st.sampled_from(["o1", "o2"]))}
+        return event | {"conversion_event_id": draw(st.sampled_from(["c0", "c1"]))}
+
+    def _aimed(self, draw: st.DrawFn, event: Event) -> Event:
+        """The event as one of an earlier event's user, and so many milliseconds before or after it."""
+        kind = event["event_type"]
+        wanted = ("conversion",) if kind in (*TOUCH_TYPES, "adjustment") else (*TOUCH_TYPES, "conversion")
+        others = [other for other, _ in self.written if other["event_type"] in wanted]
+        if kind == "visit" or not others or draw(st.integers(0, 4)) == 4:
+            return event
+        other = draw(st.sampled_from(others))
+        event |= {name: other[name] for name in ("advertiser_id", "user_id")}
+        bounds = self.policy.bounds
+        if kind in TOUCH_TYPES:
+            event["platform"] = other.get("platform") or event["platform"]
+            return event | {"event_time": other["event_time"] - self._distance(draw, self._windows(event))}
+        if kind == "adjustment":
+            if other.get("order_id") and "order_id" in event:
+                event["order_id"] = other["order_id"]
+            else:
+                event["conversion_event_id"] = other["event_id"]
+            return event | {"event_time": other["event_time"] + self._distance(draw, [bounds.adjustment_window_ms])}
+        if other["event_type"] == "conversion":
             event |= {
-                "value": draw(st.sampled_from([0, 0.1, 3, 19.99])),
-                "currency": draw(st.sampled_from(["EUR", "USD"])),
+                "conversion_name": other["conversion_name"],
+                "order_id": other.get("order_id") or event["order_id"],
             }
-        order = draw(st.sampled_from([None, "", "o1", "o1", "o2"]))
-        if order is not None:
-            event["order_id"] = order
-        return event
+            return event | {"event_time": other["event_time"] + self._distance(draw, [bounds.order_window_ms])}
+        event["platform"] = event["platform"] and other["platform"]
+        return event | {"event_time": other["event_time"] + self._distance(draw, self._windows(other))}
 
-    def _adjustment(self, draw: st.DrawFn) -> dict[str, Any]:
-        event: dict[str, Any] = {"adjustment": draw(st.sampled_from(["retract", "restate"]))}
-        if event["adjustment"] == "restate":
-            event["value"] = draw(st.sampled_from([0, 0.7, 100]))
-        if draw(st.booleans()):
-            event["order_id"] = draw(st.sampled_from(["o1", "o2"]))
-        else:
-            known = [each["event_id"] for each, _ in self.written if each["event_type"] == "conversion"]
-            event["conversion_event_id"] = draw(st.sampled_from([*known, "c0", "c1"]))
-        if draw(st.integers(0, 3)) == 0:
-            event["platform"] = draw(st.sampled_from(PLATFORMS))
-        if draw(st.integers(0, 3)) == 0:
-            event["conversion_name"] = draw(st.sampled_from(ACTIONS))
-        return event
+    def _windows(self, touch: Event) -> list[int]:
+        """How long this touch may be credited, by version."""
+        rules = [version.platforms.get(touch["platform"]) for version in self.policy.versions]
+        return [
+            rule.windows_ms[touch["event_type"]] for rule in rules if rule and touch["event_type"] in rule.windows_ms
+        ]
 
-    def _altered(self, draw: st.DrawFn, event: dict[str, Any]) -> dict[str, Any]:
+    def _distance(self, draw: st.DrawFn, edges_ms: list[int]) -> int:
+        near = [0, 1, MINUTE_MS, 2 * MINUTE_MS, 7 * MINUTE_MS, UNIT_MS // 2, -MINUTE_MS]
+        return draw(st.sampled_from([*near, *near, *edges_ms, *(edge_ms + 1 for edge_ms in edges_ms)]))
+
+    def _altered(self, draw: st.DrawFn, event: Event) -> Event:
         """Another event with the identity of an earlier one, as a careless producer sends it."""
         earlier, _ = draw(st.sampled_from(self.written))
         same = ("event_id", "event_type", "advertiser_id", "platform", "conversion_name")
         whole = event if event["event_type"] == earlier["event_type"] else earlier
         return whole | {name: earlier[name] for name in same if name in earlier}
 
-    def _keep_within_the_rules(self, event: dict[str, Any]) -> None:
+    def _keep_within_the_rules(self, event: Event) -> None:
         """Gives a conversion or an adjustment a new id where its old one would be judged by what is kept "at the least".
 
         An id that comes again is a duplicate while its first event is held; how long that is beyond the retention is left open.
@@ -256,5 +239,5 @@ def worlds(draw: st.DrawFn, orders: tuple[Order, ...] = tuple(Order), longest: i
     return World(policy, partitions, topics, tuple(scribe.arrivals), order)
 
 
-def _encode(event: dict[str, Any]) -> bytes:
-    return json.dumps(event, ensure_ascii=False).encode()
+def _encode(event: Event) -> bytes:
+    return json.dumps({name: value for name, value in event.items() if value is not None}, ensure_ascii=False).encode()
