@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import polars as pl
 import xxhash
 
 from app.attribution.state import Touch
+from app.contract.events import TOUCH_TYPES
 from app.policy.model import DAY_MS, Policy
 
 BUCKETS: Final = 512
@@ -37,11 +39,11 @@ class Batch(NamedTuple):
     platform).
     """
 
-    kinds: list[str]
+    kinds: np.ndarray  # codes of TOUCH_TYPES
     users: np.ndarray
     times_ms: np.ndarray
     event_ids: list[str]
-    attributes: list[list[str | None]]  # one column per kept attribute
+    attributes: list[pl.Series]  # one column per kept attribute
 
 
 def record_type(width: int, attributes: int) -> np.dtype[Any]:
@@ -67,6 +69,24 @@ class _Codes(dict[str | None, int]):
         self[name] = code = name_code(name)
         self.fresh.append(name)
         return code
+
+
+def _coded(names: pl.Series, codes: _Codes) -> np.ndarray:
+    """The code of each name (uint64): the few different names are looked up once."""
+    different = names.unique()
+    found = pl.Series([codes[name] for name in different.to_list()], dtype=pl.UInt64)
+    return names.replace_strict(different, found, return_dtype=pl.UInt64).to_numpy()
+
+
+def _joined(ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The UTF-8 bytes of all ids in a row, and the length of each."""
+    joined = "".join(ids)
+    if joined.isascii():
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        return np.frombuffer(joined.encode(), dtype=np.uint8), lengths
+    encoded = [each.encode() for each in ids]
+    lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(ids))
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), lengths
 
 
 class Touches:
@@ -101,23 +121,28 @@ class Touches:
         if codes is None or len(codes) > MAX_CACHED_NAMES:
             self._codes = {slot: _Codes()}
             codes = self._codes[slot]
-        look_up = codes.__getitem__
-        columns = [np.array(list(map(look_up, column)), dtype=np.uint64) for column in batch.attributes]
-        ids = [event_id.encode() for event_id in batch.event_ids]
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        widths = np.array(ID_WIDTHS)[np.searchsorted(ID_WIDTHS, lengths)]
-        kinds = np.array(batch.kinds)
-        spans = np.array([self.span_ms[kind] for kind in batch.kinds], dtype=np.int64)
+        columns = [_coded(column, codes) for column in batch.attributes]
+        ids, lengths = _joined(batch.event_ids)
+        starts = np.cumsum(lengths) - lengths
+        widths = np.searchsorted(ID_WIDTHS, lengths)
+        spans = np.array([self.span_ms[kind] for kind in TOUCH_TYPES], dtype=np.int64)[batch.kinds]
         segments = batch.times_ms // spans
+        order = np.lexsort((lengths, segments, batch.kinds))
+        keys = np.stack([batch.kinds[order], segments[order], lengths[order]])
+        cuts = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1
         records: dict[SegmentKey, np.ndarray] = {}
-        for kind, segment, width in set(zip(batch.kinds, segments.tolist(), widths.tolist(), strict=True)):
-            rows = np.flatnonzero((kinds == kind) & (segments == segment) & (widths == width))
+        for rows in np.split(order, cuts):
+            if not len(rows):
+                continue
+            width, length = ID_WIDTHS[widths[rows[0]]], int(lengths[rows[0]])
             packed = np.empty(len(rows), dtype=record_type(width, self.width))
             packed["user"], packed["time"] = batch.users[rows], batch.times_ms[rows]
-            packed["id"] = [ids[row] for row in rows.tolist()]
+            packed["id"] = np.ascontiguousarray(ids[starts[rows, None] + np.arange(length)]).view(f"S{length}")[:, 0]
             for position, column in enumerate(columns):
                 packed[f"code{position}"] = column[rows]
-            records[kind, segment, width] = packed
+            segment = (TOUCH_TYPES[batch.kinds[rows[0]]], int(segments[rows[0]]), width)
+            held = records.get(segment)
+            records[segment] = packed if held is None else np.concatenate([held, packed])
         return records, self._new_names(slot, codes)
 
     def _new_names(self, slot: int, codes: _Codes) -> list[Command]:

@@ -56,7 +56,9 @@ def take_in(
 
 
 def _add(held: list[Any], new: list[Any]) -> int:
-    """Appends what is not held yet; how many were. One may come twice in a batch that spans more time than ids are remembered."""
+    """Appends what is not held yet; how many were. One may come twice in a batch that spans more time than ids are
+    remembered.
+    """
     known = {item.identity() for item in held}
     repeats = 0
     for item in new:
@@ -99,7 +101,9 @@ def changes(advertiser_id: str, user_id: str, state: UserState, before: Settleme
 
 
 class _Revisions:
-    """The last revision of each row of a user. An event sent with and without its platform is two conversions with one row."""
+    """The last revision of each row of a user. An event sent with and without its platform is two conversions with one
+    row.
+    """
 
     def __init__(self, state: UserState) -> None:
         self._last: dict[tuple[str, str, str], int] = {}
@@ -200,23 +204,27 @@ def attributed_row(
     )
 
 
-def prune(state: UserState, policy: Policy, stream_time_ms: int) -> None:
-    """Forgets, in place, the conversions and adjustments that can no longer matter at this stream time (ms).
+def prune(state: UserState, floor_ms: int) -> None:
+    """Forgets, in place, the conversions and adjustments that are older than `floor_ms` (epoch ms) and so can no longer
+    matter.
 
     A conversion stays while any other one that it is judged with (its order, its touch's place, its adjustment) stays,
     since forgetting it earlier would change their judgement.
     """
-    floor = stream_time_ms - policy.conversion_retention_ms()
-    if all(item.time_ms >= floor for item in (*state.conversions, *state.adjustments)):
-        return
-    if all(item.time_ms < floor for item in (*state.conversions, *state.adjustments)):
+    for item in state.conversions:
+        if item.time_ms < floor_ms:
+            break
+    else:
+        if all(item.time_ms >= floor_ms for item in state.adjustments):
+            return
+    if all(item.time_ms < floor_ms for item in (*state.conversions, *state.adjustments)):
         state.conversions, state.adjustments = [], []
         return
-    kept = {conversion.identity() for conversion in state.conversions if conversion.time_ms >= floor}
+    kept = {conversion.identity() for conversion in state.conversions if conversion.time_ms >= floor_ms}
     ties = {conversion.identity(): _ties(conversion) for conversion in state.conversions}
     live: set[tuple[str, ...]] = set().union(*(ties[identity] for identity in kept)) if kept else set()
     for adjustment in state.adjustments:
-        if adjustment.time_ms >= floor:
+        if adjustment.time_ms >= floor_ms:
             live |= _adjustment_ties(adjustment)
     grown = True
     while grown:
@@ -233,7 +241,9 @@ def prune(state: UserState, policy: Policy, stream_time_ms: int) -> None:
                 live |= tied
                 grown = True
     state.conversions = [conversion for conversion in state.conversions if conversion.identity() in kept]
-    state.adjustments = [item for item in state.adjustments if item.time_ms >= floor or _adjustment_ties(item) & live]
+    state.adjustments = [
+        item for item in state.adjustments if item.time_ms >= floor_ms or _adjustment_ties(item) & live
+    ]
 
 
 def _ties(conversion: Conversion) -> set[tuple[str, ...]]:

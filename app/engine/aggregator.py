@@ -8,6 +8,7 @@ offsets, so they are the fold.
 
 from collections import defaultdict
 from collections.abc import Iterable
+from operator import add
 from typing import Any, Final
 
 import msgspec
@@ -129,9 +130,9 @@ class AggregatorStage:
 
     def _plan(
         self, opened: AggregatorPartition, batch: Batch
-    ) -> tuple[dict[int, dict[str, list[int]]], list[int], list[Command]]:
+    ) -> tuple[dict[int, dict[str, tuple[int, ...]]], list[int], list[Command]]:
         """The changes by window and row key, the windows that become final, and the commands that read both."""
-        changed: dict[int, dict[str, list[int]]] = defaultdict(dict)
+        changed: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
         closed_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
         for record in batch.records:
             message = deltas.decode(record.value() or b"")
@@ -142,10 +143,11 @@ class AggregatorStage:
                 if mark.ranges:  # of events, not of an idle partition's clock
                     reached = opened.view.streams.get(mark.partition, -1)
                     opened.view.streams[mark.partition] = max(reached, mark.watermark_ms)
-            for key, *numbers in message.rows:
+            for row in message.rows:
+                key = row[0]
                 window = changed[int(key[1 : key.index(",")])]
                 total = window.get(key)
-                window[key] = list(numbers) if total is None else [a + b for a, b in zip(total, numbers, strict=True)]
+                window[key] = row[1:] if total is None else tuple(map(add, total, row[1:]))
         closes_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
         width = self.bounds.window_ms
         ended = (
@@ -159,7 +161,7 @@ class AggregatorStage:
     def _add_up(
         self,
         partition: int,
-        changed: dict[int, dict[str, list[int]]],
+        changed: dict[int, dict[str, tuple[int, ...]]],
         stored: dict[int, list[bytes | None]],
         finals: dict[int, list[bytes]],
         quiet: bool,
@@ -168,9 +170,10 @@ class AggregatorStage:
         opened = self.opened[partition]
         written: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
         for window, found in changed.items():
+            rows_of_window = written[window]
             for (key, numbers), packed in zip(found.items(), stored[window], strict=True):
                 old = _unpack_counts(packed) if packed is not None else _ZERO
-                written[window][key] = (*(a + b for a, b in zip(old, numbers, strict=False)), old[6] + 1)
+                rows_of_window[key] = (*map(add, old, numbers), old[6] + 1)
         for window, pairs in finals.items():
             for name, packed in zip(pairs[::2], pairs[1::2], strict=True):
                 key = name.decode()
@@ -206,21 +209,21 @@ class AggregatorStage:
         window, platform, advertiser, *names, action, currency = orjson.loads(key)
         views, engaged_views, clicks, conversions, value, cost, revision = counted
         return rows.CountRow(
-            window_start=window,
-            window_end=window + self.bounds.window_ms,
-            platform=platform,
-            advertiser_id=advertiser,
-            dimensions=dict(zip(self.bounds.dimensions, names, strict=True)),
-            conversion_name=action,
-            currency=currency,
-            views=views,
-            engaged_views=engaged_views,
-            clicks=clicks,
-            conversions=conversions,
-            value=value / MICROS,
-            cost=cost / MICROS,
-            revision=revision,
-            final=final,
+            window,
+            window + self.bounds.window_ms,
+            platform,
+            advertiser,
+            dict(zip(self.bounds.dimensions, names, strict=True)),
+            action,
+            currency,
+            views,
+            engaged_views,
+            clicks,
+            conversions,
+            value / MICROS,
+            cost / MICROS,
+            revision,
+            final,
         )
 
     def _expire(self, opened: AggregatorPartition) -> list[Command]:

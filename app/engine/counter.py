@@ -66,7 +66,7 @@ class CounterStage:
         touches = self._touches(parts, decoded, fresh)
         work = self._work(messages, parts, decoded, fresh, fold)
         count_deltas = settle_users(
-            self.opened, touches, work, decoded.events, suppressed, self.policy, self.settings, run, fold
+            self.opened, touches, work, decoded, suppressed, self.policy, self.settings, run, fold
         )
         self._publish_deltas(batches, touches, count_deltas, suppressed, fold)
         for partition in batches:
@@ -102,9 +102,7 @@ class CounterStage:
         Events of other owners are sent on; those beyond the correction horizon are refused. Moves each partition's
         stream time.
         """
-        owner = owners(
-            [event.user_id.encode() for event in decoded.events], self.partitions, self.policy.bounds.partitioner
-        )
+        owner = owners(decoded.users, self.partitions, self.policy.bounds.partitioner)
         found = parts[decoded.rows]
         is_own = owner == found
         for index in np.flatnonzero(~is_own).tolist():
@@ -114,7 +112,7 @@ class CounterStage:
                 continue
             fold.counted["rekeyed",] += 1
             if int(found[index]) not in suppressed:
-                key = decoded.events[index].user_id.encode()
+                key = decoded.users[index]
                 records.add(fold.outputs, self.settings.rekeyed_topic, int(owner[index]), records.rekeyed(message, key))
         own = np.flatnonzero(is_own)
         times, stream_ms = decoded.times_ms[own], np.empty(len(own), dtype=np.int64)

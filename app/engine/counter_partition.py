@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import polars as pl
 import xxhash
 
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
@@ -166,11 +167,17 @@ class UserWork:
 
 def user_hash(advertiser_id: str, user_id: str) -> int:
     """The 64-bit hash that stands for a user in touch records and the late index."""
-    return xxhash.xxh3_64_intdigest(user_field(advertiser_id, user_id).encode())
+    return (xxhash.xxh3_64_intdigest(user_id.encode()) + _advertiser_code(advertiser_id)) & (2**64 - 1)
 
 
-def user_hashes(events: list[Event]) -> np.ndarray:
-    """`user_hash` (uint64) of each event's user."""
-    digest = xxhash.xxh3_64_digest
-    found = b"".join([digest(f"{event.advertiser_id}\x1f{event.user_id}".encode()) for event in events])
-    return np.frombuffer(found, dtype=">u8").astype(np.uint64)
+def user_hashes(users: list[bytes], advertisers: pl.Series) -> np.ndarray:
+    """`user_hash` (uint64) of each (advertiser, user)."""
+    found = np.frombuffer(b"".join(map(xxhash.xxh3_64_digest, users)), dtype=">u8").astype(np.uint64)
+    different = advertisers.unique()
+    codes = pl.Series([_advertiser_code(name) for name in different.to_list()], dtype=pl.UInt64)
+    return found + advertisers.replace_strict(different, codes, return_dtype=pl.UInt64).to_numpy()
+
+
+def _advertiser_code(name: str) -> int:
+    # a seed of its own: an advertiser may be called as a platform is, whose code is added too
+    return xxhash.xxh3_64_intdigest(name.encode(), seed=1)

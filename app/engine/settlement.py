@@ -18,6 +18,7 @@ from app.contract.events import TOUCH_TYPES, Event, Rejection, to_micros
 from app.contract.rows import AttributedRow
 from app.engine.counter_partition import CounterPartition, UserWork, user_hashes
 from app.engine.fold import Command, Fold, Run
+from app.intake.decode import Decoded
 from app.policy.model import Policy
 from app.publish import records
 from app.settings import Settings
@@ -48,7 +49,7 @@ def settle_users(
     opened: dict[int, CounterPartition],
     touches: pl.DataFrame,
     work: dict[int, dict[str, UserWork]],
-    events: list[Event],
+    decoded: Decoded,
     suppressed: set[int],
     policy: Policy,
     settings: Settings,
@@ -56,7 +57,7 @@ def settle_users(
     fold: Fold,
 ) -> list[CountDelta]:
     """Stores the batch's creditable touches, settles every user concerned, and gives the changes of the counts."""
-    batches = _storable(touches, events, policy)
+    batches = _storable(touches, decoded, policy)
     readings = {}
     for partition in sorted({*work, *batches, *fold.writes}):
         readings[partition] = _reading(opened[partition], work.get(partition, {}), batches.get(partition), policy, fold)
@@ -71,7 +72,7 @@ def settle_users(
     return changed
 
 
-def _storable(touches: pl.DataFrame, events: list[Event], policy: Policy) -> dict[int, Storable]:
+def _storable(touches: pl.DataFrame, decoded: Decoded, policy: Policy) -> dict[int, Storable]:
     """The touches that some method can credit, by partition, with the user of each."""
     if touches.is_empty():
         return {}
@@ -82,19 +83,20 @@ def _storable(touches: pl.DataFrame, events: list[Event], policy: Policy) -> dic
         if names:
             wanted = wanted | ((pl.col("type") == code) & pl.col("platform").is_in(names))
     kept = touches.filter(wanted)
+    events, users = decoded.events, decoded.users
     found = {}
     for (partition,), part in kept.partition_by("part", as_dict=True, maintain_order=True).items():
-        sources = [events[index] for index in part["row"].to_list()]
-        bases = user_hashes(sources)
-        salts = {
-            platform: np.uint64(touch_store.name_code(platform)) for platform in part["platform"].unique().to_list()
-        }
+        index = part["row"].to_list()
+        sources = [events[row] for row in index]
+        bases = user_hashes([users[row] for row in index], part["advertiser_id"])
+        platforms = part["platform"].unique()
+        salts = pl.Series([touch_store.name_code(platform) for platform in platforms.to_list()], dtype=pl.UInt64)
         batch = touch_store.Batch(
-            kinds=[TOUCH_TYPES[code] for code in part["type"].to_list()],
-            users=bases + np.array([salts[platform] for platform in part["platform"].to_list()], dtype=np.uint64),
+            kinds=part["type"].to_numpy(),
+            users=bases + part["platform"].replace_strict(platforms, salts, return_dtype=pl.UInt64).to_numpy(),
             times_ms=part["time_ms"].to_numpy(),
             event_ids=[event.event_id for event in sources],
-            attributes=[part[name].to_list() for name in policy.bounds.keep],
+            attributes=[part[name] for name in policy.bounds.keep],
         )
         found[int(partition)] = Storable(batch, bases, sources)
     return found
@@ -163,6 +165,7 @@ def _settle_partition(
     out: dict[str, bytes | None] = {}
     changed: list[CountDelta] = []
     noted: list[tuple[int, int]] = []
+    floor_ms = view.stream_ms - policy.conversion_retention_ms()
     for field, user in reading.work.items():
         state = states[field]
         before, repeats = take_in(state, user.conversions, user.adjustments, credits[field], policy)
@@ -179,10 +182,10 @@ def _settle_partition(
                 records.add(fold.outputs, settings.dlq_topic, partition, letter)
         fold.counted["corrected",] += change.corrections
         noted += [(user.base, conversion.time_ms) for conversion in user.conversions]
-        prune(state, policy, view.stream_ms)
+        prune(state, floor_ms)
         out[field] = pack(state) if state.conversions or state.adjustments else None
     if reading.swept is not None:
-        out |= _sweep(found[-1], out, policy, view.stream_ms)
+        out |= _sweep(found[-1], out, floor_ms)
     fold.writes.setdefault(partition, []).extend(
         [
             *reading.names,
@@ -236,9 +239,7 @@ def _publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], 
         records.add(fold.outputs, settings.attributed_topic, partition, {"key": key, "value": value})
 
 
-def _sweep(
-    replies: list[bytes], written: dict[str, bytes | None], policy: Policy, stream_ms: int
-) -> dict[str, bytes | None]:
+def _sweep(replies: list[bytes], written: dict[str, bytes | None], floor_ms: int) -> dict[str, bytes | None]:
     """Prunes the users of one bucket that this batch does not touch anyway."""
     out: dict[str, bytes | None] = {}
     for name, packed in zip(replies[::2], replies[1::2], strict=True):
@@ -247,7 +248,7 @@ def _sweep(
             continue
         state = unpack(packed)
         held = len(state.conversions) + len(state.adjustments)
-        prune(state, policy, stream_ms)
+        prune(state, floor_ms)
         left = len(state.conversions) + len(state.adjustments)
         if left != held:
             out[field] = pack(state) if left else None

@@ -36,9 +36,9 @@ _UNKNOWN: Final = 255
 class Decoded(NamedTuple):
     """The accepted events of a batch, in the batch's order, and what was refused.
 
-    `rows`: index of each accepted event in the batch; `events`, `types` (code of EVENT_TYPES) and `times_ms` are
-    aligned with it; `touches`: columns of the accepted touches, with `row` the index into `events`; `rejections`:
-    (index in the batch, why).
+    `users`: user ids in UTF-8, aligned with `events` too. `rows`: index of each accepted event in the batch; `events`,
+    `types` (code of EVENT_TYPES) and `times_ms` are aligned with it; `touches`: columns of the accepted touches, with
+    `row` the index into `events`; `rejections`: (index in the batch, why).
     """
 
     rows: np.ndarray
@@ -46,6 +46,7 @@ class Decoded(NamedTuple):
     types: np.ndarray
     times_ms: np.ndarray
     touches: pl.DataFrame
+    users: Sequence[bytes]
     rejections: list[tuple[int, Rejection]]
 
 
@@ -75,8 +76,8 @@ def decode_batch(
     suspect[where[doubts]] = True
     if not suspect.any():
         times_ms = np.fromiter([event.event_time for event in sound], dtype=np.int64, count=len(sound))
-        return Decoded(where, sound, types, times_ms, touches, [])
-    return _judge_suspects(values, keys, stamps_ms, platforms, bounds, events, suspect)
+        return Decoded(where, sound, types, times_ms, touches, _users(sound, sound_keys), [])
+    return _judge_suspects(values, keys, stamps_ms, platforms, bounds, events, suspect, where, touches)
 
 
 def _judge_suspects(
@@ -87,6 +88,8 @@ def _judge_suspects(
     bounds: Bounds,
     events: list[Any],
     suspect: np.ndarray,
+    where: np.ndarray,
+    touches: pl.DataFrame,
 ) -> Decoded:
     rejections = []
     times: dict[int, int] = {}
@@ -108,23 +111,32 @@ def _judge_suspects(
         dtype=np.int64,
         count=len(sound),
     )
-    return Decoded(rows, sound, types, times_ms, _touch_columns(sound, types), rejections)
+    users = _users(sound, [keys[row] for row in rows.tolist()])
+    place = np.full(len(values), -1)  # of each row among the accepted ones
+    place[rows] = np.arange(len(rows))
+    moved = place[where[touches["row"].to_numpy()]]
+    touches = touches.with_columns(pl.Series("row", moved, dtype=pl.Int64)).filter(pl.col("row") >= 0)
+    return Decoded(rows, sound, types, times_ms, touches, users, rejections)
+
+
+def _users(events: list[Event], keys: Sequence[bytes | None]) -> Sequence[bytes]:
+    """The user id of each accepted event in UTF-8: its record's key, unless that has none."""
+    if None not in keys:
+        return keys  # type: ignore[return-value]
+    return [event.user_id.encode() if key is None else key for event, key in zip(events, keys, strict=True)]
 
 
 def _decode_structs(values: Sequence[bytes | None]) -> tuple[list[Any], np.ndarray]:
     """Each value's struct, or None and suspect where it has none."""
     suspect = np.zeros(len(values), dtype=bool)
-    try:
-        return list(map(decode_struct, values)), suspect  # type: ignore[arg-type]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
-        pass  # some row is unsound: find out which
     events: list[Any] = []
-    for row, value in enumerate(values):
+    left = map(decode_struct, values)  # type: ignore[arg-type]
+    while len(events) < len(values):
         try:
-            events.append(decode_struct(value))  # type: ignore[arg-type]
+            events.extend(left)  # up to the next value that has no struct; what came before it stays
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
+            suspect[len(events)] = True
             events.append(None)
-            suspect[row] = True
     return events, suspect
 
 

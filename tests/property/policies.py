@@ -24,7 +24,7 @@ def versions(draw: st.DrawFn, number: int, effective_from_ms: int) -> Version:
     """The rules of one version."""
     platforms = {}
     for name in PLATFORMS:
-        method = draw(st.sampled_from(sorted(METHODS)))
+        method = draw(st.sampled_from([*sorted(METHODS), "click_then_view"]))
         windows_ms = {kind: draw(units(1, 2, 4, 8)) for kind in METHODS[method]}
         counts = draw(st.sampled_from([{}, {}, {"*": "one"}, {"purchase": "one"}, {"*": "one", "signup": "every"}]))
         platforms[name] = Platform(method, windows_ms, counts)
@@ -46,8 +46,8 @@ def policies(draw: st.DrawFn, shortest_dedup: int = 1) -> Policy:
         keep=draw(st.sampled_from([TOUCH_ATTRIBUTES, dimensions])),
         window_ms=draw(st.sampled_from([60_000, DAY_MS])),
         allowed_lateness_ms=draw(st.sampled_from([0, 60_000, UNIT_MS])),
-        correction_horizon_ms=draw(units(2, 4, 8)),
-        max_event_age_ms=draw(st.sampled_from([4 * UNIT_MS, FOREVER_MS, FOREVER_MS])),
+        correction_horizon_ms=draw(units(2, 4, 8, 8)),
+        max_event_age_ms=draw(st.sampled_from([FOREVER_MS] * 5 + [4 * UNIT_MS])),
         max_clock_skew_ms=draw(st.sampled_from([1, 300_000])),
         dedup_window_ms=draw(units(shortest_dedup, 4, 8)),
         order_window_ms=draw(units(1, 4, 10)),

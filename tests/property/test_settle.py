@@ -120,7 +120,7 @@ def test_what_is_pruned_changes_no_decision_on_what_is_kept(history: list[Any], 
     )
     changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], POLICY)[0], POLICY)
     whole = unpack(pack(state))
-    prune(state, POLICY, stream_s * SECOND_MS)
+    prune(state, stream_s * SECOND_MS - POLICY.conversion_retention_ms())
     from app.attribution.settle import settle
 
     kept = settle(state.conversions, state.adjustments, POLICY).decisions

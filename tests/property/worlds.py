@@ -64,12 +64,14 @@ class _Scribe:
     """Writes the events of one world, and sees to it that no identity is used in a way that the rules leave open.
 
     `crowd`: how many users and advertisers there are. In a world of one, nearly every event bears on every other.
+    `leaps`: whether days pass between some of them, so that what is kept expires.
     """
 
-    def __init__(self, policy: Policy, partitions: int, topics: int, order: Order, crowd: int) -> None:
+    def __init__(self, policy: Policy, partitions: int, topics: int, order: Order, crowd: int, leaps: bool) -> None:
         self.policy, self.partitions, self.topics, self.order = policy, partitions, topics, order
         self.users, self.advertisers = USERS[:crowd], ADVERTISERS[:crowd]
         self.now_ms = START_MS
+        self.steps_ms = [0, 0, MINUTE_MS] if not leaps else [0] * 12 + [step * UNIT_MS for step in (1, 1, 2, 4, 12)]
         self.written: list[tuple[Event, bytes | None]] = []
         self.arrivals: list[Arrival] = []
         self.first: dict[tuple[Any, ...], tuple[str, int]] = {}  # who used an identity first, and the event's time
@@ -79,7 +81,7 @@ class _Scribe:
         """One more record."""
         shape = draw(st.sampled_from(["new"] * 14 + ["repeat"] * 3 + ["altered"] * 2 + ["junk"]))
         if self.order is not Order.TAME:
-            self.now_ms += draw(st.sampled_from([0] * 8 + [MINUTE_MS, UNIT_MS, 2 * UNIT_MS, 4 * UNIT_MS, 12 * UNIT_MS]))
+            self.now_ms += draw(st.sampled_from(self.steps_ms))
         if shape == "junk":
             self._send(draw, "ann", None, draw(st.sampled_from(JUNK)))
             return
@@ -91,7 +93,7 @@ class _Scribe:
         if shape == "altered" and self.written and self.order is not Order.TAME:
             event = self._altered(draw, event)
         self._keep_within_the_rules(event)
-        key = draw(st.sampled_from([None] * 8 + [event["user_id"].encode()] * 8 + [b"another"]))
+        key = draw(st.sampled_from([None] * 8 + [event["user_id"].encode()] * 16 + [b"another"]))
         self.written.append((event, key))
         self._send(draw, event["user_id"], key, _encode(event))
 
@@ -100,7 +102,8 @@ class _Scribe:
         event: Event = {
             "event_id": self._id(draw, kind[0]),
             "event_type": kind,
-            "event_time": self.now_ms - draw(st.sampled_from([0, 0, 1, MINUTE_MS, UNIT_MS, 2 * UNIT_MS, 8 * UNIT_MS])),
+            "event_time": self.now_ms
+            - draw(st.sampled_from([0, 0, 0, 1, MINUTE_MS, 7 * MINUTE_MS, UNIT_MS, 4 * UNIT_MS])),
             "advertiser_id": draw(st.sampled_from(self.advertisers)),
             "user_id": draw(st.sampled_from(self.users)),
         }
@@ -126,7 +129,7 @@ class _Scribe:
 
     def _touch(self, draw: st.DrawFn) -> Event:
         event: Event = {
-            "platform": draw(st.sampled_from([PLATFORMS[0]] * 8 + [PLATFORMS[1]] * 3 + ["nowhere"])),
+            "platform": draw(st.sampled_from([PLATFORMS[0]] * 12 + [PLATFORMS[1]] * 4 + ["nowhere"])),
             "campaign_id": draw(st.sampled_from(["c1", "c2", "ç3"])),
             "cost": draw(st.sampled_from([None, None, 0, 0.1, 0.2, 1.0000005, 12])),
         }
@@ -157,8 +160,12 @@ class _Scribe:
     def _aimed(self, draw: st.DrawFn, event: Event) -> Event:
         """The event as one of an earlier event's user, and so many milliseconds before or after it."""
         kind = event["event_type"]
-        wanted = ("conversion",) if kind in (*TOUCH_TYPES, "adjustment") else (*TOUCH_TYPES, "conversion")
-        others = [other for other, _ in self.written if other["event_type"] in wanted]
+        wanted = (
+            ("conversion",)
+            if kind in (*TOUCH_TYPES, "adjustment")
+            else draw(st.sampled_from([TOUCH_TYPES, TOUCH_TYPES, ("conversion",)]))
+        )
+        others = [other for other, _ in self.written[-8:] if other["event_type"] in wanted]
         if kind == "visit" or not others or draw(st.integers(0, 4)) == 4:
             return event
         other = draw(st.sampled_from(others))
@@ -233,8 +240,8 @@ def worlds(draw: st.DrawFn, orders: tuple[Order, ...] = tuple(Order), longest: i
     policy = draw(policies(1 if order is not Order.TAME else 4))
     partitions = draw(st.sampled_from([1, 1, 2, 3]))
     topics = 1 if order is Order.LOG else draw(st.integers(1, 2))
-    scribe = _Scribe(policy, partitions, topics, order, draw(st.sampled_from([1, 1, 4])))
-    for _ in range(draw(st.sampled_from([2, 5, longest, longest]))):
+    scribe = _Scribe(policy, partitions, topics, order, draw(st.sampled_from([1, 1, 4])), draw(st.booleans()))
+    for _ in range(draw(st.sampled_from([3, longest, longest, longest]))):
         scribe.write(draw)
     return World(policy, partitions, topics, tuple(scribe.arrivals), order)
 
