@@ -23,6 +23,7 @@ def differences(deployment: Deployment) -> list[str]:
     must = answer(records, policy, deployment.partitions, batches, settings.rekeyed_topic)
     found = [f"the input: {fault}" for fault in must.faults]
     found += _accounting(must)
+    _forgive_what_is_forgotten(must, deployment)
     letters = [rows.decode_dead_letter(message.value() or b"") for message in broker.committed(settings.dlq_topic)]
     found += map(str, compare_letters(settings.dlq_topic, must, letters, policy, reaches_back=True))
 
@@ -44,6 +45,32 @@ def differences(deployment: Deployment) -> list[str]:
     found += _revisions_that_stand_still(deployment)
     found += _wrong_finality(deployment, counts.rows, counts.partitions)
     return found
+
+
+def _forgive_what_is_forgotten(must: Answer, deployment: Deployment) -> None:
+    """Calls for no letter for an adjustment that is too old by so much that its order may be forgotten.
+
+    The oracle keeps all orders for ever; the rules keep them for a time "at the least", so such an adjustment may find its
+    order, and be refused, or none, and wait for one.
+    """
+    people = must.people.values()
+    latest_ms = max((each.time_ms for person in people for each in person.history), default=0)
+    floor_ms = latest_ms - deployment.policy.conversion_retention_ms()
+    written = {
+        (letter.topic, letter.partition, letter.offset)
+        for message in deployment.broker.committed(deployment.settings.dlq_topic)
+        if (letter := rows.decode_dead_letter(message.value() or b""))
+    }
+    for person in people:
+        for adjustment in person.adjustments:
+            named = [
+                conversion.time_ms
+                for conversion in person.conversions
+                if conversion.event.event_id == adjustment.event.conversion_event_id
+                or (conversion.event.order_id and conversion.event.order_id == adjustment.event.order_id)
+            ]
+            if adjustment.found not in written and named and min(named) < floor_ms:
+                must.refused_adjustments.pop(adjustment.found, None)
 
 
 def _accounting(must: Answer) -> Iterator[str]:
