@@ -96,9 +96,8 @@ class Touches:
         self.tag = tag
         self.horizon_ms = policy.bounds.correction_horizon_ms
         self.lookback_ms = {kind: policy.lookback_ms(kind) for kind in ("view", "engaged_view", "click")}
-        self.span_ms = {
-            kind: max(DAY_MS, window_ms // SEGMENTS_PER_WINDOW) for kind, window_ms in self.lookback_ms.items()
-        }
+        first = Policy(policy.bounds, policy.versions[:1])  # a later version must find what was stored under this one
+        self.span_ms = {kind: max(DAY_MS, first.lookback_ms(kind) // SEGMENTS_PER_WINDOW) for kind in self.lookback_ms}
         self.slot_ms = max(self.lookback_ms.values()) + self.horizon_ms + max(self.span_ms.values())
         self.width = len(policy.bounds.keep)
         self.segments: set[SegmentKey] = set()

@@ -128,3 +128,39 @@ def test_a_redis_that_lost_its_last_second_gives_no_revision_twice(deployment: D
     deployment.memory.fall_back(disk)
     send(deployment, "click", "k", 0.8)
     assert_exact(deployment)
+
+
+def with_version(policy: Policy, effective_at: float, **platforms: Platform) -> Policy:
+    """The policy with one more version of the rules."""
+    latest = policy.versions[-1]
+    version = Version(latest.number + 1, START_MS + round(effective_at * UNIT_MS), platforms, latest.actions)
+    return Policy(policy.bounds, (*policy.versions, version))
+
+
+def change_policy(deployment: Deployment, policy: Policy) -> None:
+    """What a new record on the policy topic does: all sessions end, and the next ones judge by it."""
+    for worker in deployment.workers.values():
+        if worker.session is not None:
+            worker.session.close()
+            worker.session = None
+    deployment.policy = policy
+
+
+def test_a_longer_window_finds_the_touches_that_were_stored_before(deployment: Deployment) -> None:
+    deployment.policy = with_version(POLICY, 0, meta=Platform("click", {"click": 32 * UNIT_MS}, {}))
+    send(deployment, "click", "k1", 30)
+    deployment.drain()
+    change_policy(deployment, with_version(deployment.policy, 34, meta=Platform("click", {"click": 80 * UNIT_MS}, {})))
+    send(deployment, "conversion", "c1", 35)
+    assert_exact(deployment)
+
+
+@pytest.mark.xfail(reason="a version may take effect before the touches that it credits were kept: see record.fit")
+def test_another_method_finds_the_touches_that_no_method_could_credit_before(deployment: Deployment) -> None:
+    deployment.policy = with_version(POLICY, 0, meta=Platform("click", {"click": UNIT_MS}, {}))
+    send(deployment, "engaged_view", "k1", 10)
+    deployment.drain()
+    both = Platform("click_engaged_view", {"click": UNIT_MS, "engaged_view": 8 * UNIT_MS}, {})
+    change_policy(deployment, with_version(deployment.policy, 11, meta=both))
+    send(deployment, "conversion", "c1", 12)
+    assert_exact(deployment)

@@ -1,0 +1,164 @@
+"""The record of the policy: stick with the method, so what was counted is never judged anew, whoever starts with which file."""
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.engine import policy_topic
+from app.policy import record
+from app.policy.load import PolicyError
+from app.policy.model import Policy, Version
+from app.settings import Settings
+from tests.memory.kafka import MemoryClients
+from tests.memory.log import Broker
+from tests.property.policies import policies, versions
+
+NOW_MS = 1_000_000_000
+
+
+@st.composite
+def files(draw: st.DrawFn) -> list[Policy]:
+    """Policy files with equal bounds: what `load_policy` gives of each."""
+    bounds = draw(policies()).bounds
+    return [Policy(bounds, (draw(versions(1, 0)),)) for _ in range(3)]
+
+
+def earliest_ms(policy: Policy, now_ms: int) -> int:
+    """The first instant from which a new version may hold."""
+    return now_ms + record.NOTICE_MS + policy.bounds.max_clock_skew_ms
+
+
+def rules(version: Version) -> tuple[Any, Any]:
+    """What a version says, whatever its number and from when on it holds."""
+    return version.platforms, version.actions
+
+
+starts = st.lists(
+    st.tuples(
+        st.integers(0, 2),  # which file
+        st.none() | st.integers(-100_000, 800_000),  # its effective_from, after this moment
+        st.integers(0, 400_000),  # how long after the former start
+    ),
+    max_size=12,
+)
+
+
+@given(files(), starts)
+def test_no_start_with_whatever_file_changes_what_holds_before_its_notice_is_over(
+    found: list[Policy], begun: list[tuple[int, int | None, int]]
+) -> None:
+    log: list[bytes] = []
+    now_ms = NOW_MS
+    for number, effective_ms, later_ms in begun:
+        now_ms += later_ms
+        recorded = record.in_force(log)
+        wanted = found[number]
+        before = Policy(wanted.bounds, tuple(each.version for each in recorded))
+        effective_from_ms = None if effective_ms is None else now_ms + effective_ms
+        try:
+            policy, fresh = record.fit(recorded, wanted, effective_from_ms, now_ms)
+        except PolicyError:
+            latest = recorded[-1].version
+            assert rules(wanted.versions[0]) != rules(latest), "the file in force was refused"
+            assert (
+                effective_from_ms is None
+                or effective_from_ms < earliest_ms(wanted, now_ms)
+                or effective_from_ms <= latest.effective_from_ms
+            ), "a version with enough notice was refused"
+            continue
+        assert rules(policy.versions[-1]) == rules(wanted.versions[0])
+        if recorded:
+            for time_ms in (0, NOW_MS, now_ms, earliest_ms(wanted, now_ms) - 1):
+                assert policy.at(time_ms) == before.at(time_ms), "what was counted would be judged anew"
+        if fresh is not None:
+            log.append(record.encode(fresh))
+            assert record.in_force(log)[-1] == fresh, "what was recorded is not in force"
+        again = record.fit(record.in_force(log), wanted, effective_from_ms, now_ms)
+        assert again == (policy, None), "a second worker with the same file does not find the same policy in force"
+    numbers = [each.version.number for each in record.in_force(log)]
+    assert numbers == list(range(1, len(log) + 1))
+    times = [each.version.effective_from_ms for each in record.in_force(log)]
+    assert times == sorted(set(times))
+
+
+@given(files(), st.data())
+def test_of_workers_that_start_at_once_with_different_files_the_first_in_the_log_decides_for_all(
+    found: list[Policy], data: st.DataObject
+) -> None:
+    first, second, third = found
+    log = [record.encode(record.Recorded(first.bounds, first.versions[0]))]
+    from_ms = earliest_ms(first, NOW_MS)
+    changed = [wanted for wanted in (second, third) if rules(wanted.versions[0]) != rules(first.versions[0])]
+    written = [record.fit(record.in_force(log), wanted, from_ms, NOW_MS)[1] for wanted in changed]
+    order = data.draw(st.permutations([record.encode(each) for each in written]))
+    decided = record.in_force(log + order)
+    assert len(decided) == 1 + min(len(order), 1)
+    if order:
+        assert record.encode(decided[-1]) == order[0]
+    assert record.in_force((log + order) * 2) == decided, "a record that stands twice counts once"
+
+
+@given(policies(), st.data())
+def test_other_bounds_than_those_the_counts_were_made_with_are_refused_by_name(
+    policy: Policy, data: st.DataObject
+) -> None:
+    wanted = Policy(policy.bounds, policy.versions[:1])
+    recorded = [record.Recorded(policy.bounds, policy.versions[0])]
+    name = data.draw(st.sampled_from([name for name in policy.bounds.__struct_fields__ if name.endswith("_ms")]))
+    changed = msgspec.structs.replace(policy.bounds, **{name: getattr(policy.bounds, name) + 1})
+    from_ms = data.draw(st.none() | st.just(earliest_ms(wanted, NOW_MS) + 10))
+    with pytest.raises(PolicyError, match=name):
+        record.fit(recorded, Policy(changed, wanted.versions), from_ms, NOW_MS)
+
+
+@given(policies(), st.integers(-10, 10))
+def test_a_conversion_is_judged_by_the_last_version_that_is_effective_at_its_time(policy: Policy, near_ms: int) -> None:
+    for version in policy.versions:
+        time_ms = version.effective_from_ms + near_ms
+        effective = [each for each in policy.versions if each.effective_from_ms <= time_ms]
+        assert policy.at(time_ms) == (effective or policy.versions)[-1 if effective else 0]
+
+
+@given(policies())
+def test_a_recorded_policy_is_read_back_as_it_was(policy: Policy) -> None:
+    for version in policy.versions:
+        recorded = record.Recorded(policy.bounds, version)
+        assert record.decode(record.encode(recorded)) == recorded
+
+
+FILE = {
+    "platforms": {"meta": {"method": "click", "windows": {"click": "7d"}}},
+    "actions": {"purchase": {"class": "macro", "intent": "hard", "outcome": "revenue", "count": "every"}},
+}
+OTHER = FILE | {"platforms": {"meta": {"method": "view", "windows": {"view": "1d"}}}}
+
+
+def test_the_topic_s_record_outlives_the_workers_and_is_written_once(tmp_path: Path) -> None:
+    settings = Settings(policy=tmp_path / "policy.yaml")
+    broker = Broker({settings.policy_topic: 1})
+    clients = MemoryClients(broker)
+
+    def start(document: dict[str, Any], now_s: float) -> Policy:
+        settings.policy.write_text(yaml.safe_dump(document))
+        with patch.object(policy_topic.time, "time", return_value=now_s):
+            return policy_topic.establish(settings, clients)[0]
+
+    first = start(FILE, 1_000)
+    assert start(FILE, 2_000) == first
+    assert len(broker.committed(settings.policy_topic)) == 1
+    with pytest.raises(PolicyError, match="effective_from in the future"):
+        start(OTHER, 3_000)
+    with pytest.raises(PolicyError, match="at least"):
+        start(OTHER | {"effective_from": "1970-01-01T00:50:00Z"}, 3_000)
+    both = start(OTHER | {"effective_from": "1970-01-01T02:00:00Z"}, 3_000)
+    assert [version.effective_from_ms for version in both.versions] == [0, 7_200_000]
+    assert start(OTHER, 9_000) == both
+    with pytest.raises(PolicyError, match="older version"):
+        start(FILE, 9_000)
+    assert len(broker.committed(settings.policy_topic)) == 2
