@@ -36,15 +36,17 @@ class Settlement(NamedTuple):
     refusals: dict[tuple[str, str, str], str]
 
 
-def is_eligible(conversion: Conversion, platform: str, touch: Touch, version: Version) -> bool:
-    """Whether the platform's method may credit this touch: strictly before the conversion, and inside its kind's
-    window (section 4).
+def is_eligible(conversion: Conversion, platform: str, touch: Touch, version: Version, policy: Policy) -> bool:
+    """Whether the platform's method may credit this touch: strictly before the conversion, inside its kind's window, and
+    within the version's reach (section 4).
     """
     rule = version.platforms.get(platform)
     if rule is None:
         return False
     window_ms = rule.windows_ms.get(touch.kind)
-    return window_ms is not None and touch.time_ms < conversion.time_ms <= touch.time_ms + window_ms
+    if window_ms is None or not touch.time_ms < conversion.time_ms <= touch.time_ms + window_ms:
+        return False
+    return version.number == 1 or touch.time_ms >= policy.reach_ms(version, platform, touch.kind)
 
 
 def credit(conversion: Conversion, touches: Iterable[tuple[str, Touch]], policy: Policy) -> bool:
@@ -57,7 +59,7 @@ def credit(conversion: Conversion, touches: Iterable[tuple[str, Touch]], policy:
     for platform, touch in touches:
         if conversion.platform and conversion.platform != platform:
             continue
-        if not is_eligible(conversion, platform, touch, version):
+        if not is_eligible(conversion, platform, touch, version, policy):
             continue
         best = conversion.credits.get(platform)
         if best is None or touch.strength() > best.strength():

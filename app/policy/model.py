@@ -96,6 +96,22 @@ class Policy(msgspec.Struct, frozen=True):
         index = bisect_right(self.versions, time_ms, key=lambda version: version.effective_from_ms)
         return self.versions[max(index - 1, 0)]
 
+    def reach_ms(self, version: Version, platform: str, kind: str) -> int:
+        """The earliest touch (epoch ms) that the version may credit, however long its window.
+
+        A longer window acts forward only: from when it holds, it reaches back over what the windows before it did. Older
+        touches, and ones of a kind that no method of the platform credited, were not kept.
+        """
+        reach_ms, longest_ms = 0, 0
+        for each in self.versions[: version.number]:
+            rule = each.platforms.get(platform)
+            window_ms = rule.windows_ms.get(kind, 0) if rule is not None else 0
+            if window_ms > longest_ms:
+                if each.number > 1:
+                    reach_ms = each.effective_from_ms - longest_ms
+                longest_ms = window_ms
+        return reach_ms
+
     def platforms(self) -> frozenset[str]:
         """Every platform that any version knows: an event that names another is rejected."""
         return frozenset(name for version in self.versions for name in version.platforms)

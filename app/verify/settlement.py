@@ -76,10 +76,17 @@ def counted_action(policy: Policy, conversion: Arrival) -> Action | None:
 
 def eligible_touches(conversion: Arrival, platform: str, touches: list[Arrival], policy: Policy) -> list[Arrival]:
     """The touches (of the conversion's advertiser and user) that `platform` may credit for it."""
-    rule = version_at(policy, conversion.time_ms).platforms.get(platform)
+    version = version_at(policy, conversion.time_ms)
+    rule = version.platforms.get(platform)
     if rule is None:
         return []
-    return [touch for touch in touches if touch.event.platform == platform and is_eligible(touch, conversion, rule)]
+    return [
+        touch
+        for touch in touches
+        if touch.event.platform == platform
+        and is_eligible(touch, conversion, rule)
+        and touch.time_ms >= reach_ms(policy, version, platform, touch.event.event_type)
+    ]
 
 
 def is_eligible(touch: Arrival, conversion: Arrival, rule: Platform) -> bool:
@@ -88,6 +95,21 @@ def is_eligible(touch: Arrival, conversion: Arrival, rule: Platform) -> bool:
     if kind not in CREDITED_KINDS[rule.method]:
         return False
     return touch.time_ms < conversion.time_ms and conversion.time_ms - touch.time_ms <= rule.windows_ms[kind]
+
+
+def reach_ms(policy: Policy, version: Version, platform: str, kind: str) -> int:
+    """Section 4, "a longer window acts forward only": the latest limit that any version up to this one set to itself."""
+    limits = [0]
+    for place in range(1, policy.versions.index(version) + 1):
+        before = [
+            each.platforms[platform].windows_ms.get(kind, 0)
+            for each in policy.versions[:place]
+            if platform in each.platforms
+        ]
+        rule = policy.versions[place].platforms.get(platform)
+        if rule is not None and rule.windows_ms.get(kind, 0) > max(before, default=0):
+            limits.append(policy.versions[place].effective_from_ms - max(before, default=0))
+    return limits[-1]
 
 
 def credited_touch(conversion: Arrival, platform: str, touches: list[Arrival], policy: Policy) -> Arrival | None:

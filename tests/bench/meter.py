@@ -1,4 +1,4 @@
-"""What processes use, from /proc: CPU seconds over an interval, and the most memory they ever held."""
+"""What processes use, from /proc: CPU seconds and page faults over an interval, and the most memory they ever held."""
 
 import os
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Final
 TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _UTIME: Final = 11  # the first of utime, stime, cutime, cstime in what follows the program's name in /proc/PID/stat
 _PARENT: Final = 1
+_MINOR_FAULTS: Final = 7
 
 
 class Meter:
@@ -16,11 +17,13 @@ class Meter:
     def __init__(self, pids: dict[str, int]) -> None:
         self.pids = pids
         self._begun: dict[str, float] = {}
+        self._faults: dict[str, int] = {}
         self._machine = 0.0
 
     def start(self) -> None:
         """The interval begins."""
         self._begun = {name: cpu_s(pid) for name, pid in self.pids.items()}
+        self._faults = {name: page_faults(pid) for name, pid in self.pids.items()}
         self._machine = machine_cpu_s()
 
     def read(self) -> dict[str, float]:
@@ -28,6 +31,10 @@ class Meter:
         used = {name: cpu_s(pid) - self._begun[name] for name, pid in self.pids.items()}
         used["others"] = machine_cpu_s() - self._machine - sum(used.values())
         return used
+
+    def faults(self) -> dict[str, int]:
+        """Pages that each process was given anew so far, its children left out; unlike CPU, hardly touched by other work."""
+        return {name: page_faults(pid) - self._faults[name] for name, pid in self.pids.items()}
 
     def peak_rss_mb(self) -> dict[str, float]:
         """The largest resident memory (MB) each process has had since its start, its children left out."""
@@ -42,6 +49,12 @@ def cpu_s(pid: int) -> float:
         if fields:
             ticks += sum(map(int, fields[_UTIME : _UTIME + 4]))
     return ticks / TICKS_A_SECOND
+
+
+def page_faults(pid: int) -> int:
+    """Minor page faults of a process since its start."""
+    fields = _stat(pid)
+    return int(fields[_MINOR_FAULTS]) if fields else 0
 
 
 def peak_rss_mb(pid: int) -> float:

@@ -109,6 +109,8 @@ def _runs_table(result: dict[str, Any]) -> Table:
     add("CPU s of everything else on the machine", "others_cpu_s")
     for part in PARTS:
         add(f"peak RSS MB: {part}", "peak_rss_mb", part, form="{:,.0f}")
+    for part in ("counter", "aggregator"):
+        add(f"page faults per million: {part}", "page_faults_per_million", part, form="{:,.0f}")
     add("Redis bytes per million events", "redis_bytes_per_million", form="{:,.0f}")
     table.add_row("equal to the oracle", *("yes" if run["verified"]["exact"] else "NO" for run in runs), "")
     return table

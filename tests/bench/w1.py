@@ -138,12 +138,14 @@ class _Bench:
         meter.start()
         ends = self.progress.ends(EVENTS_TOPIC)
         used: dict[str, float] = {}
+        faults: dict[str, int] = {}
 
         def is_done() -> bool:
             deployment.runs()
             if not self.progress.has_reached_end(deployment.groups["counter"], EVENTS_TOPIC, ends):
                 return False
             used.update(meter.read())
+            faults.update(meter.faults())
             return self.progress.has_read_all(deployment.groups["aggregator"], deployment.topics["deltas"])
 
         wall_s = wait_until(is_done, RUN_TIMEOUT_S, f"{deployment.name}: counting") - begun
@@ -153,6 +155,7 @@ class _Bench:
             "wall_s": wall_s,
             "events_per_s": self.workload.n / wall_s,
             "cpu_s_per_million": {**cpu, "total": sum(cpu.values())},
+            "page_faults_per_million": {part: faults[part] / a_million for part in PARTS},
             "peak_rss_mb": {part: rss for part, rss in meter.peak_rss_mb().items() if part in PARTS},
             "redis_bytes_per_million": (deployment.client.info("memory")["used_memory"] - empty_bytes) / a_million,
             "broker_cpu_s": used["broker"],

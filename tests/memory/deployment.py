@@ -6,6 +6,7 @@ its session raises ends the session, and its next turn begins a new one.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class Deployment:
             for role, count in (("counter", counters), ("aggregator", aggregators))
             for number in range(count)
         }
+        self.rebuilt: Counter[str] = Counter()  # how often state was rebuilt, by role
         self.passings: list[str] = []  # the steps that the current turn has passed
         self.at_step: Callable[[str], None] | None = None
 
@@ -127,6 +129,7 @@ class Deployment:
             if worker.session is session:
                 worker.session = None
         finally:
+            self.rebuilt[worker.role] += self.passings.count("rebuilt")
             self.passings, self.at_step = outer
         return 0
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from app.contract import rows
+from app.contract.reasons import ADJUSTMENT_REASONS
 from app.verify.differences import Upsert, compare_letters, compare_partitions, compare_rows, fold_log
-from app.verify.oracle import Answer, answer
+from app.verify.oracle import Answer, answer, refusals_over_time
 from app.verify.partition import owner_of
-from app.verify.records import SOURCE_HEADER, Record, parse_source
+from app.verify.records import SOURCE_HEADER, Coordinates, Record, parse_source
 from app.verify.sequence import committed_batches
 from app.windows import deltas
 from tests.memory.deployment import Deployment
@@ -23,9 +24,7 @@ def differences(deployment: Deployment) -> list[str]:
     must = answer(records, policy, deployment.partitions, batches, settings.rekeyed_topic)
     found = [f"the input: {fault}" for fault in must.faults]
     found += _accounting(must)
-    _forgive_what_is_forgotten(must, deployment)
-    letters = [rows.decode_dead_letter(message.value() or b"") for message in broker.committed(settings.dlq_topic)]
-    found += map(str, compare_letters(settings.dlq_topic, must, letters, policy, reaches_back=True))
+    found += _letters(must, deployment)
 
     topic = settings.attributed_topic
     attributed = fold_log(topic, map(_upsert, broker.committed(topic)), rows.decode_attributed)
@@ -47,30 +46,44 @@ def differences(deployment: Deployment) -> list[str]:
     return found
 
 
-def _forgive_what_is_forgotten(must: Answer, deployment: Deployment) -> None:
-    """Calls for no letter for an adjustment that is too old by so much that its order may be forgotten.
+def _letters(must: Answer, deployment: Deployment) -> Iterator[str]:
+    """Every refused event must have its one dead letter, and no other event one; but see `_left_open` for adjustments."""
+    topic, policy = deployment.settings.dlq_topic, deployment.policy
+    letters = [rows.decode_dead_letter(message.value() or b"") for message in deployment.broker.committed(topic)]
+    left_open = _left_open(must, deployment)
+    for coordinates in left_open:
+        must.refused_adjustments.pop(coordinates, None)
+    strict = [letter for letter in letters if (letter.topic, letter.partition, letter.offset) not in left_open]
+    yield from map(str, compare_letters(topic, must, strict, policy, reaches_back=True))
+    for letter in letters:
+        if letter.reason in ADJUSTMENT_REASONS and (letter.topic, letter.partition, letter.offset) in must.rejected:
+            yield f"{letter} is of an event that was refused before it was judged as an adjustment"
 
-    The oracle keeps all orders for ever; the rules keep them for a time "at the least", so such an adjustment may find its
-    order, and be refused, or none, and wait for one.
+
+def _left_open(must: Answer, deployment: Deployment) -> set[Coordinates]:
+    """The adjustments of which the rules do not say whether they have a letter.
+
+    The oracle keeps all for ever, the rules keep orders and adjustments for a time "at the least". And whether an adjustment
+    was refused at some moment is in no topic but the letters', so after a rebuild, which takes other batches, a second refusal
+    of one that applied in between may have no letter or a second one.
     """
     people = must.people.values()
     latest_ms = max((each.time_ms for person in people for each in person.history), default=0)
     floor_ms = latest_ms - deployment.policy.conversion_retention_ms()
-    written = {
-        (letter.topic, letter.partition, letter.offset)
-        for message in deployment.broker.committed(deployment.settings.dlq_topic)
-        if (letter := rows.decode_dead_letter(message.value() or b""))
-    }
+    found = set()
     for person in people:
+        flips = refusals_over_time(person, deployment.policy) if deployment.rebuilt["counter"] else {}
         for adjustment in person.adjustments:
+            event = adjustment.event
             named = [
                 conversion.time_ms
                 for conversion in person.conversions
-                if conversion.event.event_id == adjustment.event.conversion_event_id
-                or (conversion.event.order_id and conversion.event.order_id == adjustment.event.order_id)
+                if conversion.event.event_id == event.conversion_event_id
+                or (conversion.event.order_id and conversion.event.order_id == event.order_id)
             ]
-            if adjustment.found not in written and named and min(named) < floor_ms:
-                must.refused_adjustments.pop(adjustment.found, None)
+            if min([adjustment.time_ms, *named]) < floor_ms or adjustment.found in flips:
+                found.add(adjustment.found)
+    return found
 
 
 def _accounting(must: Answer) -> Iterator[str]:

@@ -2,10 +2,10 @@
 example reads like a story.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Final
-
-import hypothesis.strategies as st
 
 from app.engine.failpoint import STEPS
 from app.engine.session import Session
@@ -22,6 +22,7 @@ REPLACED: Final = "replaced"
 EMPTIED: Final = "redis emptied"
 EXPIRED: Final = "transactions time out"
 NO_REDIS: Final = "redis is down"
+WORKERS: Final = (*["counter-0"] * 4, *["counter-1"] * 2, *["aggregator-0"] * 3, "aggregator-1")
 IN_A_STEP: Final = (CRASH, OVERTAKEN, REPLACED, EXPIRED)
 
 
@@ -75,45 +76,39 @@ class Idle:
 Action = Turn | Move | Empty | FallBack | Idle
 
 
-def kinds_of_action(order: Order) -> st.SearchStrategy[st.SearchStrategy[Action]]:
-    """A strategy of actions: turns, and a few of the things that may go wrong.
+def make_plan(chance: Random, order: Order) -> list[Action]:
+    """What happens: turns, and a few of the things that may go wrong.
 
     Not all at once: what one fault breaks, the next one often hides. The counter loses its state only where a rebuild must
     give the same answer (see `Order`).
     """
-    may_lose = ("aggregator",) if order is Order.MIXED else ("counter", "counter", "aggregator")
-    worker = st.sampled_from(["counter-0"] * 4 + ["counter-1"] * 2 + ["aggregator-0"] * 3 + ["aggregator-1"])
-    turn = (
-        st.sampled_from([0, 1, 1, 2, 2, 3, 5]),
-        worker,
-        st.sampled_from([None, None, None, 1, 2, 3]),
-        st.integers(0, 3),
-    )
-    step = st.sampled_from(STEPS)
-    kinds: dict[str, st.SearchStrategy[Action]] = {
-        "crashes": st.builds(Turn, *turn, st.just(CRASH), step),
-        "takeovers": st.builds(
-            Turn,
-            *turn,
-            st.sampled_from([OVERTAKEN, OVERTAKEN, REPLACED]),
-            st.sampled_from([*STEPS, *["committed"] * 4]),
-        ),
-        "timeouts": st.builds(Turn, *turn, st.just(EXPIRED), step),
-        "losses in a step": st.builds(Turn, *turn, st.sampled_from([f"{EMPTIED} {role}" for role in may_lose]), step),
-        "losses": st.builds(Empty, st.sampled_from(may_lose)),
-        "commits": st.builds(Turn, *turn, st.sampled_from([*Fate])),
-        "writes": st.builds(Turn, *turn, st.sampled_from([*Lost, NO_REDIS])),
-        "moves": st.builds(Move, st.sampled_from(["counter", "aggregator"]), st.integers(0, 2), st.integers(0, 1)),
-        "idle": st.builds(Idle, worker, st.sampled_from([0, HOUR_MS, 24 * HOUR_MS, 2_000 * HOUR_MS])),
+    may_lose = ["aggregator"] if order is Order.MIXED else ["counter", "counter", "aggregator"]
+    emptied = [f"{EMPTIED} {role}" for role in may_lose]
+    taken = [OVERTAKEN, OVERTAKEN, REPLACED]
+
+    def turn(fault: str | Fate | Lost | None, steps: Sequence[str] = ("",)) -> Turn:
+        brings = chance.choice([0, 1, 1, 2, 2, 3, 5])
+        grant = chance.choice([None, None, None, 1, 2, 3])
+        return Turn(brings, chance.choice(WORKERS), grant, chance.randrange(4), fault, chance.choice(steps))
+
+    kinds: dict[str, Callable[[], Action]] = {
+        "crashes": lambda: turn(CRASH, STEPS),
+        "takeovers": lambda: turn(chance.choice(taken), [*STEPS, *["committed"] * 4]),
+        "timeouts": lambda: turn(EXPIRED, STEPS),
+        "losses in a step": lambda: turn(chance.choice(emptied), STEPS),
+        "losses": lambda: Empty(chance.choice(may_lose)),
+        "commits": lambda: turn(chance.choice(list(Fate))),
+        "writes": lambda: turn(chance.choice([*Lost, NO_REDIS])),
+        "moves": lambda: Move(chance.choice(["counter", "aggregator"]), chance.randrange(3), chance.randrange(2)),
+        "idle": lambda: Idle(chance.choice(WORKERS), chance.choice([0, 1, 24, 2_000]) * HOUR_MS),
     }
     if order is not Order.MIXED:
-        kinds["old disks"] = st.builds(FallBack, st.integers(1, 4))
-    calm = st.builds(Turn, *turn)
-
-    def mixed(chosen: list[str]) -> st.SearchStrategy[Action]:
-        return st.one_of(*[calm] * 4, *[kinds[name] for name in chosen])
-
-    return st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=3, unique=True).map(mixed)
+        kinds["old disks"] = lambda: FallBack(chance.randint(1, 4))
+    chosen = chance.sample(sorted(kinds), chance.randint(1, 3))
+    return [
+        turn(None) if chance.random() < 0.6 else kinds[chance.choice(chosen)]()
+        for _ in range(chance.choice([5, 15, 30]))
+    ]
 
 
 class Story:

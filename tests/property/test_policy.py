@@ -1,6 +1,7 @@
 """The record of the policy: stick with the method, so what was counted is never judged anew, whoever starts with which file."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest.mock import patch
 
@@ -17,16 +18,20 @@ from app.policy.model import Policy, Version
 from app.settings import Settings
 from tests.memory.kafka import MemoryClients
 from tests.memory.log import Broker
-from tests.property.policies import policies, versions
+from tests.property.policies import make_policy, make_version
 
 NOW_MS = 1_000_000_000
 
 
-@st.composite
-def files(draw: st.DrawFn) -> list[Policy]:
+def make_files(seed: int) -> list[Policy]:
     """Policy files with equal bounds: what `load_policy` gives of each."""
-    bounds = draw(policies()).bounds
-    return [Policy(bounds, (draw(versions(1, 0)),)) for _ in range(3)]
+    chance = Random(seed)
+    bounds = make_policy(chance).bounds
+    return [Policy(bounds, (make_version(chance, 1, 0),)) for _ in range(3)]
+
+
+files = st.integers(0, 2**64).map(make_files)
+policies = st.integers(0, 2**64).map(lambda seed: make_policy(Random(seed)))
 
 
 def earliest_ms(policy: Policy, now_ms: int) -> int:
@@ -49,7 +54,7 @@ starts = st.lists(
 )
 
 
-@given(files(), starts)
+@given(files, starts)
 def test_no_start_with_whatever_file_changes_what_holds_before_its_notice_is_over(
     found: list[Policy], begun: list[tuple[int, int | None, int]]
 ) -> None:
@@ -87,7 +92,7 @@ def test_no_start_with_whatever_file_changes_what_holds_before_its_notice_is_ove
     assert times == sorted(set(times))
 
 
-@given(files(), st.data())
+@given(files, st.data())
 def test_of_workers_that_start_at_once_with_different_files_the_first_in_the_log_decides_for_all(
     found: list[Policy], data: st.DataObject
 ) -> None:
@@ -104,7 +109,7 @@ def test_of_workers_that_start_at_once_with_different_files_the_first_in_the_log
     assert record.in_force((log + order) * 2) == decided, "a record that stands twice counts once"
 
 
-@given(policies(), st.data())
+@given(policies, st.data())
 def test_other_bounds_than_those_the_counts_were_made_with_are_refused_by_name(
     policy: Policy, data: st.DataObject
 ) -> None:
@@ -117,7 +122,7 @@ def test_other_bounds_than_those_the_counts_were_made_with_are_refused_by_name(
         record.fit(recorded, Policy(changed, wanted.versions), from_ms, NOW_MS)
 
 
-@given(policies(), st.integers(-10, 10))
+@given(policies, st.integers(-10, 10))
 def test_a_conversion_is_judged_by_the_last_version_that_is_effective_at_its_time(policy: Policy, near_ms: int) -> None:
     for version in policy.versions:
         time_ms = version.effective_from_ms + near_ms
@@ -125,7 +130,7 @@ def test_a_conversion_is_judged_by_the_last_version_that_is_effective_at_its_tim
         assert policy.at(time_ms) == (effective or policy.versions)[-1 if effective else 0]
 
 
-@given(policies())
+@given(policies)
 def test_a_recorded_policy_is_read_back_as_it_was(policy: Policy) -> None:
     for version in policy.versions:
         recorded = record.Recorded(policy.bounds, version)

@@ -7,14 +7,13 @@ order; and its time is mostly an edge of what decides between the two: the same 
 import json
 from dataclasses import dataclass
 from enum import Enum
+from random import Random
 from typing import Any, Final
-
-import hypothesis.strategies as st
 
 from app.contract.events import TOUCH_TYPES
 from app.intake.partitioner import owners
 from app.policy.model import Policy
-from tests.property.policies import ACTIONS, PLATFORMS, START_MS, UNIT_MS, policies
+from tests.property.policies import ACTIONS, PLATFORMS, START_MS, UNIT_MS, make_policy
 
 MINUTE_MS: Final = 60_000
 USERS: Final = ("ann", "bob", "zoë", "u" * 40)
@@ -63,131 +62,133 @@ class World:
 class _Scribe:
     """Writes the events of one world, and sees to it that no identity is used in a way that the rules leave open.
 
-    `crowd`: how many users and advertisers there are. In a world of one, nearly every event bears on every other.
-    `leaps`: whether days pass between some of them, so that what is kept expires.
+    In a world of one user nearly every event bears on every other; where days pass between some, what is kept expires.
     """
 
-    def __init__(self, policy: Policy, partitions: int, topics: int, order: Order, crowd: int, leaps: bool) -> None:
+    def __init__(self, chance: Random, policy: Policy, partitions: int, topics: int, order: Order) -> None:
+        self.chance = chance
         self.policy, self.partitions, self.topics, self.order = policy, partitions, topics, order
+        crowd = chance.choice([1, 1, 4])
         self.users, self.advertisers = USERS[:crowd], ADVERTISERS[:crowd]
         self.now_ms = START_MS
-        self.steps_ms = [0, 0, MINUTE_MS] if not leaps else [0] * 12 + [step * UNIT_MS for step in (1, 1, 2, 4, 12)]
+        leaps = [0] * 12 + [step * UNIT_MS for step in (1, 1, 2, 4, 12)]
+        self.steps_ms = chance.choice([[0, 0, MINUTE_MS], leaps])
         self.written: list[tuple[Event, bytes | None]] = []
         self.arrivals: list[Arrival] = []
         self.first: dict[tuple[Any, ...], tuple[str, int]] = {}  # who used an identity first, and the event's time
         self.longest_ms = policy.conversion_retention_ms() - policy.bounds.correction_horizon_ms
 
-    def write(self, draw: st.DrawFn) -> None:
+    def write(self) -> None:
         """One more record."""
-        shape = draw(st.sampled_from(["new"] * 14 + ["repeat"] * 3 + ["altered"] * 2 + ["junk"]))
+        shape = self.chance.choice(["new"] * 14 + ["repeat"] * 3 + ["altered"] * 2 + ["junk"])
         if self.order is not Order.TAME:
-            self.now_ms += draw(st.sampled_from(self.steps_ms))
+            self.now_ms += self.chance.choice(self.steps_ms)
         if shape == "junk":
-            self._send(draw, "ann", None, draw(st.sampled_from(JUNK)))
+            self._send("ann", None, self.chance.choice(JUNK))
             return
         if shape == "repeat" and self.written:
-            event, key = draw(st.sampled_from(self.written))
-            self._send(draw, event["user_id"], key, _encode(event))
+            event, key = self.chance.choice(self.written)
+            self._send(event["user_id"], key, _encode(event))
             return
-        event = self._event(draw)
+        event = self._event()
         if shape == "altered" and self.written and self.order is not Order.TAME:
-            event = self._altered(draw, event)
+            event = self._altered(event)
         self._keep_within_the_rules(event)
-        key = draw(st.sampled_from([None] * 8 + [event["user_id"].encode()] * 16 + [b"another"]))
+        key = self.chance.choice([None] * 8 + [event["user_id"].encode()] * 16 + [b"another"])
         self.written.append((event, key))
-        self._send(draw, event["user_id"], key, _encode(event))
+        self._send(event["user_id"], key, _encode(event))
 
-    def _event(self, draw: st.DrawFn) -> Event:
-        kind = draw(st.sampled_from(KINDS))
+    def _event(self) -> Event:
+        kind = self.chance.choice(KINDS)
         event: Event = {
-            "event_id": self._id(draw, kind[0]),
+            "event_id": self._id(kind[0]),
             "event_type": kind,
             "event_time": self.now_ms
-            - draw(st.sampled_from([0, 0, 0, 1, MINUTE_MS, 7 * MINUTE_MS, UNIT_MS, 4 * UNIT_MS])),
-            "advertiser_id": draw(st.sampled_from(self.advertisers)),
-            "user_id": draw(st.sampled_from(self.users)),
+            - self.chance.choice([0, 0, 0, 1, MINUTE_MS, 7 * MINUTE_MS, UNIT_MS, 4 * UNIT_MS]),
+            "advertiser_id": self.chance.choice(self.advertisers),
+            "user_id": self.chance.choice(self.users),
         }
         if kind == "visit":
             event["page"] = "/"
         elif kind == "conversion":
-            event |= self._conversion(draw)
+            event |= self._conversion()
         elif kind == "adjustment":
-            event |= self._adjustment(draw)
+            event |= self._adjustment()
         else:
-            event |= self._touch(draw)
-        event = self._aimed(draw, event)
+            event |= self._touch()
+        event = self._aimed(event)
         if self.order is Order.TAME:  # within the horizon and the dedup window of each other, whatever comes first
             event["event_time"] = max(min(event["event_time"], START_MS), START_MS - UNIT_MS)
         self.now_ms = max(self.now_ms, event["event_time"])
         return event
 
-    def _id(self, draw: st.DrawFn, letter: str) -> str:
-        number = draw(st.integers(0, 4 * FRESH))
+    def _id(self, letter: str) -> str:
+        number = self.chance.randint(0, 4 * FRESH)
         if self.order is Order.TAME or number >= FRESH:
             return f"{letter}{len(self.arrivals) + FRESH}" + "-" * {FRESH: 20, FRESH + 1: 80}.get(number, 0)
         return f"{letter}{number}"
 
-    def _touch(self, draw: st.DrawFn) -> Event:
+    def _touch(self) -> Event:
         event: Event = {
-            "platform": draw(st.sampled_from([PLATFORMS[0]] * 12 + [PLATFORMS[1]] * 4 + ["nowhere"])),
-            "campaign_id": draw(st.sampled_from(["c1", "c2", "ç3"])),
-            "cost": draw(st.sampled_from([None, None, 0, 0.1, 0.2, 1.0000005, 12])),
+            "platform": self.chance.choice([PLATFORMS[0]] * 12 + [PLATFORMS[1]] * 4 + ["nowhere"]),
+            "campaign_id": self.chance.choice(["c1", "c2", "ç3"]),
+            "cost": self.chance.choice([None, None, 0, 0.1, 0.2, 1.0000005, 12]),
         }
-        if draw(st.booleans()):
-            event |= {"ad_id": draw(st.sampled_from(["a1", "a2"])), "landing_page": "https://shop.example/?a=1"}
+        if self.chance.random() < 0.5:
+            event |= {"ad_id": self.chance.choice(["a1", "a2"]), "landing_page": "https://shop.example/?a=1"}
         return event
 
-    def _conversion(self, draw: st.DrawFn) -> Event:
+    def _conversion(self) -> Event:
         return {
-            "conversion_name": draw(st.sampled_from([*ACTIONS, *ACTIONS[:2] * 4])),
-            "platform": draw(st.sampled_from([None, PLATFORMS[0], *PLATFORMS])),
-            "order_id": draw(st.sampled_from([None, None, None, "", "o1", "o2"])),
-            "value": draw(st.sampled_from([None, None, 0, 0.1, 3, 19.99])),
-            "currency": draw(st.sampled_from([None, None, "EUR", "USD"])),
+            "conversion_name": self.chance.choice([*ACTIONS, *ACTIONS[:2] * 4]),
+            "platform": self.chance.choice([None, PLATFORMS[0], *PLATFORMS]),
+            "order_id": self.chance.choice([None, None, None, "", "o1", "o2"]),
+            "value": self.chance.choice([None, None, 0, 0.1, 3, 19.99]),
+            "currency": self.chance.choice([None, None, "EUR", "USD"]),
         }
 
-    def _adjustment(self, draw: st.DrawFn) -> Event:
+    def _adjustment(self) -> Event:
         event: Event = {
-            "adjustment": draw(st.sampled_from(["retract", "restate"])),
-            "value": draw(st.sampled_from([0, 0.7, 100])),
-            "platform": draw(st.sampled_from([None, None, None, "meta"])),
-            "conversion_name": draw(st.sampled_from([None, None, None, "signup"])),
+            "adjustment": self.chance.choice(["retract", "restate"]),
+            "value": self.chance.choice([0, 0.7, 100]),
+            "platform": self.chance.choice([None, None, None, "meta"]),
+            "conversion_name": self.chance.choice([None, None, None, "signup"]),
         }
-        if draw(st.booleans()):
-            return event | {"order_id": draw(st.sampled_from(["o1", "o2"]))}
-        return event | {"conversion_event_id": draw(st.sampled_from(["c0", "c1"]))}
+        if self.chance.random() < 0.5:
+            return event | {"order_id": self.chance.choice(["o1", "o2"])}
+        return event | {"conversion_event_id": self.chance.choice(["c0", "c1"])}
 
-    def _aimed(self, draw: st.DrawFn, event: Event) -> Event:
+    def _aimed(self, event: Event) -> Event:
         """The event as one of an earlier event's user, and so many milliseconds before or after it."""
         kind = event["event_type"]
         wanted = (
             ("conversion",)
             if kind in (*TOUCH_TYPES, "adjustment")
-            else draw(st.sampled_from([TOUCH_TYPES, TOUCH_TYPES, ("conversion",)]))
+            else self.chance.choice([TOUCH_TYPES, TOUCH_TYPES, ("conversion",)])
         )
         others = [other for other, _ in self.written[-8:] if other["event_type"] in wanted]
-        if kind == "visit" or not others or draw(st.integers(0, 4)) == 4:
+        if kind == "visit" or not others or self.chance.randint(0, 4) == 4:
             return event
-        other = draw(st.sampled_from(others))
+        other = self.chance.choice(others)
         event |= {name: other[name] for name in ("advertiser_id", "user_id")}
         bounds = self.policy.bounds
         if kind in TOUCH_TYPES:
             event["platform"] = other.get("platform") or event["platform"]
-            return event | {"event_time": other["event_time"] - self._distance(draw, self._windows(event))}
+            return event | {"event_time": other["event_time"] - self._distance(self._windows(event))}
         if kind == "adjustment":
             if other.get("order_id") and "order_id" in event:
                 event["order_id"] = other["order_id"]
             else:
                 event["conversion_event_id"] = other["event_id"]
-            return event | {"event_time": other["event_time"] + self._distance(draw, [bounds.adjustment_window_ms])}
+            return event | {"event_time": other["event_time"] + self._distance([bounds.adjustment_window_ms])}
         if other["event_type"] == "conversion":
             event |= {
                 "conversion_name": other["conversion_name"],
                 "order_id": other.get("order_id") or event["order_id"],
             }
-            return event | {"event_time": other["event_time"] + self._distance(draw, [bounds.order_window_ms])}
+            return event | {"event_time": other["event_time"] + self._distance([bounds.order_window_ms])}
         event["platform"] = event["platform"] and other["platform"]
-        return event | {"event_time": other["event_time"] + self._distance(draw, self._windows(other))}
+        return event | {"event_time": other["event_time"] + self._distance(self._windows(other))}
 
     def _windows(self, touch: Event) -> list[int]:
         """How long this touch may be credited, by version."""
@@ -196,13 +197,13 @@ class _Scribe:
             rule.windows_ms[touch["event_type"]] for rule in rules if rule and touch["event_type"] in rule.windows_ms
         ]
 
-    def _distance(self, draw: st.DrawFn, edges_ms: list[int]) -> int:
+    def _distance(self, edges_ms: list[int]) -> int:
         near = [0, 1, MINUTE_MS, 2 * MINUTE_MS, 7 * MINUTE_MS, UNIT_MS // 2, -MINUTE_MS]
-        return draw(st.sampled_from([*near, *near, *edges_ms, *(edge_ms + 1 for edge_ms in edges_ms)]))
+        return self.chance.choice([*near, *near, *edges_ms, *(edge_ms + 1 for edge_ms in edges_ms)])
 
-    def _altered(self, draw: st.DrawFn, event: Event) -> Event:
+    def _altered(self, event: Event) -> Event:
         """Another event with the identity of an earlier one, as a careless producer sends it."""
-        earlier, _ = draw(st.sampled_from(self.written))
+        earlier, _ = self.chance.choice(self.written)
         same = ("event_id", "event_type", "advertiser_id", "platform", "conversion_name")
         whole = event if event["event_type"] == earlier["event_type"] else earlier
         return whole | {name: earlier[name] for name in same if name in earlier}
@@ -221,28 +222,31 @@ class _Scribe:
         is_noise = event.get("conversion_name") in ACTIONS[2:] and event["event_type"] == "conversion"
         apart_ms = abs(event["event_time"] - time_ms)
         same_user = user == event["user_id"]
-        sound = apart_ms <= self.longest_ms if same_user else self.now_ms < time_ms + self.policy.bounds.dedup_window_ms
+        sound = (
+            apart_ms <= self.longest_ms // 2
+            if same_user
+            else self.now_ms < time_ms + self.policy.bounds.dedup_window_ms
+        )
         if (event["user_id"], event["event_time"]) != (user, time_ms) and (is_noise or not sound):
             event["event_id"] += f"+{len(self.arrivals)}"
 
-    def _send(self, draw: st.DrawFn, user_id: str, key: bytes | None, value: bytes | None) -> None:
+    def _send(self, user_id: str, key: bytes | None, value: bytes | None) -> None:
         partition = int(owners([user_id.encode()], self.partitions, self.policy.bounds.partitioner)[0])
-        if self.order is not Order.LOG and draw(st.integers(0, 3)) == 0:
-            partition = draw(st.integers(0, self.partitions - 1))
-        topic = draw(st.integers(0, self.topics - 1)) if self.topics > 1 else 0
+        if self.order is not Order.LOG and self.chance.randint(0, 3) == 0:
+            partition = self.chance.randint(0, self.partitions - 1)
+        topic = self.chance.randint(0, self.topics - 1) if self.topics > 1 else 0
         self.arrivals.append(Arrival(topic, partition, key, value, self.now_ms))
 
 
-@st.composite
-def worlds(draw: st.DrawFn, orders: tuple[Order, ...] = tuple(Order), longest: int = 30) -> World:
-    """A world of up to `longest` records."""
-    order = draw(st.sampled_from(orders))
-    policy = draw(policies(1 if order is not Order.TAME else 4))
-    partitions = draw(st.sampled_from([1, 1, 2, 3]))
-    topics = 1 if order is Order.LOG else draw(st.integers(1, 2))
-    scribe = _Scribe(policy, partitions, topics, order, draw(st.sampled_from([1, 1, 4])), draw(st.booleans()))
-    for _ in range(draw(st.sampled_from([3, longest, longest, longest]))):
-        scribe.write(draw)
+def make_world(chance: Random) -> World:
+    """A world of a few or of 30 records."""
+    order = chance.choice(list(Order))
+    policy = make_policy(chance, 4 if order is Order.TAME else 1)
+    partitions = chance.choice([1, 1, 2, 3])
+    topics = 1 if order is Order.LOG else chance.randint(1, 2)
+    scribe = _Scribe(chance, policy, partitions, topics, order)
+    for _ in range(chance.choice([3, 30, 30, 30])):
+        scribe.write()
     return World(policy, partitions, topics, tuple(scribe.arrivals), order)
 
 

@@ -1,0 +1,61 @@
+"""Worlds of one user in which every record changes what was published before: better touches that come late, corrections, and
+ids that come again with another payload, so that their order decides.
+"""
+
+import json
+from random import Random
+from typing import Any, Final
+
+from app.policy.model import Action, Bounds, Platform, Policy, Version
+from tests.property.policies import FOREVER_MS, START_MS, UNIT_MS
+from tests.property.worlds import Arrival, Order, World
+
+MINUTE_MS: Final = 60_000
+POLICY: Final = Policy(
+    Bounds(
+        correction_horizon_ms=8 * UNIT_MS,
+        max_event_age_ms=FOREVER_MS,
+        dedup_window_ms=8 * UNIT_MS,
+        order_window_ms=8 * UNIT_MS,
+        adjustment_window_ms=8 * UNIT_MS,
+    ),
+    (
+        Version(
+            1,
+            0,
+            {"meta": Platform("click_then_view", {"click": 4 * UNIT_MS, "view": UNIT_MS}, {})},
+            {"purchase": Action("macro", "hard", "revenue", "one", None)},
+        ),
+    ),
+)
+LATEST_MIN: Final = 20
+
+
+def make_event(chance: Random) -> dict[str, Any]:
+    """One event of the user within the same minutes as all others."""
+    minute = chance.randint(0, LATEST_MIN)
+    event = {"event_time": START_MS + minute * MINUTE_MS, "advertiser_id": "shop", "user_id": "ann"}
+    kind = chance.choice(["click", "click", "view", "conversion", "conversion", "restate", "retract"])
+    number = chance.randint(0, 9)
+    if kind == "conversion":
+        order = {"order_id": f"o{number % 3}"} if chance.randrange(3) == 0 else {}
+        platform = {"platform": "meta"} if chance.randrange(3) == 0 else {}
+        names = {"event_id": f"c{number % 6}", "conversion_name": "purchase"}
+        return event | order | platform | names | {"event_type": kind}
+    if kind in ("click", "view"):
+        campaign = chance.choice(["c1", "c2", "c3"])
+        return event | {"event_type": kind, "event_id": f"t{number}", "platform": "meta", "campaign_id": campaign}
+    value = {"value": minute} if kind == "restate" else {}
+    named = {"conversion_event_id": f"c{number % 6}"}
+    return event | value | named | {"event_type": "adjustment", "event_id": f"a{number}", "adjustment": kind}
+
+
+def make_dense_world(chance: Random) -> World:
+    """A world of one user in one partition; of two topics, where their order is to decide."""
+    topics = chance.choice([1, 1, 2])
+    now_ms = START_MS + LATEST_MIN * MINUTE_MS
+    arrivals = tuple(
+        Arrival(number % topics, 0, None, json.dumps(make_event(chance)).encode(), now_ms)
+        for number in range(chance.choice([6, 20, 30]))
+    )
+    return World(POLICY, 1, topics, arrivals, Order.LOG if topics == 1 else Order.MIXED)
