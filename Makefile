@@ -13,11 +13,11 @@ UV := .cache/uv
 # 3.11 that works here. To change it later, make clean first.
 export PYTHON
 
-.PHONY: help setup machine demo test lint bench lock clean
+.PHONY: help setup machine demo test faults soak lint bench lock clean
 
 help: ## List the targets
 	@echo "onecount: make TARGET"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/installed ## Install what is missing: Python packages, Java, Redis, Kafka's jars
 
@@ -37,6 +37,12 @@ demo: setup ## Run the whole thing here, with its own Kafka and Redis: make demo
 
 test: setup ## Run all tests: make test [ARGS="-k redis"]
 	@$(RUN) -m pytest $(ARGS)
+
+faults: setup ## Run the whole fault suite, each case SEEDS times (1): make faults [SEEDS=3] [SEED=17] [ARGS="-k redis"]
+	@SEEDS=$${SEEDS:-1} $(RUN) -m pytest tests/faults tests/security -m "not soak" $(ARGS)
+
+soak: setup ## Count for MINUTES (30) at half load while faults come at random: make soak [SEED=17]
+	@$(RUN) -m pytest tests/faults/test_soak.py -m soak -s $(ARGS)
 
 lint: setup ## Check style, formatting and which room imports which
 	@$(RUN) -m ruff check .

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,9 @@ class _Broker:
     folder: Path
     port: int
     controller_port: int
+    between_port: int  # used where clients are told another one than `port`
     child: ChildProcess
+    advertised_port: int | None = None  # where clients are told to find it, if that is not `port`
 
     @property
     def address(self) -> str:
@@ -76,16 +78,24 @@ class LocalKafka:
     """A running cluster. Brokers are numbered from 0; made by `local_kafka`."""
 
     def __init__(
-        self, brokers: int, data_dir: Path, heap: str, start_timeout_s: float, overrides: dict[str, object]
+        self,
+        brokers: int,
+        data_dir: Path,
+        heap: str,
+        start_timeout_s: float,
+        overrides: dict[str, object],
+        advertise: Sequence[int] = (),
     ) -> None:
         self._start_timeout_s = start_timeout_s
-        ports = pick_ports(2 * brokers)
+        ports = pick_ports(3 * brokers)
         self._brokers = []
         for node_id in range(brokers):
             folder = data_dir / f"broker-{node_id}"
             (folder / "tmp").mkdir(parents=True, exist_ok=True)
             child = ChildProcess(f"Kafka broker {node_id}", _java_command(folder, heap), folder / "output.log")
-            self._brokers.append(_Broker(node_id, folder, ports[2 * node_id], ports[2 * node_id + 1], child))
+            self._brokers.append(_Broker(node_id, folder, *ports[3 * node_id : 3 * node_id + 3], child))
+        for broker, port in zip(self._brokers, advertise, strict=False):
+            broker.advertised_port = port
         for broker in self._brokers:
             _write_settings(broker, self._brokers, overrides)
 
@@ -93,6 +103,11 @@ class LocalKafka:
     def bootstrap(self) -> str:
         """The brokers' addresses for `bootstrap.servers`, e.g. "127.0.0.1:21345,127.0.0.1:23456"."""
         return ",".join(broker.address for broker in self._brokers)
+
+    @property
+    def ports(self) -> list[int]:
+        """The brokers' own ports, in their order: where a proxy finds them."""
+        return [broker.port for broker in self._brokers]
 
     @property
     def pids(self) -> list[int]:
@@ -169,6 +184,7 @@ def local_kafka(
     *,
     heap: str | None = None,
     start_timeout_s: float = START_TIMEOUT_S,
+    advertise: Sequence[int] = (),
     **overrides: object,
 ) -> Iterator[LocalKafka]:
     """Run Apache Kafka on 127.0.0.1 while the `with` block runs; it has started when the block is entered.
@@ -177,6 +193,8 @@ def local_kafka(
     data_dir: kept, and continued when given again; without it a temporary folder, removed at the end.
     heap: each broker's largest heap in Java's notation ("1g"); else the environment's KAFKA_HEAP, else 512m.
     start_timeout_s: seconds each start may take.
+    advertise: ports under which clients are told to find the brokers, one a broker: those of proxies that a test puts
+    before them. The brokers themselves go on to meet each other without it.
     overrides: broker settings, with _ for the dots: log_segment_bytes=1048576.
 
     Topics are never made by themselves. Raises NotInstalledError when Java or the jars are missing, LocalServiceError
@@ -189,7 +207,7 @@ def local_kafka(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onecount-kafka-")))
         else:
             folder = Path(data_dir).resolve()
-        kafka = LocalKafka(brokers, folder, heap or os.environ.get("KAFKA_HEAP", "512m"), start_timeout_s, overrides)
+        kafka = LocalKafka(brokers, folder, heap or os.environ.get("KAFKA_HEAP", "512m"), start_timeout_s, overrides, advertise)
         stack.callback(kafka.kill_all if data_dir is None else kafka.stop_all)
         kafka.start_all()
         yield kafka
@@ -240,15 +258,22 @@ def _write_settings(broker: _Broker, brokers: list[_Broker], overrides: dict[str
     """server.properties and log4j2.properties. Anew at each start, since ports change; the data does not name them."""
     controllers = brokers if len(brokers) >= 3 else brokers[:1]
     replicas = min(3, len(brokers))
+    listeners = {"PLAINTEXT": broker.address}
+    advertised = dict(listeners)
+    if broker.advertised_port is not None:
+        listeners["BETWEEN"] = advertised["BETWEEN"] = f"{HOST}:{broker.between_port}"
+        advertised["PLAINTEXT"] = f"{HOST}:{broker.advertised_port}"
+        overrides = {"inter.broker.listener.name": "BETWEEN", **overrides}
+    if broker in controllers:
+        listeners["CONTROLLER"] = f"{HOST}:{broker.controller_port}"
     settings = {
         "node.id": broker.node_id,
         "process.roles": "broker,controller" if broker in controllers else "broker",
         "controller.quorum.voters": ",".join(f"{each.node_id}@{HOST}:{each.controller_port}" for each in controllers),
         "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
-        "listeners": f"PLAINTEXT://{broker.address}"
-        + (f",CONTROLLER://{HOST}:{broker.controller_port}" if broker in controllers else ""),
-        "advertised.listeners": f"PLAINTEXT://{broker.address}",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BETWEEN:PLAINTEXT",
+        "listeners": ",".join(f"{name}://{address}" for name, address in listeners.items()),
+        "advertised.listeners": ",".join(f"{name}://{address}" for name, address in advertised.items()),
         "log.dirs": broker.folder / "data",
         "default.replication.factor": replicas,
         "offsets.topic.replication.factor": replicas,

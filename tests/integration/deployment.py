@@ -10,8 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import orjson
 import redis
+from confluent_kafka import Consumer, TopicPartition
 
 from app.engine.clients import KafkaClients
 from app.engine.policy_topic import recorded_policy
@@ -19,10 +22,12 @@ from app.engine.topics import create_topics
 from app.policy.load import load_policy
 from app.settings import Settings
 from app.verify.compare import verify
+from app.verify.report import Report
 
 POLICY = Path(__file__).resolve().parents[2] / "deploy" / "policy.yaml"
 DEATH_TIMEOUT_S = 40.0
 CAUGHT_UP_S = 60.0
+TRANSACTIONS_END_S = 20.0
 
 
 class Deployment:
@@ -74,6 +79,62 @@ class Deployment:
         self.running.append(generator)
         return generator
 
+    @contextmanager
+    def load(self, *arguments: str, rate: int = 700, seed: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+        """Continuous load with repeats, late clicks, adjustments and invalid events, as long as the block lasts."""
+        generator = self.generate("--rate", str(rate), "--seed", str(seed), *arguments)
+        try:
+            yield generator
+            assert generator.poll() is None, f"the load ended by itself: {generator.returncode}"
+        finally:
+            generator.terminate()
+            generator.wait()
+
+    def finish(self) -> Report:
+        """How every case ends: each row is exact, each worker stops by itself, no transaction is open, no process left."""
+        report = self.assert_exact()
+        for worker in self.running:
+            if worker.poll() is None:
+                assert self.stop(worker) == 0, self.logs()
+        self.wait_until(lambda: not self.open_transactions(), "all transactions end", TRANSACTIONS_END_S)
+        left = [process.pid for process in self.running if process.poll() is None]
+        assert not left, f"still running: {left}"
+        return report
+
+    def open_transactions(self) -> list[str]:
+        """The topic-partitions of this deployment that end in a transaction which is neither committed nor aborted."""
+        found = []
+        for isolation in ("read_uncommitted", "read_committed"):
+            consumer = Consumer(
+                {"bootstrap.servers": self.settings.bootstrap, "group.id": "look", "isolation.level": isolation}
+            )
+            try:
+                known = consumer.list_topics(timeout=10).topics
+                ends = {
+                    f"{topic}/{partition}": consumer.get_watermark_offsets(
+                        TopicPartition(topic, partition), timeout=10
+                    )[1]
+                    for topic in self.topics()
+                    for partition in known[topic].partitions
+                }
+            finally:
+                consumer.close()
+            found.append(ends)
+        every, stable = found
+        return [place for place in every if stable[place] < every[place]]
+
+    def topics(self) -> list[str]:
+        """All its topics."""
+        settings = self.settings
+        return [
+            *settings.input_topics(),
+            settings.dlq_topic,
+            settings.deltas_topic,
+            settings.policy_topic,
+            settings.attributed_topic,
+            settings.counts_topic,
+        ]
+
     def stop(self, worker: subprocess.Popen[bytes]) -> int:
         """SIGTERM; the exit code."""
         worker.send_signal(signal.SIGTERM)
@@ -90,11 +151,25 @@ class Deployment:
             if keys:
                 client.delete(*keys)
 
-    def assert_exact(self) -> None:
-        """Waits until all is counted, and compares every row with the independent computation."""
+    def assert_exact(self) -> Report:
+        """Waits until all is counted, and compares every row with the independent computation; what that found."""
         policy = recorded_policy(self.settings, KafkaClients(self.settings))
         report = verify(self.settings, policy, show=5, wait_s=CAUGHT_UP_S)
         assert report.ok, f"{report}\n{self.logs()}"
+        return report
+
+    def events(self, role: str, slot: int = 0) -> list[dict[str, Any]]:
+        """What a worker has logged, over all its lives."""
+        path = self.folder / f"{role}-{slot}.log"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return [orjson.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+
+    def owned(self, role: str, slot: int = 0) -> list[int]:
+        """The partitions that a worker said it owns, in its present life."""
+        last: list[int] = []
+        for event in self.events(role, slot):
+            last = event["owned"] if event["event"] == "partitions" else [] if event["event"] == "started" else last
+        return last
 
     def logs(self) -> str:
         """The ends of the workers' logs, for a failure's message."""

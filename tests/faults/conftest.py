@@ -1,0 +1,49 @@
+"""The fault suite: real processes, faults under load, and the same end to every case (`Deployment.finish`).
+
+`make test` runs the cases marked `smoke`; `make faults` all of them, each SEEDS times. What a case leaves to chance comes
+from its `seed`, which stands in its name: SEED=17 runs everything with that one again.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Services
+from tests.integration.deployment import Deployment, deployed
+
+FIXED_SEED = 1  # of the smoke cases in `make test`: the same every time
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE) and not item.get_closest_marker("smoke"):
+            item.add_marker(pytest.mark.faults)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", _seeds())
+
+
+def _seeds() -> list[int]:
+    if os.environ.get("SEED"):
+        return [int(os.environ["SEED"])]
+    count = int(os.environ.get("SEEDS") or 0)
+    return [random.randrange(2, 10**6) for _ in range(count)] or [FIXED_SEED]
+
+
+@pytest.fixture
+def chance(seed: int) -> random.Random:
+    """All that a case leaves to chance."""
+    return random.Random(seed)
+
+
+@pytest.fixture
+def deployment(services: Services, topic_prefix: str, tmp_path: Path) -> Iterator[Deployment]:
+    """onecount on the shared services, with its own topics, groups and keys."""
+    with deployed(services.bootstrap, services.redis_url, topic_prefix, tmp_path) as running:
+        yield running
