@@ -1,6 +1,7 @@
 """The commands: one function each, thin over the rooms that do the work."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,16 @@ from rich.markup import escape
 from app import __version__
 from app.engine.clients import KafkaClients
 from app.engine.state import StateRefused
-from app.engine.store import RedisStore, StoreRefused, StoreUnavailable, unsafe_settings
+from app.engine.store import StoreRefused, StoreUnavailable, open_store, unsafe_settings
 from app.policy.load import PolicyError, load_policy, warnings
 from app.settings import Settings, from_environment
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="Counts ad conversions, exactly once."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,  # they can show local variables, passwords among them
+    help="Counts ad conversions, exactly once.",
 )
 topics_app = typer.Typer(no_args_is_help=True, help="Create onecount's topics, or compare what is there.")
 app.add_typer(topics_app, name="topics")
@@ -157,13 +162,11 @@ def _kafka_findings(settings: Settings) -> list[str]:
 
 
 def _redis_findings(settings: Settings) -> list[str]:
-    store = RedisStore(settings.redis_url.get_secret_value(), settings.request_timeout_ms / 1000)
     try:
-        return [f"Redis: {line}" for line in unsafe_settings(store)]
+        with closing(open_store(settings.redis_url.get_secret_value(), settings.request_timeout_ms / 1000)) as store:
+            return [f"Redis: {line}" for line in unsafe_settings(store)]
     except (StoreUnavailable, StoreRefused) as error:
         return [str(error)]
-    finally:
-        store.close()
 
 
 def _report(found: list[str], fine: str) -> None:
@@ -179,6 +182,9 @@ def generate(
     rate: Annotated[float | None, typer.Option(help="Events a second, with the current time.")] = None,
     count: Annotated[int | None, typer.Option(help="How many events.")] = None,
     duration: Annotated[float | None, typer.Option(help="How many seconds.")] = None,
+    speed: Annotated[
+        float, typer.Option(min=0.01, help="With a rate: event time passes so many times faster than the clock.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same events.")] = 1,
 ) -> None:
     """Produce made-up events with every trouble real ones have: repeats, late clicks, invalid bytes, adjustments.
@@ -188,10 +194,13 @@ def generate(
     from app.generate import produce
 
     settings = from_environment()
-    result = produce(settings, load_policy(settings.policy)[0], seed=seed, rate=rate, count=count, duration_s=duration)
+    policy, _ = load_policy(settings.policy)
+    result = produce(settings, policy, seed=seed, rate=rate, count=count, duration_s=duration, speed=speed)
     console.print(
         f"{result.delivered:,} events delivered in {result.seconds:.1f} s, {result.failed:,} failed", highlight=False
     )
+    for why, number in result.failures.items():
+        console.print(f"[red]{number:,} failed:[/] {escape(why)}", highlight=False)
     raise typer.Exit(FAILED if result.failed else 0)
 
 

@@ -118,7 +118,7 @@ def invalid_record(scene: Scene, now_ms: int, user: int, ad: int, name: str | No
     elif name == "beyond_correction_horizon":
         # A producer that comes back after days and sends what it had kept, with the timestamps of then.
         time_ms = now_ms - bounds.correction_horizon_ms - DAY_MS
-        sent_ms = time_ms + bounds.max_event_age_ms // 2
+        sent_ms = min(time_ms + bounds.max_event_age_ms // 2, now_ms)
     elif name == "key_of_another_user":
         key = world.user_keys[user - 1]
         if key == user_key:

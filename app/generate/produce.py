@@ -51,6 +51,7 @@ def produce(
     rate: float | None = None,
     count: int | None = None,
     duration_s: float | None = None,
+    speed: float = 1.0,
     start_ms: int | None = None,
     events_per_s: float = 1_000.0,
     on_progress: Callable[[Produced], None] | None = None,
@@ -59,14 +60,18 @@ def produce(
     """Sends a stream to the raw topics until `count` records or `duration_s` seconds (the first of them; neither: for
     ever).
 
-    With `rate` (records a second) event times are now. Without, it goes as fast as it can: with a `count`, event time
+    With `rate` (records a second) event times are now; with a `speed` too, history at that rate: event time passes so many
+    times faster than the clock, and with a `duration_s` ends about now. Without a rate, it goes as fast as it can: with a `count`, event time
     passes at `events_per_s` from `start_ms` (epoch ms) on, by default such that the last record is not after now; else
     it is now. `on_progress` is called about ten times a second. `open_with` makes the producer.
     Failed records are counted, not raised; `DeliveryError` if Kafka cannot be reached or a topic is missing.
     """
+    if rate and speed != 1:
+        events_per_s = rate / speed
+        count = count or (int(rate * duration_s) if duration_s else None)
     if start_ms is None:
         start_ms = int(time.time() * 1000 - (count or 0) * 1000 / events_per_s) - LONGEST_STORY_MS
-    clock = (lambda position: int(time.time() * 1000)) if rate or count is None else None
+    clock = (lambda position: int(time.time() * 1000)) if (rate and speed == 1) or count is None else None
     stream = events(seed, count, start_ms, policy, mix, events_per_s, clock)
     result = Produced()
 

@@ -8,16 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
-import redis
 from confluent_kafka import Consumer, TopicPartition
 
 from app.engine.clients import KafkaClients
+from app.engine.maintenance import remove_keys
 from app.engine.policy_topic import recorded_policy
+from app.engine.store import open_store
 from app.engine.topics import create_topics
 from app.policy.load import load_policy
 from app.settings import Settings
@@ -28,6 +29,7 @@ POLICY = Path(__file__).resolve().parents[2] / "deploy" / "policy.yaml"
 DEATH_TIMEOUT_S = 40.0
 CAUGHT_UP_S = 60.0
 TRANSACTIONS_END_S = 20.0
+REDIS_TIMEOUT_S = 10.0
 
 
 class Deployment:
@@ -73,11 +75,23 @@ class Deployment:
         return worker
 
     def generate(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """The generator as a process of its own, which any outside producer is."""
+        """The generator as a process of its own, which any outside producer is; its log is `generator.log`."""
         command = [sys.executable, "-m", "app", "generate", *arguments]
-        generator = subprocess.Popen(command, env=os.environ | self.environment, stdout=subprocess.DEVNULL)
+        with (self.folder / "generator.log").open("ab") as log:
+            generator = subprocess.Popen(command, env=os.environ | self.environment, stdout=log, stderr=log)
         self.running.append(generator)
         return generator
+
+    def onecount(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The command as an operator runs it."""
+        return subprocess.run(
+            [sys.executable, "-m", "app", *arguments],
+            env=os.environ | self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     @contextmanager
     def load(self, *arguments: str, rate: int = 700, seed: int = 1) -> Iterator[subprocess.Popen[bytes]]:
@@ -146,10 +160,8 @@ class Deployment:
 
     def empty_redis(self) -> None:
         """Loses all state of this deployment at once, as a Redis without its data would; what others keep there stays."""
-        with redis.Redis.from_url(self.settings.redis_url.get_secret_value()) as client:
-            keys = list(client.scan_iter(match=f"{{{self.settings.namespace}.*", count=10_000))
-            if keys:
-                client.delete(*keys)
+        with closing(open_store(self.settings.redis_url.get_secret_value(), REDIS_TIMEOUT_S)) as store:
+            remove_keys(store, f"{{{self.settings.namespace}.*")
 
     def assert_exact(self) -> Report:
         """Waits until all is counted, and compares every row with the independent computation; what that found."""

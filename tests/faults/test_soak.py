@@ -1,0 +1,197 @@
+"""The soak: load for MINUTES while faults come at random, then every row is compared, and memory must have stayed flat.
+
+Not in CI: `make soak [MINUTES=30] [RATE=1500] [SEED=17]`. Event time passes 60 times as fast as the clock and the policy's
+windows are short, so that what is kept expires as fast as it comes and "flat" means something. The rate is bounded by the
+end: the independent computation takes all events at once, in plain Python.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+import redis
+
+from app.local import LocalKafka, LocalRedis, local_kafka, local_redis
+from tests.integration.deployment import POLICY, Deployment, deployed
+
+MINUTES: Final = float(os.environ.get("MINUTES") or 30)
+RATE: Final = int(os.environ.get("RATE") or 1_500)
+SPEED: Final = 60
+PAUSE_S: Final = (5, 25)  # between two faults
+GROWTH_MAX: Final = 1.15  # of the last third of the run against the second
+SHORT_TIMES: Final = {
+    "correction_horizon": "2h",
+    "dedup_window": "1h",
+    "order_window": "2h",
+    "adjustment_window": "2h",
+}
+WORKERS: Final = (("counter", 0), ("counter", 1), ("aggregator", 0))
+Fault = Callable[["Soak"], None]
+
+
+class Soak:
+    """One run: services and workers, all of which may end at any time and are started again."""
+
+    def __init__(self, deployment: Deployment, kafka: LocalKafka, server: LocalRedis, chance: random.Random) -> None:
+        self.deployment, self.kafka, self.server, self.chance = deployment, kafka, server, chance
+        self.workers = {name: deployment.start(*name) for name in WORKERS}
+        self.samples: list[dict[str, float]] = []
+
+    def pick(self) -> tuple[str, int]:
+        """Whom the next fault hits."""
+        return self.chance.choice(WORKERS)
+
+    def restart_the_dead(self) -> None:
+        """What a supervisor does; a worker that refuses (exit code 3) is a failure here."""
+        for name, worker in self.workers.items():
+            if worker.poll() is not None:
+                assert worker.returncode in (0, -signal.SIGKILL), self.deployment.logs()
+                self.workers[name] = self.deployment.start(*name)
+
+    def sample(self) -> None:
+        """The memory (MB) of each worker and of Redis."""
+        found = {f"{role}-{slot}": rss_mb(worker.pid) for (role, slot), worker in self.workers.items()}
+        with redis.Redis.from_url(self.server.url, socket_timeout=5) as client:
+            found["redis"] = client.info("memory")["used_memory"] / 2**20
+        self.samples.append(found)
+
+
+def kill(soak: Soak) -> None:
+    soak.workers[soak.pick()].kill()
+
+
+def stop(soak: Soak) -> None:
+    soak.workers[soak.pick()].terminate()
+
+
+def pause(soak: Soak) -> None:
+    worker = soak.workers[soak.pick()]
+    worker.send_signal(signal.SIGSTOP)
+    time.sleep(soak.chance.choice([2, 10]))  # shorter and longer than the session timeout
+    worker.send_signal(signal.SIGCONT)
+
+
+def kill_redis(soak: Soak) -> None:
+    soak.server.kill()
+    time.sleep(soak.chance.choice([0, 3]))
+    soak.server.start()
+
+
+def empty_redis(soak: Soak) -> None:
+    with redis.Redis.from_url(soak.server.url, socket_timeout=10) as client:
+        client.flushall()
+
+
+def stall_redis(soak: Soak) -> None:
+    os.kill(soak.server.pid, signal.SIGSTOP)
+    time.sleep(soak.chance.choice([1, 7]))  # shorter and longer than the request timeout
+    os.kill(soak.server.pid, signal.SIGCONT)
+
+
+def restart_broker(soak: Soak) -> None:
+    soak.kafka.stop()
+    soak.kafka.start()
+
+
+def kill_broker(soak: Soak) -> None:
+    soak.kafka.kill()
+    soak.kafka.start()
+
+
+FAULTS: Final[tuple[Fault, ...]] = (
+    *[kill] * 4,
+    *[stop] * 2,
+    *[pause] * 2,
+    *[kill_redis] * 2,
+    stall_redis,
+    empty_redis,
+    restart_broker,
+    kill_broker,
+)
+
+
+@contextmanager
+def services() -> Iterator[tuple[LocalKafka, LocalRedis]]:
+    with local_kafka() as kafka, local_redis() as server:
+        yield kafka, server
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(int(MINUTES * 60 * 3 + 1_800))
+def test_half_an_hour_of_random_faults_counts_exactly_in_flat_memory(
+    topic_prefix: str, tmp_path: Path, chance: random.Random, seed: int
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(short_windows(POLICY.read_text()))
+    with (
+        services() as (kafka, server),
+        deployed(
+            kafka.bootstrap, server.url, topic_prefix, tmp_path, policy=str(policy), request_timeout_ms=5_000
+        ) as deployment,
+    ):
+        soak = Soak(deployment, kafka, server, chance)
+        duration_s = MINUTES * 60
+        load = deployment.generate(
+            *("--rate", str(RATE), "--speed", str(SPEED), "--duration", str(duration_s), "--seed", str(seed))
+        )
+        run_faults(soak, load, duration_s)
+        soak.restart_the_dead()
+        begun = time.monotonic()
+        report = deployment.finish()
+        print(
+            f"\n{report.produced:,} events, {report.accepted:,} accepted, verified in {time.monotonic() - begun:.0f} s"
+        )
+        assert_flat(soak.samples)
+
+
+def run_faults(soak: Soak, load: "subprocess.Popen[bytes]", duration_s: float) -> None:
+    """Until the load ends: a fault, a while of peace, a look at the memory."""
+    begun = time.monotonic()
+    while load.poll() is None:
+        fault = soak.chance.choice(FAULTS)
+        print(f"{time.monotonic() - begun:6.0f} s  {fault.__name__}", flush=True)
+        fault(soak)
+        time.sleep(1)
+        soak.restart_the_dead()
+        time.sleep(soak.chance.uniform(*PAUSE_S))
+        soak.restart_the_dead()
+        soak.sample()
+        print(f"          {', '.join(f'{name} {mb:.0f} MB' for name, mb in soak.samples[-1].items())}", flush=True)
+        assert time.monotonic() - begun < duration_s + 300, "the load does not end"
+    assert load.returncode == 0, f"events were not delivered\n{soak.deployment.logs()}"
+
+
+def assert_flat(samples: list[dict[str, float]]) -> None:
+    """In the last third of the run no process held more than in the second, but for a margin."""
+    third = len(samples) // 3
+    for name in samples[0]:
+        before = max(sample[name] for sample in samples[third : 2 * third])
+        after = max(sample[name] for sample in samples[2 * third :])
+        print(f"{name}: at most {before:.0f} MB, then {after:.0f} MB")
+        assert after <= before * GROWTH_MAX, f"{name} grew from {before:.0f} to {after:.0f} MB"
+
+
+def short_windows(policy: str) -> str:
+    """The policy with lookback windows of hours instead of days, and short times to keep things."""
+    lines = []
+    for line in policy.splitlines():
+        if line.split(":")[0] in SHORT_TIMES:
+            continue
+        lines.append(line.replace("30d", "2h").replace("7d", "2h").replace("3d", "1h").replace("1d", "1h"))
+    return "\n".join([*lines, *(f"{name}: {value}" for name, value in SHORT_TIMES.items())])
+
+
+def rss_mb(pid: int) -> float:
+    """The resident memory of a process now; 0 if it has just ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
