@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from app import __version__
-from app.engine.clients import KafkaClients
+from app.engine.clients import KafkaClients, explained, why_unreachable
+from app.engine.session import SessionEnded
 from app.engine.state import StateRefused
 from app.engine.store import StoreRefused, StoreUnavailable, open_store, unsafe_settings
 from app.policy.load import PolicyError, load_policy, warnings
@@ -65,11 +66,11 @@ def main() -> None:
     ) as error:
         errors.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
         sys.exit(MISUSED)
+    except SessionEnded as error:
+        errors.print(f"[red]{escape(explained(error))}[/]", highlight=False, soft_wrap=True)
+        sys.exit(MISUSED)
     except KafkaException as error:
-        errors.print(
-            f"[red]Kafka at {from_environment().bootstrap}: {error.args[0].str()}[/]; is it running, and is ONECOUNT_BOOTSTRAP right?",
-            highlight=False,
-        )
+        errors.print(f"[red]{escape(_kafka_trouble(from_environment(), error))}[/]", highlight=False, soft_wrap=True)
         sys.exit(MISUSED)
 
 
@@ -156,9 +157,21 @@ def _kafka_findings(settings: Settings) -> list[str]:
             recorded_policy(settings, KafkaClients(settings))
         return found
     except KafkaException as error:
-        return [f"Kafka at {settings.bootstrap}: {error.args[0].str()}"]
+        return [_kafka_trouble(settings, error)]
+    except SessionEnded as error:
+        return [explained(error)]
     except PolicyError as error:
         return [f"policy: {error}"]
+
+
+def _kafka_trouble(settings: Settings, error: KafkaException) -> str:
+    """What Kafka did not do and why, in one line; of brokers that only do not answer, it is asked once more."""
+    found = error.args[0]
+    if found.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
+        why = why_unreachable(settings) or f"{found.str()}; is it running, and is ONECOUNT_BOOTSTRAP right?"
+    else:
+        why = explained(error)
+    return f"Kafka at {settings.bootstrap}: {why}"
 
 
 def _redis_findings(settings: Settings) -> list[str]:

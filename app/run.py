@@ -32,7 +32,7 @@ def run_worker(settings: Settings, role: str, slot: int, supervisor: int | None 
     which it stops too."""
     configure_logs()
     name = f"{settings.worker_id}-{slot}"
-    metrics = Metrics(role, name)
+    metrics = Metrics(role, name, settings.dead_letter_ratio_limit)
     worker = Worker(settings, role, name, metrics, KafkaClients(settings))
     _on_stop(worker.stop.set)
     if supervisor is not None:

@@ -1,28 +1,49 @@
-"""Settings: environment variables (ONECOUNT_*) over defaults, frozen, checked before the first poll, printed redacted."""
+"""Settings: environment variables (ONECOUNT_*) over secret files over defaults, frozen, checked before the first poll,
+printed redacted.
+"""
 
+import json
+import os
 import socket
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import DirectoryPath, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_SECRET_PROPERTIES: Final = {  # setting -> librdkafka's property
+    "kafka_password": "sasl.password",
+    "kafka_key_password": "ssl.key.password",
+    "kafka_client_secret": "sasl.oauthbearer.client.secret",
+}
 
 
 class Settings(BaseSettings):
     """Everything a process of onecount can be told. Lists are comma-separated."""
 
-    model_config = SettingsConfigDict(env_prefix="ONECOUNT_", frozen=True, extra="ignore")
+    # an error that repeated its input would print what was meant to stay secret
+    model_config = SettingsConfigDict(env_prefix="ONECOUNT_", frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    secrets_dir: DirectoryPath | None = Field(
+        None, description="a folder with a file a setting, e.g. onecount_kafka_password; the environment goes before"
+    )
 
     bootstrap: str = Field("localhost:9092", description="Kafka brokers, host:port, comma-separated")
-    kafka: dict[str, str] = Field(
-        repr=False,
+    kafka: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
-        description='further librdkafka properties as JSON, e.g. {"security.protocol": "SSL"}',
+        description='further librdkafka properties as JSON, e.g. {"security.protocol": "SSL"}; only their names are printed',
     )
-    kafka_password: SecretStr | None = Field(None, description="sasl.password, kept out of every print")
+    kafka_password: SecretStr | None = Field(None, description="sasl.password")
+    kafka_key_password: SecretStr | None = Field(None, description="ssl.key.password, of the client certificate's key")
+    kafka_client_secret: SecretStr | None = Field(None, description="sasl.oauthbearer.client.secret")
+    redis_password: SecretStr | None = Field(None, description="joins redis_url, in place of a password in it")
     redis_url: SecretStr = Field(
-        SecretStr("redis://localhost:6379/0"), description="redis:// or rediss://, may hold user and password"
+        SecretStr("redis://localhost:6379/0"),
+        validate_default=True,
+        description="redis:// or rediss:// (TLS), may hold user and password; a CA: ?ssl_ca_certs=/path/to/ca.pem; of a Redis "
+        "Cluster (recognised by itself) several nodes, as any may be down: redis://one:6379,two:6379,three:6379",
     )
     policy: Path = Field(Path("deploy/policy.yaml"), description="the policy file")
 
@@ -62,6 +83,9 @@ class Settings(BaseSettings):
     )
     static_membership: bool = Field(False, description="group.instance.id = the worker's id")
     group_protocol: str = Field("classic", pattern="^(classic|consumer)$")
+    dead_letter_ratio_limit: float = Field(
+        0.05, ge=0, le=1, description="alarm where more of the last minute's events than this were refused, by worker"
+    )
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="the first worker's port for /metrics, the next ones count up; unset: none"
     )
@@ -70,6 +94,33 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("kafka", mode="before")
+    @classmethod
+    def _decode(cls, value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:  # its context would be printed in a traceback, and holds the text
+            raise ValueError("no JSON object of strings") from None
+
+    @field_validator("redis_url")
+    @classmethod
+    def _join_password(cls, url: SecretStr, info: ValidationInfo) -> SecretStr:
+        try:
+            parts = urlsplit(url.get_secret_value())
+            user, _, hosts = parts.netloc.rpartition("@")
+            is_sound = parts.scheme in ("redis", "rediss", "unix")
+            for host in hosts.split(","):
+                _ = urlsplit(f"//{host}").port
+        except ValueError:  # its text would tell a part of a password that holds / or #
+            is_sound = False
+        if not is_sound:
+            raise ValueError("no URL like redis://user:password@host:6379/0; are the password's signs percent-encoded?")
+        password = info.data.get("redis_password")
+        if password is None:
+            return url
+        user = f"{user.partition(':')[0]}:{quote(password.get_secret_value(), safe='')}"
+        return SecretStr(parts._replace(netloc=f"{user}@{hosts}").geturl())
 
     @model_validator(mode="after")
     def _refuse_impossible(self) -> "Settings":
@@ -102,12 +153,17 @@ class Settings(BaseSettings):
         return f"{self.namespace}.{stage}" if self.namespace else stage
 
     def client(self, **properties: object) -> dict[str, object]:
-        """librdkafka properties: the brokers, the deployment's own ones, then `properties`."""
-        secret = {"sasl.password": self.kafka_password.get_secret_value()} if self.kafka_password else {}
-        return {"bootstrap.servers": self.bootstrap, **self.kafka, **secret, **properties}
+        """librdkafka properties: the brokers, the deployment's own ones, its secrets, then `properties`."""
+        secrets = {name: getattr(self, setting) for setting, name in _SECRET_PROPERTIES.items()}
+        own = {name: value.get_secret_value() for name, value in (self.kafka | secrets).items() if value is not None}
+        return {"bootstrap.servers": self.bootstrap, **own, **properties}
 
 
 @lru_cache(maxsize=1)
 def from_environment() -> Settings:
-    """The process's settings; raises pydantic's `ValidationError`, which names the variable at fault."""
-    return Settings()
+    """The process's settings, from ONECOUNT_* and from files in the folder ONECOUNT_SECRETS_DIR.
+
+    Raises pydantic's `ValidationError`, which names the variable at fault.
+    """
+    folder = os.environ.get("ONECOUNT_SECRETS_DIR")
+    return Settings(_secrets_dir=folder if folder and os.path.isdir(folder) else None)

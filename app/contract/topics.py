@@ -5,6 +5,7 @@ check`.
 from typing import NamedTuple
 
 DAY_MS = 86_400_000
+_TIMESTAMP_BOUNDS = ("message.timestamp.before.max.ms", "message.timestamp.after.max.ms")
 
 
 class TopicSpec(NamedTuple):
@@ -29,17 +30,18 @@ def topic_specs(
     topics.
     """
     log = {"cleanup.policy": "delete", "retention.ms": str(rebuild_ms + DAY_MS), "message.timestamp.type": "CreateTime"}
-    upserts = {"cleanup.policy": "compact", "min.compaction.lag.ms": "3600000"}
+    # A copy keeps the time of the raw record, which the raw topic's broker has let in: no broker may refuse it here.
+    copies = log | {name: str(2**63 - 1) for name in _TIMESTAMP_BOUNDS}
+    # What workers write gets the broker's time: a broker refuses records from an hour ahead of its clock, and a worker
+    # whose clock is fast would write nothing at all.
+    written = {"message.timestamp.type": "LogAppendTime"}
+    upserts = {"cleanup.policy": "compact", "min.compaction.lag.ms": "3600000"} | written
     return [
         *(TopicSpec(name, None, log) for name in events_topics),
-        TopicSpec(rekeyed, None, log),
-        TopicSpec(dlq, None, {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}),
-        TopicSpec(
-            deltas,
-            None,
-            {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS), "message.timestamp.type": "LogAppendTime"},
-        ),
+        TopicSpec(rekeyed, None, copies),
+        TopicSpec(dlq, None, {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)} | written),
+        TopicSpec(deltas, None, {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS)} | written),
         TopicSpec(attributed, None, upserts),
         TopicSpec(counts, None, upserts),
-        TopicSpec(policy, 1, {"cleanup.policy": "compact"}),
+        TopicSpec(policy, 1, {"cleanup.policy": "compact"} | written),
     ]

@@ -16,13 +16,15 @@ import orjson
 
 from app.contract import rows
 from app.contract.events import MICROS, to_micros
-from app.engine.fold import Batch, Command, Fold, Run
-from app.engine.state import StateRefused
+from app.engine.fold import Batch, Command, Fold, Record, Run
+from app.engine.state import StateRefused, check_version, unreadable
 from app.policy.model import Policy
 from app.settings import Settings
 from app.windows import deltas
 
-VIEW_VERSION: Final = 1
+VIEW_VERSION: Final = (
+    1  # of all that an aggregator keeps in Redis; one more with every change that an older release would misread
+)
 _ZERO: Final = (0, 0, 0, 0, 0, 0, 0)  # the measures, money in millionths, and the revision
 
 
@@ -89,19 +91,16 @@ class AggregatorStage:
         self.opened: dict[int, AggregatorPartition] = {}
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:
-        """Takes a partition over. Raises `StateRefused` where the stored state does not fit this release or policy."""
+        """Takes a partition over. Raises `StateRefused` where the stored state does not fit this release or policy,
+        `StateOutdated` where it is to be rebuilt.
+        """
         opened = AggregatorPartition(f"{self.tag}{partition}", self.bounds.dimensions)
         if view is not None:
+            check_version(view, VIEW_VERSION, opened.tag)
             try:
                 opened.view = _unpack_view(view)
             except msgspec.DecodeError as error:
-                raise StateRefused(
-                    f"the state of {opened.tag} is unreadable ({error}): run `onecount rebuild`"
-                ) from error
-            if opened.view.version != VIEW_VERSION:
-                raise StateRefused(
-                    f"the state of {opened.tag} has version {opened.view.version}: run `onecount rebuild`"
-                )
+                raise unreadable(opened.tag, error) from error
             if opened.view.dimensions != self.bounds.dimensions:
                 raise StateRefused(
                     f"counts are split by {', '.join(opened.view.dimensions)}; the policy differs: set it back or run `onecount reset`"
@@ -135,7 +134,7 @@ class AggregatorStage:
         changed: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
         closed_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
         for record in batch.records:
-            message = deltas.decode(record.value() or b"")
+            message = read_deltas(record)
             opened.view.partitions = message.partitions
             for mark in message.marks:
                 known = opened.view.watermarks.get(mark.partition, -1)
@@ -266,3 +265,20 @@ class AggregatorStage:
     def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
         """An aggregator has nothing to say on its own."""
         return Fold()
+
+
+def read_deltas(record: Record) -> deltas.DeltaMessage:
+    """A message of the counters. Raises `StateRefused` for what a newer release wrote, and for what is no such message."""
+    place = f"{record.topic()}/{record.partition()} at offset {record.offset()}"
+    try:
+        message = deltas.decode(record.value() or b"")
+    except msgspec.DecodeError as error:
+        raise StateRefused(
+            f"{place} is unreadable ({error}): if counters of a newer release wrote it, deploy that release's aggregators; "
+            "else run `onecount reset`"
+        ) from error
+    if message.version > deltas.VERSION:
+        raise StateRefused(
+            f"{place} was written by a newer release (version {message.version}, this one reads {deltas.VERSION}): deploy the newer release's aggregators"
+        )
+    return message

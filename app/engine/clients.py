@@ -1,10 +1,40 @@
 """The Kafka clients of a session, and the properties that the protocol of DESIGN section 4 rests on."""
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any, Final, NamedTuple, Protocol
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection
+from confluent_kafka.admin import AdminClient
 
 from app.settings import Settings
+
+_RIGHTS: Final = "deploy/kafka-acls.sh gives what each principal needs"
+_ADVICE: Final = {  # by the code's name, since some errors arrive as text only
+    "_AUTHENTICATION": "see that ONECOUNT_KAFKA, its user and the password or client secret are right",
+    "_SSL": "see that the certificates in ONECOUNT_KAFKA are right",
+    "_INVALID_ARG": "see that ONECOUNT_KAFKA, its files and their passwords are right",
+    "TOPIC_AUTHORIZATION_FAILED": f"a right on a topic is missing: {_RIGHTS}",
+    "GROUP_AUTHORIZATION_FAILED": f"a right on a consumer group is missing: {_RIGHTS}",
+    "TRANSACTIONAL_ID_AUTHORIZATION_FAILED": f"the right to its transactional ids is missing: {_RIGHTS}",
+    "CLUSTER_AUTHORIZATION_FAILED": f"a right on the cluster is missing: {_RIGHTS}",
+}
+
+
+def explained(error: Exception) -> str:
+    """An error's text, and what to do where Kafka refused who asked or what was asked. All of these are tried again."""
+    text = str(error)
+    advice = next((advice for name, advice in _ADVICE.items() if f"code={name}," in text), None)
+    if isinstance(error, KafkaException) and isinstance(error.args[0], KafkaError):
+        text = error.args[0].str()
+    return f"{text}; {advice}" if advice else text
+
+
+class Topic(NamedTuple):
+    """What tells a topic from another one of its name: its partitions, and the id that Kafka gave it when it was created."""
+
+    partitions: int
+    id: str
 
 
 class Clients(Protocol):
@@ -19,6 +49,9 @@ class Clients(Protocol):
     def reader(self) -> Consumer:
         """A consumer outside any group, for reading a partition back."""
 
+    def topics(self, names: Iterable[str]) -> dict[str, Topic]:
+        """Those of the topics that exist."""
+
 
 class KafkaClients:
     """Real clients, by the settings."""
@@ -27,23 +60,75 @@ class KafkaClients:
         self.settings = settings
 
     def producer(self, transactional_id: str) -> Producer:
-        """A transactional producer."""
-        return Producer(producer_properties(self.settings, transactional_id))
+        """A transactional producer. Its `commit_transaction` raises KafkaException, with the topic, for a record that its
+        principal may not write; librdkafka itself only says how many were not delivered.
+        """
+        report = {"on_delivery": _undelivered(), "delivery.report.only.error": True}
+        return Producer(producer_properties(self.settings, transactional_id) | report)
 
     def consumer(self, group: str, worker: str) -> Consumer:
         """A consumer of the group, not subscribed yet."""
         return Consumer(consumer_properties(self.settings, group, worker))
 
     def reader(self) -> Consumer:
-        """A consumer outside any group, for reading a partition back."""
-        return Consumer(reader_properties(self.settings))
+        """A consumer outside any group, for reading a partition back. Its `consume` raises KafkaException where the
+        brokers refuse its identity, which any other client waits out without a word.
+        """
+        return Consumer(reader_properties(self.settings) | {"error_cb": _raise_refusal})
+
+    def topics(self, names: Iterable[str]) -> dict[str, Topic]:
+        """Those of the topics that exist. Raises KafkaException where the brokers do not say."""
+        timeout_s = self.settings.request_timeout_ms / 1000
+        found = {}
+        for name, answer in self._admin.describe_topics(
+            TopicCollection(list(names)), request_timeout=timeout_s
+        ).items():
+            try:
+                described = answer.result()
+                found[name] = Topic(len(described.partitions), str(described.topic_id))
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    self._admin.poll(0)  # raises what stands behind a mere timeout, if it is a refusal
+                    raise KafkaException(KafkaError(error.args[0].code(), f"{name}: {explained(error)}")) from error
+        return found
+
+    @cached_property
+    def _admin(self) -> AdminClient:
+        return AdminClient(self.settings.client(error_cb=_raise_refusal))
+
+
+def why_unreachable(settings: Settings) -> str | None:
+    """Why brokers that don't answer refuse this client, as far as they or TLS say so."""
+    try:
+        KafkaClients(settings).topics([settings.policy_topic])
+    except KafkaException as error:
+        if error.args[0].code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            return error.args[0].str()
+    return None
+
+
+def _undelivered() -> Callable[[KafkaError | None, Message], None]:
+    told = False
+
+    def tell(error: KafkaError | None, message: Message) -> None:
+        nonlocal told
+        if error is not None and error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED and not told:
+            told = True  # the others' reports may come where nobody listens any more
+            raise KafkaException(KafkaError(error.code(), f"{message.topic()}: {explained(KafkaException(error))}"))
+
+    return tell
+
+
+def _raise_refusal(error: KafkaError) -> None:
+    if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+        raise KafkaException(KafkaError(error.code(), explained(KafkaException(error))))
 
 
 def reader_properties(settings: Settings) -> dict[str, Any]:
     """A consumer that reads committed records by assignment and commits nothing."""
     return settings.client(
         **{
-            "group.id": "onecount-read",
+            "group.id": f"{settings.counter_group}.read",  # never joined, but librdkafka looks for its coordinator
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",

@@ -17,10 +17,12 @@ from app.contract.events import Event, to_micros
 from app.contract.rows import KEPT_BYTES
 from app.dedup.seen import Seen
 from app.engine.fold import Command, Record, Run
-from app.engine.state import StateRefused
+from app.engine.state import StateRefused, check_version, unreadable
 from app.policy.model import DAY_MS, Policy
 
-VIEW_VERSION: Final = 1
+VIEW_VERSION: Final = (
+    1  # of all that a counter keeps in Redis; one more with every change that an older release would misread
+)
 
 
 class View(msgspec.Struct, array_like=True):
@@ -55,19 +57,16 @@ class CounterPartition:
         self.swept_buckets = CONVERTER_BUCKETS
 
     def load(self, packed: bytes | None, run: Run) -> None:
-        """Takes the stored view over and reads the filters and the late index back. Raises `StateRefused`."""
+        """Takes the stored view over and reads the filters and the late index back. Raises `StateRefused`, and
+        `StateOutdated` for one that is to be rebuilt.
+        """
         if packed is None:
             return
+        check_version(packed, VIEW_VERSION, self.seen.tag)
         try:
             view = _decode(packed)
         except msgspec.DecodeError as error:
-            raise StateRefused(
-                f"the state of {self.seen.tag} is unreadable ({error}): run `onecount rebuild`"
-            ) from error
-        if view.version != VIEW_VERSION:
-            raise StateRefused(
-                f"the state of {self.seen.tag} has version {view.version}, this release reads {VIEW_VERSION}: run `onecount rebuild`"
-            )
+            raise unreadable(self.seen.tag, error) from error
         if view.keep != self.policy.bounds.keep:
             raise StateRefused(
                 f"the stored touches keep {', '.join(view.keep)}; the policy differs: set it back or run `onecount rebuild`"

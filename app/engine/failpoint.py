@@ -1,5 +1,5 @@
-"""Places where a test may end the process, as a power cut would. Off unless ONECOUNT_FAILPOINT names one: `step` or
-`step:3` (its third passing).
+"""Places where a test may end the process, as a power cut would, or pause it, as a stalled machine does. Off unless
+ONECOUNT_FAILPOINT names one: `step`, `step:3` (its third passing), or `step:3:stop` (SIGSTOP instead of SIGKILL).
 """
 
 import os
@@ -24,12 +24,12 @@ _passed: Counter[str] = Counter()
 
 
 def passing(step: str) -> None:
-    """Ends the process with SIGKILL if the environment says so for this passing of `step`."""
+    """Ends or pauses the process if the environment says so for this passing of `step`."""
     wanted = os.environ.get("ONECOUNT_FAILPOINT")
     if not wanted:
         return
-    name, _, count = wanted.partition(":")
+    name, count, deed = f"{wanted}::".split(":")[:3]
     if name == step:
         _passed[step] += 1
         if _passed[step] == int(count or 1):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSTOP if deed == "stop" else signal.SIGKILL)

@@ -7,6 +7,7 @@
 lost state is being folded anew) and `next:<topic>`, the first offset that is not in the state.
 """
 
+import random
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ from app.engine.state import StateRefused
 
 Command = tuple[Any, ...]
 NEXT: Final = "next:"
+EPOCH_STEP_MAX: Final = 2**40  # 2**23 owners reach the end of a Redis integer
 
 
 class Mode(Enum):
@@ -51,8 +53,11 @@ def ledger_key(tag: str, partition: int) -> str:
 def take_commands(key: str) -> list[Command]:
     """Steps 1 and 2 of `reopen`: raise the epoch, so that the former owner's next write fails its WATCH; then read the
     ledger.
+
+    It is raised by a number drawn at random, so that an emptied Redis does not begin with epochs that were given out before:
+    a worker that was thought dead would find its own one again.
     """
-    return [("HINCRBY", key, "epoch", 1), ("HGETALL", key)]
+    return [("HINCRBY", key, "epoch", random.randint(1, EPOCH_STEP_MAX)), ("HGETALL", key)]
 
 
 def read_ledger(replies: list[Any]) -> Ledger:
@@ -85,44 +90,54 @@ def decide(
     partitions: int,
     committed: dict[str, int | None],
     begun: dict[str, int | None],
-    first: dict[str, int],
+    log: dict[str, tuple[int, int]],
     group: str,
 ) -> Opening:
     """Steps 3 and 4 of `reopen`: how the ledger's offsets M and the group's C say to go on.
 
-    `committed` is C by topic (None: nothing committed), `begun` where the batch that ended there began, `first` the
-    first offset that each topic still holds. Raises `StateRefused`.
+    `committed` is C by topic (None: nothing committed), `begun` where the batch that ended there began, `log` the first
+    offset that each topic still holds and its end. Raises `StateRefused`.
     """
+    first = {topic: begins for topic, (begins, _) in log.items()}
     if ledger.partitions is not None and ledger.partitions != partitions:
         raise StateRefused(
-            f"partition {partition}: the state was built for {ledger.partitions} partitions, the topic has {partitions}: users have moved, "
-            f"so run `onecount reset` with a new group, or recreate the topic with {ledger.partitions} partitions"
+            f"partition {partition}: the state was built for {ledger.partitions} partitions, the topic has {partitions}: users have moved; "
+            "stop all workers and run `onecount reset`"
         )
     known = {topic: offset for topic, offset in committed.items() if offset is not None}
+    for topic, reached in known.items():
+        if reached > log[topic][1]:
+            way = f"set them to the state's ({_as_offsets(ledger, partition)}), or " if ledger.offsets else ""
+            raise StateRefused(
+                f"partition {partition}: the group {group} has committed offset {reached} of {topic}, whose log ends at {log[topic][1]}: it lost "
+                f"records, or the offsets were set by hand; {way}run `onecount reset`"
+            )
     if not ledger.offsets:
         return Opening(Mode.REBUILD if known else Mode.LIVE, dict(first))
     for topic, offset in ledger.offsets.items():
         if topic not in first:
             raise StateRefused(
-                f"partition {partition}: the state holds events of {topic}, which is no input any more: put it back or run `onecount rebuild`"
+                f"partition {partition}: the state holds events of {topic}, which is no input any more: put it back or run `onecount reset`"
             )
         reached = known.get(topic)
         if reached is None:
             raise StateRefused(
-                f"partition {partition}: the group {group} has no committed offset for {topic}, but the state reaches to {offset}: the offsets "
-                "expired or the group was deleted; run `onecount reset` (counts from the log's start, into emptied outputs)"
+                f"partition {partition}: the group {group} has no committed offset for {topic}, but the state reaches to {offset}: they expired or "
+                f"were deleted; set them to the state's ({_as_offsets(ledger, partition)}), or run `onecount reset`"
             )
         if offset > reached:
             raise StateRefused(
-                f"partition {partition}: the state reaches to offset {offset} of {topic}, but the group {group} has committed {reached} only: the offsets "
-                "were set back by hand; set them to the state's or run `onecount reset`"
+                f"partition {partition}: the state reaches to offset {offset} of {topic}, but the group {group} has committed {reached} only: they were set "
+                f"back by hand; set them to the state's ({_as_offsets(ledger, partition)}), or run `onecount reset`"
             )
-        if offset < first[topic] and offset < reached:
+        if offset < first[topic] != reached:
+            way = f"to go on without them set {topic}:{partition} to {first[topic]}, or " if reached == offset else ""
             raise StateRefused(
-                f"partition {partition}: {topic} now begins at offset {first[topic]}, the state still needs {offset}: its retention deleted unread "
-                "records; run `onecount rebuild`"
+                f"partition {partition}: {topic} now begins at offset {first[topic]}, the state reaches to {offset}: retention deleted records that "
+                f"are not in it; {way}run `onecount reset`"
             )
-    start = {topic: ledger.offsets.get(topic, first[topic]) for topic in first}
+    # where C was set to the log's start (see above), what lies before it is given up
+    start = {topic: max(ledger.offsets.get(topic, 0), first[topic]) for topic in first}
     if ledger.rebuilding:
         return Opening(Mode.REBUILD, start)
     if not any(offset < known.get(topic, offset) for topic, offset in start.items()):
@@ -131,3 +146,8 @@ def decide(
     # revisions, so what they published is read back, as after a rebuild.
     is_one_batch = all(begun.get(topic) == offset for topic, offset in start.items() if topic in known)
     return Opening(Mode.REPLAY if is_one_batch else Mode.REBUILD, start)
+
+
+def _as_offsets(ledger: Ledger, partition: int) -> str:
+    """The state's offsets, as an operator sets them."""
+    return ", ".join(f"{topic}:{partition} to {offset}" for topic, offset in sorted(ledger.offsets.items()))

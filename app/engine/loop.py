@@ -12,21 +12,25 @@ from typing import Protocol
 
 from confluent_kafka import KafkaException
 
-from app.engine.clients import Clients
+from app.engine.clients import Clients, Topic, explained
 from app.engine.failpoint import passing
 from app.engine.fold import Batch, Fold
+from app.engine.layout import refuse_changed_topics
 from app.engine.ledger import Mode
-from app.engine.policy_topic import end_offset, establish, version_count
+from app.engine.offsets import refuse_unproven
+from app.engine.policy_topic import end_offset, establish, version_count, write_topics
 from app.engine.rebuild import finish_rebuild, refuse_short_log
 from app.engine.session import Session, SessionEnded
 from app.engine.stages import make_stage
 from app.engine.state import StateRefused
-from app.engine.store import RedisStore, StoreUnavailable, unsafe_settings
+from app.engine.store import ClusterStore, RedisStore, StoreUnavailable, open_store, unsafe_settings
 from app.policy.model import Policy
 from app.settings import Settings
 
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-POLICY_LOOK_S = 10.0  # well within the notice that a new version of the policy must give
+# How often the policy record and Redis's settings are looked at anew: well within the notice that a new version of the
+# policy must give, and the longest that a worker counts on a Redis that was told to evict.
+LOOK_S = 10.0
 
 
 class Observer(Protocol):
@@ -51,6 +55,7 @@ class Worker:
         self.clients = clients
         self.stop = threading.Event()
         self.versions = 0
+        self.topics: dict[str, Topic] = {}
 
     def run(self) -> None:
         """Counts until `stop` is set. Raises `StateRefused`, `StoreRefused` or `PolicyError` where going on would
@@ -59,46 +64,55 @@ class Worker:
         failures = 0
         while not self.stop.is_set():
             self.observer.beat()
-            store = RedisStore(self.settings.redis_url.get_secret_value(), self.settings.request_timeout_ms / 1000)
-            session = None
+            store = session = None
             try:
+                store = open_store(self.settings.redis_url.get_secret_value(), self.settings.request_timeout_ms / 1000)
                 refuse_unsafe(store)
-                policy, known = establish(self.settings, self.clients)
+                self.topics, fresh = refuse_changed_topics(self.settings, self.role, self.clients)
+                policy, known = establish(self.settings, self.clients, runs=self.versions > 0)
+                if fresh:
+                    write_topics(self.settings, self.clients, fresh)
                 stage, reading = make_stage(self.role, self.settings, policy, self.clients)
                 session = Session(self.settings, stage, store, self.clients, reading, self.worker)
                 session.start()
                 self.observer.policy(policy)
                 self.versions = len(policy.versions)
-                self._run_session(session, known)
+                self._run_session(session, store, known)
                 failures = 0
             except (SessionEnded, StoreUnavailable, KafkaException) as error:
-                self.observer.session("ended", str(error))
+                self.observer.session("ended", explained(error))
                 failures = 1 if session is not None and session.folded else failures + 1
                 self.stop.wait(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
             finally:
                 if session is not None:
                     session.close()
-                store.close()
+                if store is not None:
+                    store.close()
 
-    def _run_session(self, session: Session, policy_end: int) -> None:
+    def _run_session(self, session: Session, store: RedisStore | ClusterStore, policy_end: int) -> None:
         idle, looked = IdleClock(), time.monotonic()
         while not self.stop.is_set():
             self.observer.beat()
             step(session, self.settings, self.observer)
             idle.look(session)
-            if time.monotonic() - looked >= POLICY_LOOK_S:
+            if time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
-                policy_end = self._look_at_policy(policy_end)
+                refuse_unsafe(store)
+                policy_end = self._look_around(policy_end)
 
-    def _look_at_policy(self, known_end: int) -> int:
-        """The record's end; a version that this worker does not judge by yet ends the session, and the next one reads it."""
+    def _look_around(self, known_end: int) -> int:
+        """The policy record's end. A version that this worker does not judge by yet ends the session, and so does a topic
+        that changed: the next one reads the version, and refuses the topic.
+        """
+        if self.clients.topics(self.topics) != self.topics:
+            raise SessionEnded("a topic was given more partitions, deleted, or created again")
         end = end_offset(self.settings, self.clients)
         if end != known_end and version_count(self.settings, self.clients) != self.versions:
             raise SessionEnded("the policy has a new version")
         return end
 
 
-def refuse_unsafe(store: RedisStore) -> None:
+def refuse_unsafe(store: RedisStore | ClusterStore) -> None:
     """Raises `StateRefused` where Redis may evict what was counted."""
     found = unsafe_settings(store)
     if found:
@@ -109,10 +123,7 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
     """One turn: reads a batch and carries it through; how many records it folded."""
     started = time.perf_counter()
     _read(session, settings)  # 1.
-    for partition, owned in session.owned.items():
-        if owned.mode is Mode.REBUILD and not owned.log_checked:
-            refuse_short_log(session, partition)
-            owned.log_checked = True
+    _prove(session)
     batches = {partition: taken for partition, owned in session.owned.items() if (taken := owned.take())}
     read_s = time.perf_counter() - started
     if batches:
@@ -125,6 +136,18 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
             owned.mode = Mode.LIVE
     observer.owned(session)
     return sum(len(batch.records) for batch in batches.values())
+
+
+def _prove(session: Session) -> None:
+    """Before a partition's first batch: refuses offsets and logs by which it cannot be counted."""
+    fresh = [partition for partition, owned in session.owned.items() if not owned.is_proven]
+    if not fresh:
+        return
+    refuse_unproven(session, fresh)
+    for partition in fresh:
+        if session.owned[partition].mode is Mode.REBUILD and not session.stored[partition]:
+            refuse_short_log(session, partition)
+        session.owned[partition].is_proven = True
 
 
 def _read(session: Session, settings: Settings) -> None:
@@ -153,6 +176,7 @@ def _carry(session: Session, batches: dict[int, Batch], observer: Observer) -> N
     offsets = {partition: _reached(owned[partition].next, batch) for partition, batch in batches.items()}
     live = {partition: found for partition, found in offsets.items() if partition not in suppressed}
     if live:
+        session.confirm(list(live))
         session.publish(fold, live)  # 4.
     marks.append(time.perf_counter())
     rebuilding = {partition for partition in suppressed if owned[partition].mode is Mode.REBUILD}

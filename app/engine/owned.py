@@ -20,13 +20,16 @@ class Owned:
 
     def __init__(self, epoch: int, mode: Mode, offsets: dict[str, int], committed: dict[str, int | None]) -> None:
         self.epoch = epoch
-        self.mode = mode
+        self.mode = self.opened_as = mode
         self.next = offsets  # M: the first offset of each topic that is not in the state
         self.read = dict(offsets)  # the first offset of each topic that was not consumed yet
         self.committed = committed  # C, as it was when the partition was opened
         self.pending: dict[str, list[Run]] = {}
         self.at_end: set[str] = set()
-        self.log_checked = False
+        self.is_proven = False  # whether its offsets and its log were found to fit each other
+        self.first: dict[str, int] = {}  # the first offset that each topic's log held when the partition was opened
+        self.by_hand: set[str] = set()  # the topics whose offset in the group no worker has committed
+        self.outdated: int | None = None  # the version of the state that was found and is rebuilt
 
     def add(self, topic: str, records: list[Record]) -> int:
         """Takes consumed records of one topic in, in order; how many. What was fetched before the partition was set back is dropped."""

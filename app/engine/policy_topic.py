@@ -4,9 +4,10 @@ import hashlib
 import time
 import uuid
 
+import msgspec
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
-from app.engine.clients import Clients
+from app.engine.clients import Clients, Topic
 from app.engine.rebuild import read_partition
 from app.policy import record
 from app.policy.load import load_policy
@@ -14,14 +15,15 @@ from app.policy.model import Policy
 from app.settings import Settings
 
 
-def establish(settings: Settings, clients: Clients) -> tuple[Policy, int]:
-    """The policy in force by file and record, and the record's end offset; records a first or a new version.
+def establish(settings: Settings, clients: Clients, runs: bool = False) -> tuple[Policy, int]:
+    """The policy in force by file and record, and the record's end offset; records a first or a new version. `runs`: as in
+    `record.fit`.
 
     Raises `PolicyError` where the file does not fit the record. Two workers that start at once with different files
     both write; the log's order decides, and the one that lost finds the other's version when it reads again.
     """
     wanted, effective_from_ms = load_policy(settings.policy)
-    policy, fresh = record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000))
+    policy, fresh = record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000), runs)
     if fresh is not None:
         _write(settings, clients, fresh)
         policy, _ = record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000))
@@ -52,9 +54,20 @@ def version_count(settings: Settings, clients: Clients) -> int:
     return len(_read(settings, clients))
 
 
-def _read(settings: Settings, clients: Clients) -> list[record.Recorded]:
+def policy_values(settings: Settings, clients: Clients) -> list[bytes]:
+    """What is recorded, in log order."""
     values = [message.value() for message in read_partition(clients, settings.policy_topic, 0, OFFSET_BEGINNING, None)]
-    return record.in_force(value for value in values if value is not None)
+    return [value for value in values if value is not None]
+
+
+def write_topics(settings: Settings, clients: Clients, topics: dict[str, Topic]) -> None:
+    """Records topics that the counts are made with from now on, beside the version in force."""
+    latest = _read(settings, clients)[-1]
+    _write(settings, clients, msgspec.structs.replace(latest, topics=topics))
+
+
+def _read(settings: Settings, clients: Clients) -> list[record.Recorded]:
+    return record.in_force(policy_values(settings, clients))
 
 
 def _write(settings: Settings, clients: Clients, fresh: record.Recorded) -> None:

@@ -25,6 +25,7 @@ def finish_rebuild(session: Session, partition: int) -> None:
     fold: Fold = session.stage.reconcile(partition, published, session.store.run)
     offsets = {topic: max(offset, owned.committed.get(topic) or 0) for topic, offset in owned.next.items()}
     if fold.outputs:
+        session.confirm([partition])
         session.publish(fold, {partition: offsets})
     session.write(fold, {partition: offsets}, rebuilding=set())
     passing("rebuilt")
@@ -42,10 +43,16 @@ def read_latest(clients: Clients, topic: str, partition: int) -> dict[bytes, byt
 
 
 def read_partition(clients: Clients, topic: str, partition: int, offset: int, limit: int | None) -> Any:
-    """Yields a partition's committed records from `offset` to its end at the time of the call, or `limit` of them."""
+    """Yields a partition's committed records from `offset` to its end at the time of the call, or `limit` of them.
+
+    The end is that of all records: what was committed behind another producer's open transaction can only be read when
+    that one has ended, and is waited for. Otherwise it would be missed, and published again.
+    """
     consumer = clients.reader()
     try:
-        consumer.assign([TopicPartition(topic, partition, offset)])
+        place = TopicPartition(topic, partition, offset)
+        consumer.assign([place])
+        end: int | None = None
         deadline = time.monotonic() + READ_TIMEOUT_S
         count = 0
         while limit is None or count < limit:
@@ -56,7 +63,9 @@ def read_partition(clients: Clients, topic: str, partition: int, offset: int, li
                     count += 1
                     yield message
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    return
+                    end = consumer.get_watermark_offsets(place, cached=True)[1] if end is None else end
+                    if message.offset() >= end:
+                        return
                 else:
                     raise SessionEnded(f"reading {topic}/{partition} back: {error}")
             if time.monotonic() > deadline:

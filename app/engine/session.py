@@ -16,8 +16,9 @@ from app.engine import ledger
 from app.engine.clients import Clients
 from app.engine.failpoint import passing
 from app.engine.fold import Fold, Stage
+from app.engine.keys import find_keys
 from app.engine.owned import Owned
-from app.engine.state import StateRefused
+from app.engine.state import StateOutdated, StateRefused
 from app.engine.store import Store
 from app.settings import Settings
 
@@ -36,6 +37,7 @@ class Reading(NamedTuple):
     group: str
     topics: tuple[str, ...]
     published_topic: str  # read back when state was lost
+    marks_topic: str | None = None  # tells which offsets each published batch took
 
 
 class Session:
@@ -51,6 +53,7 @@ class Session:
         self.store = store
         self.reading = reading
         self.owned: dict[int, Owned] = {}
+        self.stored: dict[int, dict[str, int]] = {}  # the offsets in each owned partition's ledger
         self.failure: BaseException | None = None
         self.folded = 0  # records carried through all steps
         self.timeout_s = settings.request_timeout_ms / 1000
@@ -80,10 +83,13 @@ class Session:
         )
 
     def close(self) -> None:
-        """Leaves the group, so that the next owner need not wait for the session timeout."""
+        """Leaves the group, so that the next owner need not wait for the session timeout, and ends both clients."""
         for partition in list(self.owned):
             self._drop(partition)
         self.consumer.close()
+        # The consumer's callbacks refer back to this session, and collections of old objects are rare: without this each session
+        # that ends would leave a producer with its threads, which goes on sending.
+        del self.producer, self.consumer
 
     def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         # an exception here would leave librdkafka without an assignment: keep it, assign, and raise from `poll`
@@ -94,11 +100,15 @@ class Session:
 
     def _reopened(self, partition: int) -> list[TopicPartition]:
         try:
-            if self.failure is None:
+            if self.failure is None or isinstance(
+                self.failure, StateRefused
+            ):  # so that all that is wrong is told at once
                 self.reopen(partition)
                 return [
                     TopicPartition(topic, partition, offset) for topic, offset in self.owned[partition].read.items()
                 ]
+        except StateRefused as error:
+            self.failure = error if self.failure is None else StateRefused(f"{self.failure}; {error}")
         except BaseException as error:  # noqa: BLE001 - raised again from `poll`
             self.failure = error
         return [TopicPartition(topic, partition) for topic in self.reading.topics]
@@ -112,27 +122,54 @@ class Session:
 
     def _drop(self, partition: int) -> None:
         self.owned.pop(partition, None)
+        self.stored.pop(partition, None)
         self.stage.close(partition)
 
     def reopen(self, partition: int) -> None:
         """Takes a partition over: fences the former owner, and finds out from the ledger and the group how to go on."""
+        if partition >= self.partitions:
+            raise SessionEnded("the input has more partitions than when this session began")
         key = ledger.ledger_key(self.stage.tag, partition)
         taken = ledger.read_ledger(self.store.run(ledger.take_commands(key)))  # 1. the epoch, 2. M
         places = [TopicPartition(topic, partition) for topic in self.reading.topics]
         found = self._kafka(self.consumer.committed, places, self.timeout_s)  # 3. C, waiting for open transactions
         committed = {place.topic: place.offset if place.offset >= 0 else None for place in found}
-        first = {
-            place.topic: self._kafka(self.consumer.get_watermark_offsets, place, self.timeout_s)[0] for place in places
-        }
+        log = {place.topic: self._kafka(self.consumer.get_watermark_offsets, place, self.timeout_s) for place in places}
         begun = {
             place.topic: int(place.metadata) if (place.metadata or "").isdigit() else None for place in found
         }  # see `publish`
-        opening = ledger.decide(taken, partition, self.partitions, committed, begun, first, self.reading.group)  # 4.
-        self.stage.open(partition, taken.view if taken.offsets else None, self.store.run)
+        opening = ledger.decide(taken, partition, self.partitions, committed, begun, log, self.reading.group)  # 4.
+        outdated = None
+        try:
+            self.stage.open(partition, taken.view if taken.offsets else None, self.store.run)
+        except StateOutdated as older:
+            outdated = older.version
+            taken = self._forget(partition, taken.epoch)
+            opening = ledger.decide(taken, partition, self.partitions, committed, begun, log, self.reading.group)
+            self.stage.open(partition, None, self.store.run)
         owned = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed)
-        owned.log_checked = bool(taken.offsets)  # what is in the state already need not be in the log any more
+        owned.first = {topic: begins for topic, (begins, _) in log.items()}
+        owned.by_hand = {place.topic for place in found if place.offset >= 0 and not place.metadata}
+        owned.outdated = outdated
+        # what is in the state already need not be in the log any more
+        owned.is_proven = bool(taken.offsets) and not owned.by_hand
         self.owned[partition] = owned
+        self.stored[partition] = dict(taken.offsets)
         passing("reopened")
+
+    def _forget(self, partition: int, epoch: int) -> ledger.Ledger:
+        """Empties a partition's state but for its epoch, so that it is rebuilt; the ledger that is left."""
+        key = ledger.ledger_key(self.stage.tag, partition)
+        keys = find_keys(self.store, key.removesuffix("ledger") + "*") - {key.encode()}
+        found, names = self.store.run([("UNWATCH",), ("WATCH", key), ("HGET", key, "epoch"), ("HKEYS", key)])[2:]
+        commands: list[ledger.Command] = [("HDEL", key, *(name for name in names if name != b"epoch"))]
+        if keys:
+            commands.append(("UNLINK", *sorted(keys)))
+        if found is None or int(found) != epoch or not self.store.guarded_write(commands):
+            raise SessionEnded(
+                f"another worker took partition {partition} over while its state of an older release was emptied"
+            )
+        return ledger.Ledger(epoch, None, {}, None, False)
 
     def poll(self, count: int, timeout_s: float) -> tuple[int, int]:
         """Consumes up to `count` records, in at most `timeout_s`, into their partitions' pending ones; how many, and their bytes."""
@@ -160,9 +197,7 @@ class Session:
             error = message.error()
             place = f"{message.topic()}/{message.partition()}"
             if error.code() == KafkaError._AUTO_OFFSET_RESET:
-                raise StateRefused(
-                    f"{place}: {error.str()}: the log no longer holds what the state needs; run `onecount rebuild`"
-                )
+                raise SessionEnded(f"{place}: {error.str()}")  # `reopen` finds out why, and refuses
             if error.code() != KafkaError._PARTITION_EOF:
                 raise SessionEnded(f"consuming {place}: {error}")
             if owned is not None:
@@ -178,12 +213,34 @@ class Session:
         return lag
 
     def watch(self, partitions: Sequence[int]) -> None:
-        """Guards this batch's write: it will fail if anyone raises one of these epochs from here on."""
+        """Guards this batch's write: it will fail if anyone raises one of these epochs from here on.
+
+        The offsets are compared too: a replica that became master without its last writes may have lost the raise of an
+        epoch, but no batch is folded on a state that is not the one it follows.
+        """
         keys = [ledger.ledger_key(self.stage.tag, partition) for partition in partitions]
-        replies = self.store.run([("UNWATCH",), ("WATCH", *keys), *(("HGET", key, "epoch") for key in keys)])[2:]
-        for partition, epoch in zip(partitions, replies, strict=True):
-            if epoch is None or int(epoch) != self.owned[partition].epoch:
+        self._compare(partitions, [("UNWATCH",), ("WATCH", *keys)])
+
+    def confirm(self, partitions: Sequence[int]) -> None:
+        """Looks whether the ledgers are as this worker left them. Between reading and publishing, this keeps what was folded
+        on a state that was emptied meanwhile from being published: its repeats would not have been recognised.
+        """
+        self._compare(partitions, [])
+
+    def _compare(self, partitions: Sequence[int], before: list[ledger.Command]) -> None:
+        """In one round trip: runs the commands `before`, and ends the session if a ledger is not as this worker left it."""
+        fields = ("epoch", *(ledger.NEXT + topic for topic in self.reading.topics))
+        reads = [("HMGET", ledger.ledger_key(self.stage.tag, partition), *fields) for partition in partitions]
+        replies = self.store.run([*before, *reads])[len(before) :]
+        for partition, found in zip(partitions, replies, strict=True):
+            epoch, *offsets = (None if value is None else int(value) for value in found)
+            if epoch != self.owned[partition].epoch:
                 raise SessionEnded(f"partition {partition} was taken over by another worker, or its state was emptied")
+            stored = self.stored[partition]
+            if offsets != [stored.get(topic) for topic in self.reading.topics]:
+                raise SessionEnded(
+                    f"partition {partition}: its state is not what this worker left: Redis lost writes, or another worker wrote"
+                )
 
     def publish(self, fold: Fold, offsets: dict[int, dict[str, int]]) -> None:
         """One transaction: the outputs, and the input offsets of the partitions whose outputs they are."""
@@ -233,6 +290,7 @@ class Session:
             raise SessionEnded("another worker took a partition over while its batch was written")
         for partition, found in offsets.items():
             self.owned[partition].next.update(found)
+            self.stored[partition].update(found)
         passing("state_written")
 
     def _kafka(self, call: Any, *arguments: Any, **named: Any) -> Any:

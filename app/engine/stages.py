@@ -22,7 +22,9 @@ def make_stage(role: str, settings: Settings, policy: Policy, clients: Clients) 
         )
     counts = partition_counts(settings, clients)
     stage = CounterStage(settings, policy, counts[settings.events_topics[0]], counts[settings.deltas_topic])
-    return stage, Reading(settings.counter_group, settings.input_topics(), settings.attributed_topic)
+    return stage, Reading(
+        settings.counter_group, settings.input_topics(), settings.attributed_topic, settings.deltas_topic
+    )
 
 
 def partition_counts(settings: Settings, clients: Clients) -> dict[str, int]:

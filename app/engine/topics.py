@@ -22,11 +22,16 @@ def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
 
 
 def create_topics(settings: Settings, policy: Policy, retention_ms: int | None = None) -> list[str]:
-    """Creates the topics that are missing; their names. `retention_ms` overrides the raw topics' retention (-1: for
-    ever).
+    """Creates the topics that are missing, with as many partitions as the raw ones have; their names.
+
+    `retention_ms` overrides the raw topics' retention (-1: for ever).
     """
     admin = AdminClient(settings.client())
     present = admin.list_topics(timeout=settings.request_timeout_ms / 1000).topics
+    # the raw topics may have been given more partitions since the settings were made
+    partitions = next(
+        (len(present[name].partitions) for name in settings.events_topics if name in present), settings.partitions
+    )
     wanted = []
     for spec in specs_of(settings, policy):
         if spec.name in present:
@@ -34,7 +39,7 @@ def create_topics(settings: Settings, policy: Policy, retention_ms: int | None =
         config = dict(spec.config)
         if retention_ms is not None and spec.name in settings.input_topics():
             config["retention.ms"] = str(retention_ms)
-        wanted.append(NewTopic(spec.name, spec.partitions or settings.partitions, settings.replication, config=config))
+        wanted.append(NewTopic(spec.name, spec.partitions or partitions, settings.replication, config=config))
     if wanted:
         for future in admin.create_topics(wanted, operation_timeout=settings.request_timeout_ms / 1000).values():
             future.result()

@@ -8,9 +8,9 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -64,6 +64,7 @@ class _Broker:
     between_port: int  # used where clients are told another one than `port`
     child: ChildProcess
     advertised_port: int | None = None  # where clients are told to find it, if that is not `port`
+    secured: dict[str, str] = field(default_factory=dict)  # addresses of further listeners, by name
 
     @property
     def address(self) -> str:
@@ -85,9 +86,11 @@ class LocalKafka:
         start_timeout_s: float,
         overrides: dict[str, object],
         advertise: Sequence[int] = (),
+        listeners: Mapping[str, str] | None = None,
     ) -> None:
         self._start_timeout_s = start_timeout_s
-        ports = pick_ports(3 * brokers)
+        listeners = listeners or {}
+        ports = pick_ports((3 + len(listeners)) * brokers)
         self._brokers = []
         for node_id in range(brokers):
             folder = data_dir / f"broker-{node_id}"
@@ -96,13 +99,19 @@ class LocalKafka:
             self._brokers.append(_Broker(node_id, folder, *ports[3 * node_id : 3 * node_id + 3], child))
         for broker, port in zip(self._brokers, advertise, strict=False):
             broker.advertised_port = port
+        further = iter(ports[3 * brokers :])
         for broker in self._brokers:
-            _write_settings(broker, self._brokers, overrides)
+            broker.secured = {name: f"{HOST}:{next(further)}" for name in listeners}
+            _write_settings(broker, self._brokers, listeners, overrides)
 
     @property
     def bootstrap(self) -> str:
         """The brokers' addresses for `bootstrap.servers`, e.g. "127.0.0.1:21345,127.0.0.1:23456"."""
         return ",".join(broker.address for broker in self._brokers)
+
+    def bootstrap_of(self, listener: str) -> str:
+        """The brokers' addresses at one of the `listeners` that `local_kafka` was given."""
+        return ",".join(broker.secured[listener] for broker in self._brokers)
 
     @property
     def ports(self) -> list[int]:
@@ -158,10 +167,12 @@ class LocalKafka:
     def _wait_until_answers(self, broker: _Broker) -> None:
         """Until the broker, asked itself, lists itself among the live brokers."""
         deadline_s = time.monotonic() + self._start_timeout_s
+        # Asked where it tells clients its own address, so that a proxy before it need not be there yet.
+        address = broker.address if broker.advertised_port is None else f"{HOST}:{broker.between_port}"
         # Its complaints while nobody listens yet are expected, hence log_level 0.
         client = AdminClient(
             {
-                "bootstrap.servers": broker.address,
+                "bootstrap.servers": address,
                 "reconnect.backoff.ms": 20,
                 "reconnect.backoff.max.ms": 100,
                 "log_level": 0,
@@ -185,6 +196,7 @@ def local_kafka(
     heap: str | None = None,
     start_timeout_s: float = START_TIMEOUT_S,
     advertise: Sequence[int] = (),
+    listeners: Mapping[str, str] | None = None,
     **overrides: object,
 ) -> Iterator[LocalKafka]:
     """Run Apache Kafka on 127.0.0.1 while the `with` block runs; it has started when the block is entered.
@@ -195,6 +207,8 @@ def local_kafka(
     start_timeout_s: seconds each start may take.
     advertise: ports under which clients are told to find the brokers, one a broker: those of proxies that a test puts
     before them. The brokers themselves go on to meet each other without it.
+    listeners: further listeners for clients and their security protocols, e.g. {"SCRAM": "SASL_SSL"}, on ports of their own
+    (`LocalKafka.bootstrap_of`); certificates and mechanisms are overrides: `listener.name.scram.ssl.keystore.location`.
     overrides: broker settings, with _ for the dots: log_segment_bytes=1048576.
 
     Topics are never made by themselves. Raises NotInstalledError when Java or the jars are missing, LocalServiceError
@@ -207,7 +221,8 @@ def local_kafka(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onecount-kafka-")))
         else:
             folder = Path(data_dir).resolve()
-        kafka = LocalKafka(brokers, folder, heap or os.environ.get("KAFKA_HEAP", "512m"), start_timeout_s, overrides, advertise)
+        heap = heap or os.environ.get("KAFKA_HEAP", "512m")
+        kafka = LocalKafka(brokers, folder, heap, start_timeout_s, overrides, advertise, listeners)
         stack.callback(kafka.kill_all if data_dir is None else kafka.stop_all)
         kafka.start_all()
         yield kafka
@@ -254,12 +269,15 @@ def _java_command(folder: Path, heap: str) -> list[str]:
     ]
 
 
-def _write_settings(broker: _Broker, brokers: list[_Broker], overrides: dict[str, object]) -> None:
+def _write_settings(
+    broker: _Broker, brokers: list[_Broker], protocols: Mapping[str, str], overrides: dict[str, object]
+) -> None:
     """server.properties and log4j2.properties. Anew at each start, since ports change; the data does not name them."""
     controllers = brokers if len(brokers) >= 3 else brokers[:1]
     replicas = min(3, len(brokers))
-    listeners = {"PLAINTEXT": broker.address}
+    listeners = {"PLAINTEXT": broker.address, **broker.secured}
     advertised = dict(listeners)
+    protocols = dict.fromkeys(("CONTROLLER", "PLAINTEXT", "BETWEEN"), "PLAINTEXT") | dict(protocols)
     if broker.advertised_port is not None:
         listeners["BETWEEN"] = advertised["BETWEEN"] = f"{HOST}:{broker.between_port}"
         advertised["PLAINTEXT"] = f"{HOST}:{broker.advertised_port}"
@@ -271,7 +289,7 @@ def _write_settings(broker: _Broker, brokers: list[_Broker], overrides: dict[str
         "process.roles": "broker,controller" if broker in controllers else "broker",
         "controller.quorum.voters": ",".join(f"{each.node_id}@{HOST}:{each.controller_port}" for each in controllers),
         "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BETWEEN:PLAINTEXT",
+        "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
         "listeners": ",".join(f"{name}://{address}" for name, address in listeners.items()),
         "advertised.listeners": ",".join(f"{name}://{address}" for name, address in advertised.items()),
         "log.dirs": broker.folder / "data",

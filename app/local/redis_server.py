@@ -22,7 +22,8 @@ class LocalRedis:
     """A running Redis; made by `local_redis`."""
 
     def __init__(self, data_dir: Path, start_timeout_s: float, config: dict[str, object]) -> None:
-        self.port = pick_ports(1)[0]
+        self._authority = config.get("tls-ca-cert-file") if config.get("port") == 0 else None
+        self.port = int(str(config["tls-port"])) if self._authority else pick_ports(1)[0]
         self.log_path = data_dir / "redis.log"
         self._start_timeout_s = start_timeout_s
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -34,7 +35,9 @@ class LocalRedis:
 
     @property
     def url(self) -> str:
-        """For redis.Redis.from_url, e.g. "redis://127.0.0.1:21345/0"."""
+        """For redis.Redis.from_url, e.g. "redis://127.0.0.1:21345/0"; with TLS where there is no other port (port=0)."""
+        if self._authority:
+            return f"rediss://{HOST}:{self.port}/0?ssl_ca_certs={self._authority}"
         return f"redis://{HOST}:{self.port}/0"
 
     @property
@@ -55,6 +58,8 @@ class LocalRedis:
             def answers() -> bool:
                 try:
                     return client.ping()
+                except redis.AuthenticationError:  # it has no user for us, but it is there
+                    return True
                 except (redis.ConnectionError, redis.TimeoutError):  # not there yet, or still loading
                     return False
 
@@ -84,7 +89,7 @@ def local_redis(
     appendonly: keep an append-only file, synced every second.
     maxmemory: bytes, or Redis's notation ("256mb"); None is no limit. Nothing is ever evicted: a full Redis refuses.
     start_timeout_s: seconds each start may take.
-    config: any other setting, with _ for the hyphens: hash_max_listpack_entries=64.
+    config: any other setting, with _ for the hyphens: hash_max_listpack_entries=64. TLS only: port=0 with tls_port and tls_ca_cert_file.
 
     Raises NotInstalledError when redis-server is missing, LocalServiceError (with the end of its log) when it does
     not start.

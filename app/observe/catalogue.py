@@ -36,6 +36,22 @@ CATALOGUE: Final = (
         "read the dead letters of that reason and mend their producer",
     ),
     Metric(
+        "onecount_dead_letter_ratio",
+        "gauge",
+        (),
+        "Dead letters by judged events, over the last minute.",
+        "0 to 1; 0 while fewer than 20 events came in that minute",
+        "above onecount_dead_letter_ratio_limit: onecount_rejected_total names the reasons, the dead letters the producer",
+    ),
+    Metric(
+        "onecount_dead_letter_ratio_limit",
+        "gauge",
+        (),
+        "The ratio above which there is an alarm.",
+        "the setting ONECOUNT_DEAD_LETTER_RATIO_LIMIT",
+        "set it to what is normal here, and a little more",
+    ),
+    Metric(
         "onecount_noise_total",
         "counter",
         (),

@@ -13,6 +13,7 @@ from app import __version__
 from app.contract.reasons import ALL_REASONS
 from app.contract.rows import STATUSES
 from app.observe.catalogue import CATALOGUE
+from app.observe.dead_letters import DeadLetterRatio
 
 _KINDS: dict[str, Any] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 LIVE_S = 60.0  # without a beat for this long the loop hangs
@@ -22,7 +23,7 @@ _log = structlog.get_logger()
 class Metrics:
     """What a worker's loop tells of itself. One instance a process."""
 
-    def __init__(self, role: str, worker: str) -> None:
+    def __init__(self, role: str, worker: str, dead_letter_ratio_limit: float = 1.0) -> None:
         self.registry = CollectorRegistry()
         self.role, self.worker = role, worker
         self.families = {
@@ -35,6 +36,8 @@ class Metrics:
             self.families["onecount_rejected_total"].labels(reason)
         for status in STATUSES:
             self.families["onecount_conversions_total"].labels("", status)
+        self.dead_letters = DeadLetterRatio(dead_letter_ratio_limit)
+        self.families["onecount_dead_letter_ratio_limit"].set(dead_letter_ratio_limit)
         self.beat_at = time.monotonic()
         self.looked_at = 0.0
         self.open: dict[int, str] = {}
@@ -52,6 +55,10 @@ class Metrics:
         """A batch went through all its steps."""
         families = self.families
         families["onecount_transactions_total"].labels("committed").inc()
+        self.dead_letters.add(
+            judged=sum(count for key, count in fold.counted.items() if key[0] in ("accepted", "duplicate", "rejected")),
+            refused=sum(count for key, count in fold.counted.items() if key[0] == "rejected"),
+        )
         for key, count in fold.counted.items():
             match key:
                 case ("accepted" | "duplicate" as outcome, platform, kind):
@@ -66,7 +73,7 @@ class Metrics:
     def session(self, state: str, detail: str) -> None:
         """A session ended in doubt; a new one begins."""
         self.families["onecount_transactions_total"].labels("doubt").inc()
-        self._opened({})
+        self._opened({}, {})
         _log.warning("session ended, beginning anew", role=self.role, worker=self.worker, why=detail)
 
     def policy(self, policy: Any) -> None:
@@ -76,24 +83,61 @@ class Metrics:
 
     def owned(self, session: Any) -> None:
         """Which partitions are open, and once a second how far behind they are."""
-        self._opened({partition: owned.mode.value for partition, owned in session.owned.items()})
+        older = {
+            partition: owned.outdated
+            for partition, owned in session.owned.items()
+            if owned.outdated is not None and partition not in self.open
+        }
+        if older:
+            _log.info(
+                "state of an older release, rebuilding it", role=self.role, worker=self.worker, partitions=sorted(older), versions=sorted(set(older.values()))
+            )  # fmt: skip
+        self._opened(
+            {partition: owned.mode.value for partition, owned in session.owned.items()},
+            {partition: owned.opened_as.value for partition, owned in session.owned.items()},
+        )
         now = time.monotonic()
         if now - self.looked_at < 1:
             return
         self.looked_at = now
         self.families["onecount_lag_records"].set(session.lag_records())
+        self._look_at_dead_letters()
         stream_ms = session.stage.slowest_stream_ms()
         if stream_ms > 0:
             self.families["onecount_watermark_delay_seconds"].set(time.time() - stream_ms / 1000)
 
-    def _opened(self, opened: dict[int, str]) -> None:
+    def _look_at_dead_letters(self) -> None:
+        letters = self.dead_letters
+        if letters.changed():
+            log = _log.warning if letters.raised else _log.info
+            log(
+                "too many dead letters" if letters.raised else "few dead letters again",
+                role=self.role, worker=self.worker, ratio=round(letters.ratio(), 4), limit=letters.limit,
+                judged=letters.judged, refused=letters.refused,
+            )  # fmt: skip
+        self.families["onecount_dead_letter_ratio"].set(letters.ratio())
+
+    def _opened(self, opened: dict[int, str], causes: dict[int, str]) -> None:
+        """Counts and logs what changed: `opened` is each partition's mode now, `causes` the one it was opened with."""
         if opened == self.open:
             return
-        for partition, mode in opened.items():
-            if self.open.get(partition) is None:
-                self.families["onecount_reopenings_total"].labels(mode).inc()
+        fresh = opened.keys() - self.open.keys()
+        for partition in fresh:
+            self.families["onecount_reopenings_total"].labels(causes[partition]).inc()
         if opened.keys() != self.open.keys():
-            _log.info("partitions", role=self.role, worker=self.worker, owned=sorted(opened))
+            behind = {
+                name: found
+                for cause, name in (("replay", "replaying"), ("rebuild", "rebuilding"))
+                if (found := sorted(partition for partition in fresh if causes[partition] == cause))
+            }
+            _log.info("partitions", role=self.role, worker=self.worker, owned=sorted(opened), **behind)
+        rebuilt = sorted(
+            partition
+            for partition, mode in opened.items()
+            if mode == "live" and causes[partition] == "rebuild" and self.open.get(partition) != "live"
+        )
+        if rebuilt:
+            _log.info("rebuilt", role=self.role, worker=self.worker, partitions=rebuilt)
         self.open = opened
         self.families["onecount_ready"].set(int(bool(opened)))
 

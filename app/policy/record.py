@@ -19,10 +19,15 @@ NOTICE_MS: Final = 60_000
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """One record of the policy topic: a version, and the bounds that it was recorded with."""
+    """One record of the policy topic: a version, and the bounds that it was recorded with.
+
+    `topics`: topics that the counts are made with, each with its partitions and its id. One that is recorded later comes
+    with the version of then once more.
+    """
 
     bounds: Bounds
     version: Version
+    topics: dict[str, tuple[int, str]] = {}
 
 
 encode = msgspec.json.Encoder(order="sorted").encode
@@ -34,18 +39,34 @@ def in_force(values: Iterable[bytes]) -> list[Recorded]:
     holds.
     """
     found: list[Recorded] = []
-    for value in values:
-        recorded = decode(value)
+    for recorded in map(_decoded, values):
         if recorded.version.number == len(found) + 1:
             found.append(recorded)
     return found
 
 
+def topics(values: Iterable[bytes]) -> dict[str, tuple[int, str]]:
+    """The recorded topics, from the topic's values in log order; of two of one name the first holds."""
+    found: dict[str, tuple[int, str]] = {}
+    for recorded in map(_decoded, values):
+        found = recorded.topics | found
+    return found
+
+
+def _decoded(value: bytes) -> Recorded:
+    try:
+        return decode(value)
+    except msgspec.DecodeError as error:
+        raise PolicyError(
+            f"the recorded policy is unreadable ({error}): was it written by a newer release? Then deploy that one; else run `onecount reset`"
+        ) from error
+
+
 def fit(
-    recorded: list[Recorded], wanted: Policy, effective_from_ms: int | None, now_ms: int
+    recorded: list[Recorded], wanted: Policy, effective_from_ms: int | None, now_ms: int, runs: bool = False
 ) -> tuple[Policy, Recorded | None]:
     """The policy in force for a process that wants `wanted` (a single version), and the version to record first, if
-    any.
+    any. `runs`: it judged by the record already, and so takes up what others add to it, whatever its file held at its start.
 
     Raises `PolicyError` where the file differs from the record without an `effective_from` in the future.
     """
@@ -63,7 +84,7 @@ def fit(
             "or run `onecount reset` to count anew"
         )
     policy = Policy(wanted.bounds, versions)
-    if _same_rules(latest.version, rules):
+    if _same_rules(latest.version, rules) or (runs and any(_same_rules(version, rules) for version in versions)):
         return policy, None
     if any(_same_rules(version, rules) for version in versions[:-1]) and effective_from_ms is None:
         raise PolicyError(

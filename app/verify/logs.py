@@ -29,6 +29,9 @@ def partition_count(admin: AdminClient, topic: str, timeout_s: float) -> int:
 def fix_spans(settings: Settings, topics: Iterable[str]) -> Spans:
     """The offsets [first kept, end) of every partition as they are now; the end is the last stable offset.
 
+    A commit is told to the partitions of its transaction one by one, to the group's offsets perhaps before the outputs. So an
+    end is taken when no transaction that stands before it now is open any more, or has outlived its timeout.
+
     Raises `VerifyError` for a topic that does not exist, KafkaException if the brokers don't answer.
     """
     timeout_s = settings.request_timeout_ms / 1000
@@ -36,14 +39,19 @@ def fix_spans(settings: Settings, topics: Iterable[str]) -> Spans:
     where = [
         TopicPartition(topic, number) for topic in topics for number in range(partition_count(admin, topic, timeout_s))
     ]
-    found = []
-    for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
-        futures = admin.list_offsets(
-            dict.fromkeys(where, spec), isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=timeout_s
-        )
-        found.append({(each.topic, each.partition): future.result().offset for each, future in futures.items()})
-    firsts, ends = found
-    return {each: (firsts[each], ends[each]) for each in sorted(firsts)}
+
+    def offsets(spec: OffsetSpec, isolation: IsolationLevel) -> dict[tuple[str, int], int]:
+        futures = admin.list_offsets(dict.fromkeys(where, spec), isolation_level=isolation, request_timeout=timeout_s)
+        return {(each.topic, each.partition): future.result().offset for each, future in futures.items()}
+
+    firsts = offsets(OffsetSpec.earliest(), IsolationLevel.READ_COMMITTED)
+    written = offsets(OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
+    deadline_s = time.monotonic() + 2 * settings.transaction_timeout_ms / 1000
+    while True:
+        ends = offsets(OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)
+        if all(ends[each] >= written[each] for each in ends) or time.monotonic() > deadline_s:
+            return {each: (firsts[each], ends[each]) for each in sorted(firsts)}
+        time.sleep(_POLL_S)
 
 
 def read_log(settings: Settings, spans: Spans, only_first: bool = False) -> Iterator[Message]:

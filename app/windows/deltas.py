@@ -14,6 +14,7 @@ import xxhash
 from app.contract import rows
 from app.contract.events import MICROS, TOUCH_TYPES
 
+VERSION: Final = 1  # of a message; one more with every change that an older aggregator would misread
 MAX_ROWS_A_MESSAGE: Final = 2_000
 TOUCH_MEASURES: Final = tuple(
     {"view": "views", "click": "clicks", "engaged_view": "engaged_views"}[name] for name in TOUCH_TYPES
@@ -39,6 +40,7 @@ class DeltaMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
     partitions: int
     marks: list[Mark]
     rows: list[tuple[str, int, int, int, int, int, int]]
+    version: int = VERSION
 
 
 encode = msgspec.json.Encoder().encode

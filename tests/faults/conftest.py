@@ -7,11 +7,13 @@ from its `seed`, which stands in its name: SEED=17 runs everything with that one
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Services
+from tests.faults.redis_state import Counting, start_counting
 from tests.integration.deployment import Deployment, deployed
 
 FIXED_SEED = 1  # of the smoke cases in `make test`: the same every time
@@ -47,3 +49,19 @@ def deployment(services: Services, topic_prefix: str, tmp_path: Path) -> Iterato
     """onecount on the shared services, with its own topics, groups and keys."""
     with deployed(services.bootstrap, services.redis_url, topic_prefix, tmp_path) as running:
         yield running
+
+
+@pytest.fixture
+def counting(services: Services, topic_prefix: str, tmp_path: Path) -> Counting:
+    """onecount on the shared Kafka and a Redis of the test's own, whose URL it is given: `with counting(url) as deployment`.
+
+    Its counter and aggregator have started then, and but for `wait=False` own all partitions.
+    """
+
+    @contextmanager
+    def counting(redis_url: str, wait: bool = True, **settings: object) -> Iterator[Deployment]:
+        with deployed(services.bootstrap, redis_url, topic_prefix, tmp_path, **settings) as running:
+            start_counting(running, wait)
+            yield running
+
+    return counting

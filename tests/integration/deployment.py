@@ -61,9 +61,13 @@ class Deployment:
         self.running: list[subprocess.Popen[bytes]] = []
         create_topics(self.settings, load_policy(self.settings.policy)[0], -1)
 
-    def start(self, role: str, slot: int = 0, failpoint: str | None = None) -> subprocess.Popen[bytes]:
-        """One worker process; its log is `<role>-<slot>.log` in the test's folder."""
-        environment = os.environ | self.environment | ({"ONECOUNT_FAILPOINT": failpoint} if failpoint else {})
+    def start(
+        self, role: str, slot: int = 0, failpoint: str | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """One worker process, which may be told otherwise than the rest; its log is `<role>-<slot>.log` in the test's folder."""
+        environment = os.environ | self.environment | environment
+        if failpoint:
+            environment["ONECOUNT_FAILPOINT"] = failpoint
         with (self.folder / f"{role}-{slot}.log").open("ab") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "app", "run", role, "--slot", str(slot), "--supervisor", str(os.getpid())],

@@ -1,4 +1,4 @@
-"""What an operator does: check, rebuild, reset, a changed policy, a Redis that would lose counts."""
+"""What an operator does: check, rebuild, reset, a changed policy; and what the supervisor does."""
 
 import os
 import subprocess
@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import redis
 
 from app.run import REFUSED
 from tests.conftest import Services
@@ -22,33 +21,21 @@ def deployment(services: Services, topic_prefix: str, tmp_path: Path) -> Iterato
         yield running
 
 
-def onecount(deployment: Deployment, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command as an operator runs it."""
-    return subprocess.run(
-        [sys.executable, "-m", "app", *arguments],
-        env=os.environ | deployment.environment | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def test_check_finds_a_sound_deployment_sound_and_names_what_is_missing(deployment: Deployment) -> None:
-    sound = onecount(deployment, "check")
+    sound = deployment.onecount("check")
     assert sound.returncode == 0, sound.stdout + sound.stderr
     assert "fit for counting" in sound.stdout
-    missing = onecount(deployment, "check", ONECOUNT_COUNTS_TOPIC="nowhere")
+    missing = deployment.onecount("check", ONECOUNT_COUNTS_TOPIC="nowhere")
     assert missing.returncode == 1
     assert "nowhere is missing" in missing.stdout
-    no_broker = onecount(deployment, "check", ONECOUNT_BOOTSTRAP="127.0.0.1:1", ONECOUNT_REQUEST_TIMEOUT_MS="1000")
+    no_broker = deployment.onecount("check", ONECOUNT_BOOTSTRAP="127.0.0.1:1", ONECOUNT_REQUEST_TIMEOUT_MS="1000")
     assert no_broker.returncode == 1
     assert "Kafka at 127.0.0.1:1" in no_broker.stdout
     assert "Traceback" not in missing.stderr + no_broker.stderr
 
 
 def test_impossible_settings_are_refused_at_start_in_one_line(deployment: Deployment) -> None:
-    found = onecount(deployment, "run", "counter", ONECOUNT_TRANSACTION_TIMEOUT_MS="30000")
+    found = deployment.onecount("run", "counter", ONECOUNT_TRANSACTION_TIMEOUT_MS="30000")
     assert found.returncode == 2
     assert "transaction_timeout_ms must be below session_timeout_ms" in found.stderr
     assert "Traceback" not in found.stderr
@@ -60,18 +47,18 @@ def test_rebuild_and_reset_refuse_running_workers_and_end_in_exact_counts(deploy
     counter, aggregator = deployment.start("counter"), deployment.start("aggregator")
     assert deployment.generate("--count", "15000", "--seed", "21").wait(60) == 0
     deployment.assert_exact()
-    refused = onecount(deployment, "rebuild")
+    refused = deployment.onecount("rebuild")
     assert refused.returncode == 2
     assert "stop them first" in refused.stderr
     assert deployment.stop(counter) == 0
     assert deployment.stop(aggregator) == 0
-    assert onecount(deployment, "rebuild").returncode == 0
+    assert deployment.onecount("rebuild").returncode == 0
     counter, aggregator = deployment.start("counter"), deployment.start("aggregator")
     assert deployment.generate("--count", "5000", "--seed", "22").wait(60) == 0
     deployment.assert_exact()
     assert deployment.stop(counter) == 0
     assert deployment.stop(aggregator) == 0
-    assert onecount(deployment, "reset", "--yes").returncode == 0
+    assert deployment.onecount("reset", "--yes").returncode == 0
     deployment.start("counter")
     deployment.start("aggregator")
     deployment.assert_exact()
@@ -91,7 +78,7 @@ def test_a_changed_method_is_refused_unless_it_holds_from_a_future_instant_on(
     assert changed != POLICY.read_text()
     other = tmp_path / "changed.yaml"
     other.write_text(changed)
-    second = onecount(deployment, "run", "counter", "--slot", "1", ONECOUNT_POLICY=str(other))
+    second = deployment.onecount("run", "counter", "--slot", "1", ONECOUNT_POLICY=str(other))
     assert second.returncode == REFUSED
     assert "platform meta" in second.stderr
     assert "effective_from" in second.stderr
@@ -103,22 +90,6 @@ def test_a_changed_method_is_refused_unless_it_holds_from_a_future_instant_on(
     assert third.poll() is None, deployment.logs()
     assert deployment.stop(third) == 0
     assert deployment.stop(counter) == 0
-
-
-@pytest.mark.timeout(60)
-def test_a_redis_that_may_evict_is_refused(deployment: Deployment, services: Services) -> None:
-    if not services.are_ours:
-        pytest.skip("the Redis given by the environment is not ours to set")
-    with redis.Redis.from_url(services.redis_url) as client:
-        client.config_set("maxmemory-policy", "allkeys-lru")
-        try:
-            refused = onecount(deployment, "run", "counter")
-            checked = onecount(deployment, "check")
-        finally:
-            client.config_set("maxmemory-policy", "noeviction")
-    assert refused.returncode == REFUSED
-    assert "noeviction" in refused.stderr
-    assert checked.returncode == 1
 
 
 def is_running(pid: str) -> bool:

@@ -109,6 +109,8 @@ class MemoryConsumer:
             at = log.first
         found, self.places[place] = log.read(at, max(limit, 0))
         end = self.places[place]
+        if self.group is None and self.told.get(place) == end and log.open:
+            self.broker.expire(log)  # whoever reads on where open transactions stand waits until they time out
         if end >= log.stable_end() and self.told.get(place) != end:
             self.told[place] = end
             return [*found, MemoryMessage(place, end, error=KafkaError._PARTITION_EOF)]
@@ -164,7 +166,7 @@ class MemoryConsumer:
         self, partition: TopicPartition, timeout: float = -1, cached: bool = False
     ) -> tuple[int, int]:
         log = self.broker.logs[partition.topic, partition.partition]
-        return log.first, log.stable_end()
+        return log.first, len(log.entries) if cached else log.stable_end()
 
     def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
         return [

@@ -211,6 +211,12 @@ class Broker:
             if entry.transaction is not None:
                 self.new_epoch(name)
 
+    def expire(self, log: "Log") -> None:
+        """As `expire_transactions`, of those that are open in one log."""
+        for name, entry in self.ids.items():
+            if entry.transaction is not None and entry.transaction in log.open:
+                self.new_epoch(name)
+
     def is_unstable(self, group: str, places: set[Place]) -> bool:
         """Whether an open transaction carries offsets of these places."""
         open_ones = [entry.transaction for entry in self.ids.values() if entry.transaction is not None]

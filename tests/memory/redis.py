@@ -45,6 +45,15 @@ class Memory:
         self.values = {key: value if isinstance(value, bytes) else value.copy() for key, value in disk.items()}
         self.life += 1
 
+    def lose_tail(self, disk: dict[bytes, Any]) -> None:
+        """A failover to a replica that lacked the last writes, and back to the first node, while nobody spoke to it: unlike
+        in `fall_back`, connections outlive it.
+        """
+        for key in self.values.keys() | disk.keys():
+            if self.values.get(key) != disk.get(key):
+                self.touch(key)
+        self.values = {key: value if isinstance(value, bytes) else value.copy() for key, value in disk.items()}
+
     def touch(self, key: bytes) -> None:
         """Notes a change of a key, for those who watch it."""
         self.versions[key] = self.versions.get(key, 0) + 1

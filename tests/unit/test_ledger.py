@@ -2,10 +2,11 @@
 
 import pytest
 
-from app.engine.ledger import Ledger, Mode, Opening, decide, read_ledger, write_commands
+from app.engine.ledger import Ledger, Mode, Opening, decide, read_ledger, take_commands, write_commands
 from app.engine.state import StateRefused
 
 TOPICS = {"ads.events": 0, "onecount.rekeyed": 0}
+END = 100  # of each topic's log
 
 
 def ledger(offsets: dict[str, int], partitions: int | None = 4, rebuilding: bool = False) -> Ledger:
@@ -18,9 +19,8 @@ def opened(
     first: dict[str, int] | None = None,
     begun: dict[str, int | None] | None = None,
 ) -> Opening:
-    return decide(
-        state, 2, 4, committed, begun if begun is not None else dict(state.offsets), first or TOPICS, "counters"
-    )
+    log = {topic: (begins, END) for topic, begins in (first or TOPICS).items()}
+    return decide(state, 2, 4, committed, begun if begun is not None else dict(state.offsets), log, "counters")
 
 
 def test_a_new_partition_is_read_live_from_the_log_s_start() -> None:
@@ -60,10 +60,13 @@ def test_an_interrupted_rebuild_goes_on_where_it_was() -> None:
 @pytest.mark.parametrize(
     ("state", "committed", "first", "words"),
     [
-        (ledger({"ads.events": 10}), {"ads.events": 9}, {"ads.events": 0}, "set back"),
+        (ledger({"ads.events": 10}), {"ads.events": 9}, {"ads.events": 0}, "ads.events:2 to 10"),
         (ledger({"ads.events": 10}), {"ads.events": None}, {"ads.events": 0}, "no committed offset"),
         (ledger({"ads.events": 10}, partitions=8), {"ads.events": 10}, {"ads.events": 0}, "8 partitions"),
-        (ledger({"ads.events": 10}), {"ads.events": 20}, {"ads.events": 15}, "deleted unread"),
+        (ledger({"ads.events": 10}), {"ads.events": 20}, {"ads.events": 15}, "retention deleted"),
+        (ledger({"ads.events": 10}), {"ads.events": 10}, {"ads.events": 15}, "set ads.events:2 to 15"),
+        (ledger({"ads.events": 10}), {"ads.events": END + 1}, {"ads.events": 0}, "whose log ends at 100"),
+        (ledger({}, None), {"ads.events": END + 1}, {"ads.events": 0}, "whose log ends at 100"),
         (ledger({"gone": 10, "ads.events": 1}), {"ads.events": 1}, {"ads.events": 0}, "no input any more"),
     ],
 )
@@ -75,8 +78,19 @@ def test_what_was_changed_by_hand_is_refused_with_what_to_do(
     assert "onecount re" in str(refused.value) or "put it back" in str(refused.value)
 
 
+def test_records_that_retention_deleted_uncounted_are_given_up_where_the_group_was_set_to_the_log_s_start() -> None:
+    found = opened(ledger({"ads.events": 10}), {"ads.events": 15}, {"ads.events": 15})
+    assert found == Opening(Mode.LIVE, {"ads.events": 15})
+
+
 def test_what_is_written_is_read_back() -> None:
     (command, *_) = write_commands("k", 4, {"ads.events": 12}, b"view", rebuilding=True)
     fields = [str(part).encode() if not isinstance(part, bytes) else part for part in command[2:]]
     found = read_ledger([3, fields])
     assert found == Ledger(3, 4, {"ads.events": 12}, b"view", True)
+
+
+def test_epochs_of_an_emptied_redis_are_not_those_that_were_given_out_before() -> None:
+    (_, _, _, first), (_, _, _, again) = take_commands("{c0}:ledger")[0], take_commands("{c0}:ledger")[0]
+    assert first != again
+    assert min(first, again) >= 1

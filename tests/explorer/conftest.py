@@ -1,0 +1,18 @@
+"""Tells at the end of a test run how much was explored."""
+
+import pytest
+
+from app.engine import ledger
+from tests.explorer.explore import EXPLORED
+
+
+@pytest.fixture(autouse=True)
+def _epochs_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs are raised by chance, so that no two are alike; here, worlds that differ by them only are one state."""
+    monkeypatch.setattr(ledger, "EPOCH_STEP_MAX", 1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line for each test that explored."""
+    for name, summary in config.stash.get(EXPLORED, {}).items():
+        terminalreporter.write_line(f"explorer: {name}: {summary}")

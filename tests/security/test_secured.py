@@ -1,0 +1,157 @@
+"""Counting where Kafka and Redis ask who comes and allow just what deploy/kafka-acls.sh and deploy/redis.acl say; what a
+worker says when that is too little; and that no secret is told on the way.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.security.secured import MARK, Secured, SecuredDeployment, secured_deployment
+
+ROOT = Path(__file__).resolve().parents[2]
+A_PART_OF = {"cluster|slots": "cluster"}  # what is allowed is a part of the command
+
+
+@pytest.fixture
+def scram(secured: Secured, topic_prefix: str, tmp_path: Path) -> Iterator[SecuredDeployment]:
+    with secured_deployment(secured, "SCRAM", topic_prefix, tmp_path) as deployment:
+        yield deployment
+
+
+def assert_no_secret(*texts: str) -> None:
+    """None of them holds any secret, each of which begins with the same mark."""
+    for text in texts:
+        assert MARK not in text
+
+
+@pytest.mark.timeout(180)
+def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: SecuredDeployment) -> None:
+    workers = [scram.start("counter"), scram.start("aggregator")]
+    said = [
+        scram.run("onecount-producer", "generate", "--count", "4000", "--seed", "3"),
+        scram.run("onecount-operator", "check"),
+        scram.run("onecount-operator", "verify"),
+    ]
+    assert [command.returncode for command in said] == [0, 0, 0], f"{said}\n{scram.onecount.logs()}"
+    assert [scram.onecount.stop(worker) for worker in workers] == [0, 0]
+    said += [scram.run("onecount-operator", "rebuild"), scram.run("onecount-operator", "topics", "check")]
+    assert [command.returncode for command in said] == [0] * 5, said
+    # what was lost is rebuilt from the log, and compared with what is published: rights that nothing else needs
+    workers = [scram.start("counter"), scram.start("aggregator")]
+    scram.onecount.assert_exact()
+    assert [scram.onecount.stop(worker) for worker in workers] == [0, 0]
+    said.append(scram.run("onecount-operator", "reset", "--yes"))
+    assert said[-1].returncode == 0, said[-1]
+    assert said[-1].stdout.count("deleted the group") == 2
+    assert scram.secured.denied_by_redis() == []
+    assert_no_secret(
+        *(command.stdout + command.stderr for command in said), scram.log("counter"), scram.log("aggregator")
+    )
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("listener", ["OAUTH", pytest.param("MTLS", marks=pytest.mark.faults)])
+def test_counting_with_tokens_and_with_client_certificates(
+    secured: Secured, topic_prefix: str, tmp_path: Path, listener: str
+) -> None:
+    with secured_deployment(secured, listener, topic_prefix, tmp_path) as deployment:
+        workers = [deployment.start("counter"), deployment.start("aggregator")]
+        sent = deployment.run("onecount-producer", "generate", "--count", "1000", "--seed", "5")
+        assert sent.returncode == 0, sent.stderr
+        deployment.onecount.assert_exact()
+        assert [deployment.onecount.stop(worker) for worker in workers] == [0, 0]
+        assert_no_secret(sent.stdout + sent.stderr, deployment.onecount.logs())
+
+
+@pytest.mark.parametrize(
+    ("listener", "setting", "says"),
+    [
+        ("SCRAM", "KAFKA_PASSWORD", "invalid credentials"),
+        pytest.param("OAUTH", "KAFKA_CLIENT_SECRET", "invalid_client", marks=pytest.mark.faults),
+        pytest.param("MTLS", "KAFKA_KEY_PASSWORD", "ssl.key.location failed", marks=pytest.mark.faults),
+        pytest.param("SCRAM", "REDIS_PASSWORD", "invalid username-password pair", marks=pytest.mark.faults),
+    ],
+)
+def test_a_wrong_password_is_said_and_tried_again(
+    secured: Secured, topic_prefix: str, tmp_path: Path, listener: str, setting: str, says: str
+) -> None:
+    wrong = {f"ONECOUNT_{setting}": f"{MARK}-wrong"}
+    with secured_deployment(secured, listener, topic_prefix, tmp_path) as deployment:
+        worker = deployment.start("counter", **wrong)
+        checked = deployment.run("onecount-operator", "check", **wrong)
+        assert checked.returncode == 1
+        line = next(line for line in checked.stdout.splitlines() if line.startswith("bad"))
+        assert says in line
+        assert "are right" in line  # what to look at
+        deployment.wait_for("counter", says)
+        assert worker.poll() is None  # it waits for somebody to mend it
+        assert_no_secret(checked.stdout + checked.stderr, deployment.log("counter"))
+        # not even a traceback tells
+        broken = deployment.run("onecount-operator", "check", ONECOUNT_POLICY="/")
+        assert broken.returncode != 0
+        assert_no_secret(broken.stdout + broken.stderr)
+
+
+COUNTER_RIGHTS = [
+    "events READ", "rekeyed READ", "rekeyed WRITE", "dlq WRITE", "deltas WRITE", "deltas READ", "attributed WRITE",
+    "policy READ", "policy WRITE", "counter READ", "counter.read DESCRIBE", "counter- WRITE",
+]  # fmt: skip
+AGGREGATOR_RIGHTS = [
+    "deltas READ",
+    "counts WRITE",
+    "policy READ",
+    "aggregator READ",
+    "counter.read DESCRIBE",
+    "aggregator- WRITE",
+]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("role", "right"),
+    [pytest.param(role, right, marks=pytest.mark.faults)
+     for role, rights in (("counter", COUNTER_RIGHTS), ("aggregator", AGGREGATOR_RIGHTS)) for right in rights],
+)  # fmt: skip
+def test_a_missing_right_in_kafka_is_said_and_nothing_is_counted_until_it_is_given(
+    scram: SecuredDeployment, role: str, right: str
+) -> None:
+    sent = scram.run("onecount-producer", "generate", "--count", "1000", "--seed", "7")
+    assert sent.returncode == 0, sent.stderr
+    with scram.without(f"onecount-{role}", right):
+        workers = [scram.start(each) for each in ("counter", "aggregator")]
+        scram.wait_for(role, "AUTHORIZATION_FAILED")
+        assert scram.published(role) == 0
+        assert all(worker.poll() is None for worker in workers)
+    scram.onecount.assert_exact()
+    assert [scram.onecount.stop(worker) for worker in workers] == [0, 0]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("command", ["hset", "info", "watch", "sadd"])
+def test_a_missing_right_in_redis_is_said_and_nothing_is_counted_until_it_is_given(
+    scram: SecuredDeployment, command: str
+) -> None:
+    sent = scram.run("onecount-producer", "generate", "--count", "1000", "--seed", "7")
+    assert sent.returncode == 0, sent.stderr
+    with scram.secured.redis_admin() as admin:
+        admin.execute_command("ACL", "SETUSER", "onecount", f"-{command}")
+        try:
+            workers = [scram.start("counter"), scram.start("aggregator")]
+            scram.wait_for("counter", "NOPERM")
+            assert f"'{command}'" in scram.log("counter")
+            assert "deploy/redis.acl" in scram.log("counter")
+        finally:
+            admin.execute_command("ACL", "SETUSER", "onecount", f"+{command}")
+    scram.onecount.assert_exact()
+    assert [scram.onecount.stop(worker) for worker in workers] == [0, 0]
+
+
+def test_redis_allows_no_command_that_the_code_does_not_use() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "app").rglob("*.py"))
+    used = {name.lower() for name in re.findall(r'\(\s*"([A-Z]+)"', code)}
+    for line in (ROOT / "deploy" / "redis.acl").read_text().splitlines()[1:]:
+        allowed = {A_PART_OF.get(each, each) for each in re.findall(r"\+(\S+)", line)}
+        assert allowed <= used, allowed - used

@@ -1,0 +1,57 @@
+"""Which versions of state and of messages a release reads, which it rebuilds, and which it refuses."""
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from app.engine.aggregator import read_deltas
+from app.engine.state import StateOutdated, StateRefused, check_version
+from app.windows import deltas
+
+
+def view(version: object) -> bytes:
+    return msgspec.msgpack.encode([version, ["campaign_id"], 17])
+
+
+def test_an_older_version_is_to_be_rebuilt_and_the_present_one_is_read() -> None:
+    check_version(view(3), 3, "c0")
+    with pytest.raises(StateOutdated) as older:
+        check_version(view(2), 3, "c0")
+    assert older.value.version == 2
+
+
+def test_a_newer_version_is_refused_whatever_follows_in_it() -> None:
+    with pytest.raises(StateRefused, match=r"newer release .version 4, this one reads 3.*onecount rebuild"):
+        check_version(msgspec.msgpack.encode([4, {"a": "form of its own"}]), 3, "c0")
+
+
+@pytest.mark.parametrize(
+    "bytes_", [b"", b"\xc1", b"view", b"\x90", view("3"), view(True), b"\x81\x00\x03", view(3)[:-1]]
+)
+def test_bytes_that_are_no_view_are_refused(bytes_: bytes) -> None:
+    with pytest.raises(StateRefused, match=r"unreadable.*onecount rebuild"):
+        check_version(bytes_, 3, "c0")
+
+
+def record(value: bytes) -> SimpleNamespace:
+    return SimpleNamespace(topic=lambda: "onecount.deltas", partition=lambda: 1, offset=lambda: 7, value=lambda: value)
+
+
+def test_deltas_name_their_version_and_those_without_one_are_of_the_first() -> None:
+    assert read_deltas(record(deltas.encode(deltas.DeltaMessage(4, [], [])))).version == deltas.VERSION
+    assert read_deltas(record(b"[4,[],[]]")).version == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (b"[4,[],[],99]", "newer release .version 99.*deploy the newer release's aggregators"),
+        (b"[4,[],[],99,1]", "newer release"),
+        (b'["form of its own"]', "unreadable"),
+        (b"", "unreadable"),
+    ],
+)
+def test_deltas_of_a_newer_release_are_refused(value: bytes, words: str) -> None:
+    with pytest.raises(StateRefused, match=f"onecount.deltas/1 at offset 7.*{words}"):
+        read_deltas(record(value))
