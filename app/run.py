@@ -23,6 +23,7 @@ from app.settings import Settings
 
 REFUSED = 3  # the exit code of a worker that must not go on: restarting it changes nothing
 GRACE_S = 45.0
+STOP_TIMEOUT_S = 30.0  # a client that hangs while it closes must not outlive this; an end at once loses nothing
 _RESTART_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 _log = structlog.get_logger()
 
@@ -35,6 +36,7 @@ def run_worker(settings: Settings, role: str, slot: int, supervisor: int | None 
     metrics = Metrics(role, name, settings.dead_letter_ratio_limit)
     worker = Worker(settings, role, name, metrics, KafkaClients(settings))
     _on_stop(worker.stop.set)
+    Thread(target=_end_at_last, args=(worker.stop, role, name), name="end", daemon=True).start()
     if supervisor is not None:
         Thread(target=_stop_without_parent, args=(worker.stop, supervisor), name="parent", daemon=True).start()
     if settings.metrics_port is not None:
@@ -116,6 +118,14 @@ def _stop_without_parent(stop: Event, parent: int) -> None:
     while os.getppid() == parent and not stop.wait(1.0):
         pass
     stop.set()
+
+
+def _end_at_last(stop: Event, role: str, name: str) -> None:
+    """Ends the process where stopping takes too long, as a kill would, which every step of the engine withstands."""
+    stop.wait()
+    time.sleep(STOP_TIMEOUT_S)
+    _log.error("stopping took too long, ended at once", role=role, worker=name, after_s=STOP_TIMEOUT_S)
+    os._exit(1)
 
 
 def _on_stop(stop: Callable[[], None]) -> None:

@@ -1,7 +1,9 @@
 """The Kafka clients of a session, and the properties that the protocol of DESIGN section 4 rests on."""
 
+import time
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Final, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection
@@ -9,6 +11,7 @@ from confluent_kafka.admin import AdminClient
 
 from app.settings import Settings
 
+_TRIES: Final = 4  # to be told of topics, in the time that one answer may take
 _RIGHTS: Final = "deploy/kafka-acls.sh gives what each principal needs"
 _ADVICE: Final = {  # by the code's name, since some errors arrive as text only
     "_AUTHENTICATION": "see that ONECOUNT_KAFKA, its user and the password or client secret are right",
@@ -64,7 +67,7 @@ class KafkaClients:
         principal may not write; librdkafka itself only says how many were not delivered.
         """
         report = {"on_delivery": _undelivered(), "delivery.report.only.error": True}
-        return Producer(producer_properties(self.settings, transactional_id) | report)
+        return _PunctualProducer(producer_properties(self.settings, transactional_id) | report)
 
     def consumer(self, group: str, worker: str) -> Consumer:
         """A consumer of the group, not subscribed yet."""
@@ -77,24 +80,66 @@ class KafkaClients:
         return Consumer(reader_properties(self.settings) | {"error_cb": _raise_refusal})
 
     def topics(self, names: Iterable[str]) -> dict[str, Topic]:
-        """Those of the topics that exist. Raises KafkaException where the brokers do not say."""
-        timeout_s = self.settings.request_timeout_ms / 1000
-        found = {}
-        for name, answer in self._admin.describe_topics(
-            TopicCollection(list(names)), request_timeout=timeout_s
-        ).items():
+        """Those of the topics that exist. Raises KafkaException where the brokers do not say.
+
+        A client goes on asking the broker that it was told of first, even if that has died since. So each call has a client
+        of its own, and several one after the other where there is no answer.
+        """
+        deadline_s = time.monotonic() + self.settings.request_timeout_ms / 1000
+        while True:
             try:
+                return self._describe(list(names))
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._TIMED_OUT or time.monotonic() >= deadline_s:
+                    raise
+
+    def _describe(self, names: list[str]) -> dict[str, Topic]:
+        admin = AdminClient(self.settings.client(error_cb=_raise_refusal))
+        timeout_s = self.settings.request_timeout_ms / 1000 / _TRIES
+        found = {}
+        for name, answer in admin.describe_topics(TopicCollection(names), request_timeout=timeout_s).items():
+            failure = (
+                answer.exception()
+            )  # if it were raised here, its traceback and the answer would keep each other, and the client
+            if failure is None:
                 described = answer.result()
                 found[name] = Topic(len(described.partitions), str(described.topic_id))
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    self._admin.poll(0)  # raises what stands behind a mere timeout, if it is a refusal
-                    raise KafkaException(KafkaError(error.args[0].code(), f"{name}: {explained(error)}")) from error
+            elif failure.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                admin.poll(0)  # raises what stands behind a mere timeout, if it is a refusal
+                raise KafkaException(KafkaError(failure.args[0].code(), f"Kafka: {name}: {explained(failure)}"))
         return found
 
-    @cached_property
-    def _admin(self) -> AdminClient:
-        return AdminClient(self.settings.client(error_cb=_raise_refusal))
+
+class _PunctualProducer(Producer):
+    """librdkafka's `send_offsets_to_transaction` waits past its timeout, without an end, while no broker is up that could
+    name the group's coordinator; a worker that waits in it tells nobody that it does not count.
+    """
+
+    def send_offsets_to_transaction(self, positions: Any, group_metadata: Any, timeout: float) -> None:
+        """As librdkafka's, within the timeout and a second. A call that is given up holds the producer until it returns; it
+        can do no harm, as a new producer of the same id has fenced this one before anything else is read or sent.
+        """
+        outcome: SimpleQueue[BaseException | None] = SimpleQueue()
+
+        def call() -> None:
+            try:
+                Producer.send_offsets_to_transaction(self, positions, group_metadata, timeout)
+                outcome.put(None)
+            except BaseException as error:  # noqa: BLE001 - raised again by who waits for it
+                outcome.put(error)
+
+        Thread(target=call, name="offsets", daemon=True).start()
+        try:
+            failure = outcome.get(timeout=timeout + 1)
+        except Empty:
+            raise KafkaException(
+                KafkaError(KafkaError._TIMED_OUT, "no broker took the offsets of a transaction in time")
+            ) from None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # an error that its own traceback refers to would keep this producer alive
 
 
 def why_unreachable(settings: Settings) -> str | None:

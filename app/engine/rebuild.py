@@ -12,7 +12,7 @@ from app.engine.session import Session, SessionEnded
 from app.engine.state import StateRefused
 
 HOUR_MS = 3_600_000
-READ_TIMEOUT_S = 30
+READ_TIMEOUT_S = 10  # without a record or the end of the log: nobody answers
 
 
 def finish_rebuild(session: Session, partition: int) -> None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import redis
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from app.settings import Settings
 from tests.integration.deployment import Deployment
@@ -60,11 +60,23 @@ def last_batches(settings: Settings) -> dict[Place, LastBatch]:
         consumer = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": group})
         try:
             places = [TopicPartition(topic, partition) for partition in range(settings.partitions)]
-            for place in consumer.committed(places, timeout=20):
+            for place in _committed(consumer, places):
                 found[topic, place.partition] = LastBatch(int(place.metadata or 0), max(place.offset, 0))
         finally:
             consumer.close()
     return found
+
+
+def _committed(consumer: Consumer, places: list[TopicPartition]) -> list[TopicPartition]:
+    """Asked again where the group's coordinator is about to change."""
+    deadline = time.monotonic() + COUNTING_S
+    while True:
+        try:
+            return consumer.committed(places, timeout=20)
+        except KafkaException:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def assert_several_batches_missing(state: dict[Place, int], settings: Settings) -> None:

@@ -17,6 +17,7 @@ from tests.integration.deployment import POLICY, Deployment
 
 META = "meta: {method: click_then_view, windows: {click: 7d, view: 1d}}"
 ONLY_CLICKS = "meta: {method: click, windows: {click: 7d}}"
+START_MS = 25_000  # a loaded machine's start of a worker
 SKEW_MS = 10_000  # max_clock_skew of the changing policy: a new version must give this notice too
 PARTITIONS = 4
 
@@ -74,6 +75,18 @@ def test_a_changed_method_without_effective_from_is_refused_and_the_others_count
     deployment.finish()
 
 
+def begun_anew(deployment: Deployment, role: str, slot: int) -> bool:
+    """Whether a worker has begun a new session, which reads the record. Most are told by their look at it every 10 s."""
+    return any(event["event"] == "session ended, beginning anew" for event in deployment.events(role, slot))
+
+
+def restart(deployment: Deployment, role: str, slot: int) -> None:
+    """Stops a worker and starts it with the file of now."""
+    (running,) = (each for each in deployment.running if each.args[4:7:2] == [role, str(slot)] and each.poll() is None)
+    assert deployment.stop(running) == 0, deployment.logs()
+    deployment.start(role, slot)
+
+
 @pytest.mark.timeout(400)
 def test_a_new_version_holds_from_its_instant_on_through_a_rolling_restart_under_load(
     deployment: Deployment, seed: int, tmp_path: Path
@@ -91,24 +104,21 @@ def test_a_new_version_holds_from_its_instant_on_through_a_rolling_restart_under
     deployment.wait_until(
         lambda: all(deployment.owned("counter", slot) for slot in range(2)), "both counters own partitions"
     )
-    from_ms = int(time.time() * 1000) + NOTICE_MS + SKEW_MS + 15_000
     with deployment.load(rate=300, seed=seed):
-        time.sleep(5)
+        changes.wait_until_counted(deployment, 1_000)
+        from_ms = int(time.time() * 1000) + NOTICE_MS + SKEW_MS + START_MS
         deployment.environment["ONECOUNT_POLICY"] = str(write_policy(tmp_path / "next.yaml", from_ms, base))
-        deployment.start("counter", 2)  # records the version; the other workers still have the old file
-        deployment.wait_until(lambda: deployment.owned("counter", 2), "the counter with the new file owns partitions")
-        time.sleep(12)  # they look at the record every 10 s
+        deployment.start("counter", 2)  # records the version; the other workers have the old file still
+        for role, slot in (("counter", 0), ("counter", 1), ("aggregator", 0), ("aggregator", 1)):
+            deployment.wait_until(
+                lambda role=role, slot=slot: begun_anew(deployment, role, slot), f"{role} {slot} reads the record"
+            )
         for role in ("counter", "aggregator"):
-            for slot in range(2):
-                assert any("new version" in event.get("why", "") for event in deployment.events(role, slot)), (
-                    deployment.logs()
-                )
-                running = [each for each in deployment.running if each.args[4:7:2] == [role, str(slot)]][-1]
-                assert deployment.stop(running) == 0
-                deployment.start(role, slot)
-                time.sleep(3)
-        while time.time() * 1000 < from_ms + 20_000:
-            time.sleep(1)
+            restart(deployment, role, 0)
+        deployment.wait_until(lambda: time.time() * 1000 > from_ms + 20_000, "the instant passes", 200)
+        assert deployment.owned("counter", 1), "no worker with the old file judged by the new version"
+        for role in ("counter", "aggregator"):
+            restart(deployment, role, 1)
     deployment.settings = deployment.settings.model_copy(update={"policy": tmp_path / "next.yaml"})
     deployment.finish()
     found = versions_of_rows(deployment)
@@ -126,7 +136,7 @@ def test_a_lost_record_of_the_policy_is_refused_and_not_written_anew(
     deployment.start("aggregator")
     deployment.start("counter")
     with deployment.load(seed=seed):
-        time.sleep(6)
+        changes.wait_until_counted(deployment, 3_000)
     deployment.assert_exact()
     for worker in deployment.running:
         if worker.poll() is None:
@@ -146,5 +156,5 @@ def test_a_lost_record_of_the_policy_is_refused_and_not_written_anew(
     deployment.start("aggregator")
     deployment.start("counter")
     with deployment.load(seed=seed + 1):
-        time.sleep(4)
+        changes.wait_until_counted(deployment, 2_000)
     deployment.finish()

@@ -12,13 +12,13 @@ PARTITIONS = 4
 MORE = 6
 
 
-def count_for_a_while(deployment: Deployment, seed: int, seconds: float = 6, rate: int = 1_000) -> None:
+def count_for_a_while(deployment: Deployment, seed: int, events: int = 5_000) -> None:
     """A counter and an aggregator under load, which is then counted to its end; both go on."""
     deployment.start("counter")
     deployment.start("aggregator")
     deployment.wait_until(lambda: len(deployment.owned("counter")) == PARTITIONS, "the counter owns all")
-    with deployment.load(rate=rate, seed=seed):
-        time.sleep(seconds)
+    with deployment.load(rate=1_000, seed=seed):
+        changes.wait_until_counted(deployment, events)
     deployment.assert_exact()
 
 
@@ -33,7 +33,7 @@ def go_on(deployment: Deployment, seed: int, roles: tuple[str, ...] = ("counter"
     for role in roles:
         deployment.start(role)
     with deployment.load(rate=1_000, seed=seed + 1):
-        time.sleep(4)
+        changes.wait_until_counted(deployment, 3_000)
     deployment.finish()
 
 
@@ -89,7 +89,7 @@ def test_partitions_raised_in_flight_are_refused_before_anything_is_counted_for_
 def test_partitions_raised_while_workers_are_stopped_are_refused_at_their_start(
     deployment: Deployment, seed: int
 ) -> None:
-    count_for_a_while(deployment, seed, 3)
+    count_for_a_while(deployment, seed, 3_000)
     stop_all(deployment)
     topics = topics_of(deployment, "raw+rekeyed")
     changes.raise_partitions(deployment, topics, MORE)
@@ -105,7 +105,7 @@ def test_partitions_raised_while_workers_are_stopped_are_refused_at_their_start(
 def test_a_topic_deleted_and_created_again_while_workers_are_stopped_is_refused(
     deployment: Deployment, seed: int, name: str
 ) -> None:
-    count_for_a_while(deployment, seed, 4)
+    count_for_a_while(deployment, seed, 3_000)
     stop_all(deployment)
     (topic,) = topics_of(deployment, name)
     changes.recreate(deployment, topic, PARTITIONS)
@@ -124,10 +124,10 @@ def test_a_topic_deleted_and_created_again_while_workers_are_stopped_is_refused(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["raw", "deltas", "attributed"])
 def test_a_topic_deleted_and_created_again_in_flight_is_refused(deployment: Deployment, seed: int, name: str) -> None:
-    count_for_a_while(deployment, seed, 4)
+    count_for_a_while(deployment, seed, 3_000)
     (topic,) = topics_of(deployment, name)
     generator = deployment.generate("--rate", "700", "--seed", str(seed + 4))
-    time.sleep(2)
+    changes.wait_until_counted(deployment, 500)
     changes.recreate(deployment, topic, PARTITIONS)
     roles = ("counter", "aggregator") if name == "deltas" else ("counter",)
     for role in roles:
@@ -143,7 +143,7 @@ def test_a_topic_deleted_and_created_again_in_flight_is_refused(deployment: Depl
 
 @pytest.mark.timeout(200)
 def test_a_deleted_topic_is_refused_with_what_to_do(deployment: Deployment, seed: int) -> None:
-    count_for_a_while(deployment, seed, 3)
+    count_for_a_while(deployment, seed, 3_000)
     stop_all(deployment)
     changes.admin_of(deployment).delete_topics([deployment.settings.attributed_topic])[
         deployment.settings.attributed_topic

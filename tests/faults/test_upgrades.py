@@ -6,7 +6,6 @@ A release is this one with other version numbers: `app.run` in a process that ha
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import redis
@@ -63,7 +62,7 @@ def count_with_release(deployment: Deployment, seed: int, state: int) -> None:
     """Both stages of another release count for a while and stop."""
     workers = [start_release(deployment, role, 0, state) for role in VERSIONS]
     with deployment.load(rate=1_000, seed=seed):
-        time.sleep(8)
+        changes.wait_until_counted(deployment, 4_000)
     deployment.assert_exact()
     for worker in workers:
         assert deployment.stop(worker) == 0, deployment.logs()
@@ -81,7 +80,7 @@ def test_state_of_an_older_release_is_rebuilt_by_itself_and_one_line_says_so(dep
             deployment.wait_until(
                 lambda role=role: older(deployment, role) == list(range(PARTITIONS)), f"the {role} says so"
             )
-        time.sleep(3)
+        changes.wait_until_counted(deployment, 2_000)
     deployment.finish()
     for role in VERSIONS:
         lines = [event for event in deployment.events(role) if event["event"].startswith("state of an older release")]
@@ -101,14 +100,14 @@ def test_state_of_a_newer_release_is_refused_until_that_one_runs_again_or_a_rebu
     assert "onecount rebuild" in why
     again = [start_release(deployment, each, 1, newer) for each in VERSIONS]  # the first way: the newer release again
     with deployment.load(rate=1_000, seed=seed + 1):
-        time.sleep(4)
+        changes.wait_until_counted(deployment, 2_000)
     deployment.assert_exact()
     assert [deployment.stop(worker) for worker in again] == [0, 0]
     assert deployment.onecount("rebuild").returncode == 0  # the second way
     for each in VERSIONS:
         deployment.start(each)
     with deployment.load(rate=1_000, seed=seed + 2):
-        time.sleep(4)
+        changes.wait_until_counted(deployment, 2_000)
     deployment.finish()
 
 
@@ -124,10 +123,10 @@ def test_a_rolling_upgrade_neither_flaps_nor_misreads(deployment: Deployment, se
         deployment.wait_until(
             lambda: all(deployment.owned(role, slot) for slot in range(2)), "both old workers own partitions"
         )
-        time.sleep(4)
+        changes.wait_until_counted(deployment, 2_000)
         new = deployment.start(role, 2)
         deployment.wait_until(lambda: older(deployment, role, 2), "the new worker rebuilds what it takes over")
-        time.sleep(3)
+        changes.wait_until_counted(deployment, 2_000)
         taken = set(deployment.owned(role, 2))
         assert deployment.stop(new) == 0  # its partitions go to the old workers, which refuse them
         ended = [worker for worker in old if worker.wait(changes.LOOK_S) == 3]
@@ -140,7 +139,7 @@ def test_a_rolling_upgrade_neither_flaps_nor_misreads(deployment: Deployment, se
         deployment.wait_until(
             lambda: len(deployment.owned(role, 3)) == PARTITIONS, "the new worker owns all partitions"
         )
-        time.sleep(3)
+        changes.wait_until_counted(deployment, 2_000)
     deployment.finish()
     assert not taken & set(older(deployment, role, 3)), "what the new release had rebuilt was rebuilt once more"
 
@@ -159,7 +158,7 @@ def test_state_that_is_no_state_is_refused_and_a_rebuild_mends_it(deployment: De
     for role in VERSIONS:
         deployment.start(role)
     with deployment.load(rate=1_000, seed=seed + 1):
-        time.sleep(4)
+        changes.wait_until_counted(deployment, 2_000)
     deployment.finish()
 
 
@@ -173,5 +172,5 @@ def test_deltas_of_a_newer_release_are_refused_until_its_aggregators_run(deploym
         assert f"{deployment.settings.deltas_topic}/" in why
         assert f"newer release (version {message}, this one reads {deltas.VERSION})" in why
         start_release(deployment, "aggregator", 1, VERSIONS["aggregator"], message)
-        time.sleep(4)
+        changes.wait_until_counted(deployment, 2_000)
     deployment.finish()

@@ -72,6 +72,17 @@ def committed(deployment: Deployment, group: str) -> dict[tuple[str, int], int]:
     return {(place.topic, place.partition): place.offset for place in answered.topic_partitions if place.offset >= 0}
 
 
+def wait_until_counted(deployment: Deployment, events: int) -> None:
+    """Waits until so many events more than now are counted, however slow the machine is."""
+    group, topic = deployment.settings.counter_group, deployment.settings.events_topics[0]
+
+    def counted() -> int:
+        return sum(offset for (name, _), offset in committed(deployment, group).items() if name == topic)
+
+    begun = counted()
+    deployment.wait_until(lambda: counted() >= begun + events, f"{events} more events are counted", LOOK_S)
+
+
 def ends(deployment: Deployment, topic: str) -> list[int]:
     """The last stable offset of each partition."""
     consumer = Consumer({"bootstrap.servers": deployment.settings.bootstrap, "group.id": "look"})
@@ -116,7 +127,7 @@ def start_refused(deployment: Deployment, role: str, slot: int = 0) -> str:
 def obey(deployment: Deployment, group: str, why: str) -> None:
     """Does what a refusal says: sets the offsets `topic:partition to offset` that it names."""
     places = [
-        (topic, int(partition), int(offset)) for topic, partition, offset in re.findall(r"(\S+):(\d+) to (\d+)", why)
+        (topic, int(partition), int(offset)) for topic, partition, offset in re.findall(r"([\w.-]+):(\d+) to (\d+)", why)
     ]
     assert places, why
     set_offsets(deployment, group, places)

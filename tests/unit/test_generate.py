@@ -378,7 +378,7 @@ def test_the_loop_spreads_records_over_several_topics(policy: Policy) -> None:
 def test_the_loop_keeps_to_the_rate_with_the_time_of_now(policy: Policy) -> None:
     fake = FakeProducer()
     result = produce(Settings(), policy, rate=2_000, duration_s=0.5, open_with=fake.open)
-    assert 500 <= result.sent <= 1_100
+    assert 500 <= result.sent <= 2_000 * result.seconds  # on a busy machine the half second may be a long one
 
 
 def test_a_missing_topic_is_named_with_what_to_do(policy: Policy) -> None:
