@@ -14,6 +14,8 @@ import xxhash
 from app.policy.model import DAY_MS
 
 BUCKETS: Final = 64
+_MARKS_MIN: Final = 2**12
+_MARKS_A_USER: Final = 8
 _PAIR: Final = np.dtype([("user", "<u8"), ("time", "<i8")])
 
 Command = tuple[Any, ...]
@@ -31,6 +33,7 @@ class Converters:
         self.tag = tag
         self.horizon_ms = horizon_ms
         self.latest_ms: dict[int, int] = {}  # the latest conversion of each user hash, within the correction horizon
+        self._marks = np.zeros(_MARKS_MIN, dtype=bool)  # at the hash's last bits: whether any of these users is in it
         self.days: set[int] = set()
 
     def key(self, bucket: int) -> str:
@@ -70,13 +73,25 @@ class Converters:
             by_day.setdefault(time_ms // DAY_MS, []).append((user, time_ms))
             if time_ms > self.latest_ms.get(user, -1):
                 self.latest_ms[user] = time_ms
+        self._mark([user for user, _ in pairs])
         self.days |= by_day.keys()
         return [("APPEND", self.late_key(day), np.array(found, dtype=_PAIR).tobytes()) for day, found in by_day.items()]
 
     def latest_of(self, users: np.ndarray) -> np.ndarray:
         """The latest conversion (ms, int64) of each user hash, -1 where there is none."""
-        get = self.latest_ms.get
-        return np.fromiter([get(user, -1) for user in users.tolist()], dtype=np.int64, count=len(users))
+        latest = np.full(len(users), -1, dtype=np.int64)
+        rows = np.flatnonzero(self._marks[self._places(users)])  # most users never converted
+        latest[rows] = [self.latest_ms.get(user, -1) for user in users[rows].tolist()]
+        return latest
+
+    def _places(self, users: np.ndarray) -> np.ndarray:
+        return (users & np.uint64(len(self._marks) - 1)).astype(np.int64)
+
+    def _mark(self, users: list[int]) -> None:
+        if len(self.latest_ms) * _MARKS_A_USER > len(self._marks):
+            self._marks = np.zeros(2 * _MARKS_A_USER * _power_of_two(len(self.latest_ms)), dtype=bool)
+            users = list(self.latest_ms)
+        self._marks[self._places(np.array(users, dtype=np.uint64))] = True
 
     def load(self, blobs: Iterable[bytes | None]) -> None:
         """Reads the stored pairs back after this process took the partition over."""
@@ -84,6 +99,7 @@ class Converters:
             for user, time_ms in np.frombuffer(blob or b"", dtype=_PAIR).tolist():
                 if time_ms > self.latest_ms.get(user, -1):
                     self.latest_ms[user] = time_ms
+        self._mark(list(self.latest_ms))
 
     def expire(self, stream_ms: int) -> list[Command]:
         """Forgets days that no accepted touch can be late for any more; the UNLINKs that free them."""
@@ -93,7 +109,14 @@ class Converters:
         self.days -= ended
         floor_ms = stream_ms - self.horizon_ms
         self.latest_ms = {user: time_ms for user, time_ms in self.latest_ms.items() if time_ms >= floor_ms}
+        self._marks = np.zeros(_MARKS_MIN, dtype=bool)
+        self._mark(list(self.latest_ms))
         return [("UNLINK", *(self.late_key(day) for day in sorted(ended)))]
 
     def _bucket(self, field: str) -> int:
         return xxhash.xxh3_64_intdigest(field.encode()) & (BUCKETS - 1)
+
+
+def _power_of_two(count: int) -> int:
+    """The smallest power of two that is not below `count`."""
+    return 1 << max(count - 1, 0).bit_length()

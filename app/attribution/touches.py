@@ -10,13 +10,13 @@ codes in the hashes `{tag}:names:<slot>`.
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import polars as pl
-import xxhash
 
 from app.attribution.state import Touch
+from app.columns.texts import Coded, Texts, hash64, stir, texts_of
 from app.contract.events import TOUCH_TYPES
 from app.policy.model import DAY_MS, Policy
 
@@ -25,6 +25,7 @@ ID_WIDTHS: Final = (16, 40, 512)  # a short id, a UUID, and 128 characters of UT
 SEGMENTS_PER_WINDOW: Final = 4
 MAX_CACHED_NAMES: Final = 1_000_000
 _NULL_CODE: Final = 0
+_PLATFORM: Final = np.uint64(0x9E3779B97F4A7C15)  # an advertiser may be called as a platform is, and is added too
 
 Command = tuple[Any, ...]
 SegmentKey = tuple[str, int, int]  # kind, segment, id width
@@ -42,8 +43,8 @@ class Batch(NamedTuple):
     kinds: np.ndarray  # codes of TOUCH_TYPES
     users: np.ndarray
     times_ms: np.ndarray
-    event_ids: list[str]
-    attributes: list[pl.Series]  # one column per kept attribute
+    event_ids: Texts
+    attributes: list[Coded]  # one column per kept attribute
 
 
 def record_type(width: int, attributes: int) -> np.dtype[Any]:
@@ -53,40 +54,15 @@ def record_type(width: int, attributes: int) -> np.dtype[Any]:
     )
 
 
-def name_code(name: str) -> int:
-    """A name's 64-bit code, stable over processes and releases; 0 stands for no name."""
-    return xxhash.xxh3_64_intdigest(name.encode()) or 1
+def platform_salts(codes: np.ndarray) -> np.ndarray:
+    """What a platform (by its name's code) adds to a user's hash, so that a touch record's user is one on one platform."""
+    return stir(codes ^ _PLATFORM)
 
 
-class _Codes(dict[str | None, int]):
-    """Names to codes; remembers which of them were new, so that they are written once a slot."""
-
-    def __init__(self) -> None:
-        super().__init__({None: _NULL_CODE})
-        self.fresh: list[str] = []
-
-    def __missing__(self, name: str) -> int:
-        self[name] = code = name_code(name)
-        self.fresh.append(name)
-        return code
-
-
-def _coded(names: pl.Series, codes: _Codes) -> np.ndarray:
-    """The code of each name (uint64): the few different names are looked up once."""
-    different = names.unique()
-    found = pl.Series([codes[name] for name in different.to_list()], dtype=pl.UInt64)
-    return names.replace_strict(different, found, return_dtype=pl.UInt64).to_numpy()
-
-
-def _joined(ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The UTF-8 bytes of all ids in a row, and the length of each."""
-    joined = "".join(ids)
-    if joined.isascii():
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        return np.frombuffer(joined.encode(), dtype=np.uint8), lengths
-    encoded = [each.encode() for each in ids]
-    lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(ids))
-    return np.frombuffer(b"".join(encoded), dtype=np.uint8), lengths
+@cache
+def platform_salt(name: str) -> int:
+    """The salt of one platform."""
+    return int(platform_salts(hash64(texts_of([name.encode()])))[0])
 
 
 class Touches:
@@ -102,7 +78,7 @@ class Touches:
         self.width = len(policy.bounds.keep)
         self.segments: set[SegmentKey] = set()
         self.slots: set[int] = set()
-        self._codes: dict[int, _Codes] = {}
+        self._written: tuple[int, set[int]] = (-1, set())  # the codes whose names this slot of stream time holds
         self._names: dict[int, str | None] = {_NULL_CODE: None}
 
     def key(self, segment: SegmentKey, bucket: int) -> str:
@@ -115,14 +91,7 @@ class Touches:
 
     def encode(self, batch: Batch, stream_ms: int) -> tuple[dict[SegmentKey, np.ndarray], list[Command]]:
         """A batch's touches as records by segment, and the HSET of the names that are new to the slot of `stream_ms`."""
-        slot = stream_ms // self.slot_ms
-        codes = self._codes.get(slot)
-        if codes is None or len(codes) > MAX_CACHED_NAMES:
-            self._codes = {slot: _Codes()}
-            codes = self._codes[slot]
-        columns = [_coded(column, codes) for column in batch.attributes]
-        ids, lengths = _joined(batch.event_ids)
-        starts = np.cumsum(lengths) - lengths
+        buffer, starts, lengths = batch.event_ids
         widths = np.searchsorted(ID_WIDTHS, lengths)
         spans = np.array([self.span_ms[kind] for kind in TOUCH_TYPES], dtype=np.int64)[batch.kinds]
         segments = batch.times_ms // spans
@@ -136,26 +105,33 @@ class Touches:
             width, length = ID_WIDTHS[widths[rows[0]]], int(lengths[rows[0]])
             packed = np.empty(len(rows), dtype=record_type(width, self.width))
             packed["user"], packed["time"] = batch.users[rows], batch.times_ms[rows]
-            packed["id"] = np.ascontiguousarray(ids[starts[rows, None] + np.arange(length)]).view(f"S{length}")[:, 0]
-            for position, column in enumerate(columns):
-                packed[f"code{position}"] = column[rows]
+            packed["id"] = np.ascontiguousarray(buffer[starts[rows, None] + np.arange(length)]).view(f"S{length}")[:, 0]
+            for position, column in enumerate(batch.attributes):
+                packed[f"code{position}"] = column.codes[rows]
             segment = (TOUCH_TYPES[batch.kinds[rows[0]]], int(segments[rows[0]]), width)
             held = records.get(segment)
             records[segment] = packed if held is None else np.concatenate([held, packed])
-        return records, self._new_names(slot, codes)
+        return records, self._new_names(batch.attributes, stream_ms // self.slot_ms)
 
-    def _new_names(self, slot: int, codes: _Codes) -> list[Command]:
-        if not codes.fresh:
-            return []
+    def _new_names(self, columns: list[Coded], slot: int) -> list[Command]:
+        if self._written[0] != slot or len(self._written[1]) > MAX_CACHED_NAMES:
+            self._written = slot, {_NULL_CODE}
+        written = self._written[1]
         command: list[Any] = ["HSET", self.names_key(slot)]
         if len(self._names) > MAX_CACHED_NAMES:
             self._names = {_NULL_CODE: None}
-        for name in codes.fresh:
-            code = codes[name]
-            if self._names.setdefault(code, name) != name:
-                raise UnknownName(f"two names share the code {code}: {name!r} and {self._names[code]!r}")
-            command += [code, name]
-        codes.fresh = []
+        for column in columns:
+            codes, rows = np.unique(column.codes, return_index=True)
+            for code, row in zip(codes.tolist(), rows.tolist(), strict=True):
+                if code in written:
+                    continue
+                written.add(code)
+                name = column.texts.at(row) or ""
+                if self._names.setdefault(code, name) != name:
+                    raise UnknownName(f"two names share the code {code}: {name!r} and {self._names[code]!r}")
+                command += [code, name]
+        if len(command) == 2:
+            return []
         self.slots.add(slot)
         return [tuple(command)]
 

@@ -1,25 +1,24 @@
 """What makes two records the same event."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
-import xxhash
 
-from app.contract.events import Event
+from app.columns.texts import Texts, hash64, stir, texts_of
 
 
-def event_hashes(events: Sequence[Event], indices: np.ndarray) -> np.ndarray:
-    """The 63-bit id (int64) of each event at `indices`: its identity is (advertiser, platform, type, action,
-    event_id), never its time or its bytes.
+def event_hashes(
+    event_ids: Texts, advertisers: Texts, platforms: Texts, types: np.ndarray, names: Mapping[int, str]
+) -> np.ndarray:
+    """The 63-bit id (int64) of each event: its identity is (advertiser, platform, type, action, event_id), never its time
+    or its bytes.
+
+    `types`: codes of EVENT_TYPES; `names`: the actions of the few events that have one, by row.
     """
-    digest = xxhash.xxh3_64_digest
-    chosen = events if len(indices) == len(events) else [events[index] for index in indices.tolist()]
-    hashes = b"".join(
-        [
-            digest(
-                f"{event.advertiser_id}\x1f{event.platform or ''}\x1f{event.event_type}\x1f{event.conversion_name or ''}\x1f{event.event_id}".encode()
-            )
-            for event in chosen
-        ]
-    )
-    return (np.frombuffer(hashes, dtype=">u8").astype(np.uint64) >> np.uint64(1)).astype(np.int64)
+    scopes = types.astype(np.uint64) + np.uint64(1)
+    if names:
+        rows = np.fromiter(names, dtype=np.int64, count=len(names))
+        scopes[rows] += stir(hash64(texts_of([name.encode() for name in names.values()])))
+    scopes = stir(stir(scopes) + hash64(platforms))
+    scopes = stir(scopes + hash64(advertisers))
+    return (hash64(event_ids, scopes) >> np.uint64(1)).astype(np.int64)

@@ -7,17 +7,18 @@ a time.
 from collections.abc import Iterable
 
 import numpy as np
-import polars as pl
 
 from app.attribution.users import CountDelta
+from app.columns.texts import Names, coded, hash64
 from app.contract import reasons, rows
-from app.contract.events import EVENT_TYPES, Event, Rejection
+from app.contract.events import EVENT_TYPES, TOUCH_TYPES, Rejection
 from app.dedup.identity import event_hashes
-from app.engine.counter_partition import CounterPartition, UserWork
+from app.engine.counter_partition import CounterPartition, UserWork, user_hashes
 from app.engine.fold import Batch, Fold, Record, Run
-from app.engine.settlement import reconcile_partition, settle_users
+from app.engine.settlement import FreshTouches, reconcile_partition, settle_users
 from app.intake.decode import ADJUSTMENT, CONVERSION, TOUCH_CODES, Decoded, decode_batch
 from app.intake.partitioner import owners
+from app.intake.shapes import Shapes
 from app.policy.model import Policy
 from app.publish import records
 from app.settings import Settings
@@ -41,6 +42,8 @@ class CounterStage:
         self.rebuild_ms = policy.conversion_retention_ms()
         self.idle_timeout_ms = policy.bounds.idle_timeout_ms
         self.opened: dict[int, CounterPartition] = {}
+        self.shapes = Shapes()
+        self.names = Names()
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:
         """Takes a partition over: its live keys from the view, its filters and late index from Redis."""
@@ -65,9 +68,7 @@ class CounterStage:
         fresh = self._dedup(parts, decoded, own, stream_ms, run, fold)
         touches = self._touches(parts, decoded, fresh)
         work = self._work(messages, parts, decoded, fresh, fold)
-        count_deltas = settle_users(
-            self.opened, touches, work, decoded, suppressed, self.policy, self.settings, run, fold
-        )
+        count_deltas = settle_users(self.opened, touches, work, suppressed, self.policy, self.settings, run, fold)
         self._publish_deltas(batches, touches, count_deltas, suppressed, fold)
         for partition in batches:
             view = self.opened[partition]
@@ -83,6 +84,7 @@ class CounterStage:
             stamps,
             self.platforms,
             self.policy.bounds,
+            self.shapes,
         )
         for row, rejection in decoded.rejections:
             self._reject(messages[row], int(parts[row]), rejection, suppressed, fold)
@@ -96,13 +98,13 @@ class CounterStage:
     def _own(
         self, messages: list[Record], parts: np.ndarray, decoded: Decoded, suppressed: set[int], fold: Fold
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The accepted events that their partition owns and that are in time, as indices into `decoded.events`, with
+        """The accepted events that their partition owns and that are in time, as indices into `decoded`, with
         their stream times.
 
         Events of other owners are sent on; those beyond the correction horizon are refused. Moves each partition's
         stream time.
         """
-        owner = owners(decoded.users, self.partitions, self.policy.bounds.partitioner)
+        owner = owners(decoded.texts["user_id"], self.partitions, self.policy.bounds.partitioner)
         found = parts[decoded.rows]
         is_own = owner == found
         for index in np.flatnonzero(~is_own).tolist():
@@ -112,7 +114,7 @@ class CounterStage:
                 continue
             fold.counted["rekeyed",] += 1
             if int(found[index]) not in suppressed:
-                key = decoded.users[index]
+                key = (decoded.texts["user_id"].at(index) or "").encode()
                 records.add(fold.outputs, self.settings.rekeyed_topic, int(owner[index]), records.rekeyed(message, key))
         own = np.flatnonzero(is_own)
         times, stream_ms = decoded.times_ms[own], np.empty(len(own), dtype=np.int64)
@@ -135,8 +137,8 @@ class CounterStage:
     def _dedup(
         self, parts: np.ndarray, decoded: Decoded, own: np.ndarray, stream_ms: np.ndarray, run: Run, fold: Fold
     ) -> np.ndarray:
-        """The own events that were not seen before, as indices into `decoded.events`; remembers them."""
-        ids = event_hashes(decoded.events, own)
+        """The own events that were not seen before, as indices into `decoded`; remembers them."""
+        ids = self._ids(decoded)[own]
         found = parts[decoded.rows[own]]
         at = {partition: np.flatnonzero(found == partition) for partition in np.unique(found).tolist()}
         questions = {
@@ -151,20 +153,30 @@ class CounterStage:
             fresh[rows_] = new
             fold.writes.setdefault(partition, []).extend(seen.remember(ids[rows_[new]], stream_ms[rows_[new]]))
         for index in own[~fresh].tolist():
-            event = decoded.events[index]
-            fold.counted["duplicate", event.platform or "", event.event_type] += 1
+            platform = decoded.texts["platform"].at(index)
+            fold.counted["duplicate", platform or "", EVENT_TYPES[decoded.types[index]]] += 1
         return own[fresh]
 
-    def _touches(self, parts: np.ndarray, decoded: Decoded, fresh: np.ndarray) -> pl.DataFrame:
-        """The new touches with their partition, type code, time and user hash."""
-        is_fresh = np.zeros(len(decoded.events), dtype=bool)
-        is_fresh[fresh] = True
-        touches = decoded.touches.filter(pl.Series(is_fresh[decoded.touches["row"].to_numpy()]))
-        index = touches["row"].to_numpy()
-        return touches.with_columns(
-            pl.Series("part", parts[decoded.rows[index]], dtype=pl.Int64),
-            pl.Series("type", decoded.types[index], dtype=pl.UInt8),
-            pl.Series("time_ms", decoded.times_ms[index], dtype=pl.Int64),
+    def _ids(self, decoded: Decoded) -> np.ndarray:
+        texts = decoded.texts
+        names = {index: event.conversion_name for index, event in decoded.events.items() if event.conversion_name}
+        return event_hashes(texts["event_id"], texts["advertiser_id"], texts["platform"], decoded.types, names)
+
+    def _touches(self, parts: np.ndarray, decoded: Decoded, fresh: np.ndarray) -> FreshTouches:
+        """The new touches as columns."""
+        rows = fresh[decoded.types[fresh] < TOUCH_CODES]
+        names = ("platform", "advertiser_id", *self.policy.bounds.keep)
+        texts = {name: decoded.texts[name].take(rows) for name in (*names, "event_id", "user_id")}
+        coded_names = {name: coded(texts[name]) for name in names}
+        return FreshTouches(
+            parts[decoded.rows[rows]],
+            decoded.types[rows],
+            decoded.times_ms[rows],
+            decoded.costs[rows],
+            texts["event_id"],
+            texts["user_id"],
+            user_hashes(texts["user_id"], coded_names["advertiser_id"].codes),
+            coded_names,
         )
 
     def _work(
@@ -176,7 +188,9 @@ class CounterStage:
         for code in range(TOUCH_CODES, ADJUSTMENT + 1):
             if code != CONVERSION:
                 fold.counted["accepted", "", EVENT_TYPES[code]] += int((kinds == code).sum())
-        for index in fresh[kinds >= CONVERSION].tolist():
+        rows = fresh[kinds >= CONVERSION]
+        bases = user_hashes(decoded.texts["user_id"].take(rows), hash64(decoded.texts["advertiser_id"].take(rows)))
+        for index, base in zip(rows.tolist(), bases.tolist(), strict=True):
             event, time_ms = decoded.events[index], int(decoded.times_ms[index])
             message = messages[decoded.rows[index]]
             if event.event_type == "conversion":
@@ -184,25 +198,21 @@ class CounterStage:
                 if self.policy.at(time_ms).counted_action(event.conversion_name or "") is None:
                     fold.counted["noise",] += 1
                     continue
-            self._user(work, int(parts[decoded.rows[index]]), event).add(
-                event, time_ms, records.source_of(message), message
-            )
+            users = work.setdefault(int(parts[decoded.rows[index]]), {})
+            user = UserWork.of(users, event.advertiser_id, event.user_id, base)
+            user.add(event, time_ms, records.source_of(message), message)
         return work
-
-    def _user(self, work: dict[int, dict[str, UserWork]], partition: int, event: Event) -> UserWork:
-        return UserWork.of(work.setdefault(partition, {}), event.advertiser_id, event.user_id)
 
     def _publish_deltas(
         self,
         batches: dict[int, Batch],
-        touches: pl.DataFrame,
+        touches: FreshTouches,
         changed: list[CountDelta],
         suppressed: set[int],
         fold: Fold,
     ) -> None:
         bounds = self.policy.bounds
-        for platform, code, count in touches.group_by("platform", "type").len().iter_rows():
-            fold.counted["accepted", platform, EVENT_TYPES[code]] += count
+        self._count_accepted(touches, fold)
         marks = [
             deltas.Mark(partition, self.opened[partition].stream_ms, batch.ranges)
             for partition, batch in batches.items()
@@ -211,9 +221,20 @@ class CounterStage:
         if not marks:
             return
         if suppressed:
-            touches = touches.filter(~pl.col("part").is_in(list(suppressed)))
-        numbers = deltas.touch_deltas(touches, bounds.dimensions, bounds.window_ms)
+            touches = touches.take(~np.isin(touches.parts, list(suppressed)))
+        keys = [touches.names[name] for name in ("platform", "advertiser_id", *bounds.dimensions)]
+        numbers = deltas.touch_deltas(
+            touches.times_ms, touches.types, touches.costs, keys, self.names, bounds.window_ms
+        )
         self._send(numbers + _numbers(changed), marks, fold)
+
+    def _count_accepted(self, touches: FreshTouches, fold: Fold) -> None:
+        platforms = touches.names["platform"]
+        for code, kind in enumerate(TOUCH_TYPES):
+            rows = np.flatnonzero(touches.types == code)
+            _, first, counts = np.unique(platforms.codes[rows], return_index=True, return_counts=True)
+            for platform, count in zip(self.names.of(platforms, rows[first]), counts.tolist(), strict=True):
+                fold.counted["accepted", platform or "", kind] += count
 
     def _send(self, numbers: list[tuple[bytes, deltas.Numbers]], marks: list[deltas.Mark], fold: Fold) -> None:
         for partition, value in deltas.messages(numbers, marks, self.partitions, self.delta_partitions):

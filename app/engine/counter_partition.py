@@ -6,13 +6,12 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import polars as pl
-import xxhash
 
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.converters import Converters, user_field
 from app.attribution.state import Adjustment, Conversion
 from app.attribution.touches import Touches
+from app.columns.texts import Texts, hash64, stir
 from app.contract.events import Event, to_micros
 from app.contract.rows import KEPT_BYTES
 from app.dedup.seen import Seen
@@ -20,9 +19,8 @@ from app.engine.fold import Command, Record, Run
 from app.engine.state import StateRefused, check_version, unreadable
 from app.policy.model import DAY_MS, Policy
 
-VIEW_VERSION: Final = (
-    1  # of all that a counter keeps in Redis; one more with every change that an older release would misread
-)
+# of all that a counter keeps in Redis; one more with every change that an older release would misread
+VIEW_VERSION: Final = 2  # 2: ids, users and names by another hash
 
 
 class View(msgspec.Struct, array_like=True):
@@ -121,18 +119,18 @@ class UserWork:
 
     __slots__ = ("adjustments", "advertiser_id", "base", "conversions", "user_id")
 
-    def __init__(self, advertiser_id: str, user_id: str) -> None:
+    def __init__(self, advertiser_id: str, user_id: str, base: int) -> None:
         self.advertiser_id, self.user_id = advertiser_id, user_id
-        self.base = user_hash(advertiser_id, user_id)
+        self.base = base  # the user's hash
         self.conversions: list[Conversion] = []
         self.adjustments: list[Adjustment] = []
 
     @staticmethod
-    def of(users: "dict[str, UserWork]", advertiser_id: str, user_id: str) -> "UserWork":
+    def of(users: "dict[str, UserWork]", advertiser_id: str, user_id: str, base: int) -> "UserWork":
         """The user's work in `users`, begun if there is none yet."""
         field = user_field(advertiser_id, user_id)
         if field not in users:
-            users[field] = UserWork(advertiser_id, user_id)
+            users[field] = UserWork(advertiser_id, user_id, base)
         return users[field]
 
     def add(self, event: Event, time_ms: int, source: tuple[str, int, int, int], message: Record) -> None:
@@ -164,19 +162,8 @@ class UserWork:
             )
 
 
-def user_hash(advertiser_id: str, user_id: str) -> int:
-    """The 64-bit hash that stands for a user in touch records and the late index."""
-    return (xxhash.xxh3_64_intdigest(user_id.encode()) + _advertiser_code(advertiser_id)) & (2**64 - 1)
-
-
-def user_hashes(users: list[bytes], advertisers: pl.Series) -> np.ndarray:
-    """`user_hash` (uint64) of each (advertiser, user)."""
-    found = np.frombuffer(b"".join(map(xxhash.xxh3_64_digest, users)), dtype=">u8").astype(np.uint64)
-    different = advertisers.unique()
-    codes = pl.Series([_advertiser_code(name) for name in different.to_list()], dtype=pl.UInt64)
-    return found + advertisers.replace_strict(different, codes, return_dtype=pl.UInt64).to_numpy()
-
-
-def _advertiser_code(name: str) -> int:
-    # a seed of its own: an advertiser may be called as a platform is, whose code is added too
-    return xxhash.xxh3_64_intdigest(name.encode(), seed=1)
+def user_hashes(users: Texts, advertisers: np.ndarray) -> np.ndarray:
+    """The 64-bit hash (uint64) that stands for each (advertiser, user) in touch records and the late index; advertisers by
+    the codes of their names.
+    """
+    return hash64(users) + stir(advertisers)

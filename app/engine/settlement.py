@@ -3,33 +3,51 @@ written back.
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 
 from app.attribution import touches as touch_store
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.settle import settle
 from app.attribution.state import Conversion, Touch, UserState, pack, unpack
 from app.attribution.users import CountDelta, attributed_row, changes, prune, take_in
+from app.columns.texts import Coded, Texts, hash64, texts_of
 from app.contract import rows
-from app.contract.events import TOUCH_TYPES, Event, Rejection, to_micros
+from app.contract.events import TOUCH_TYPES, Rejection, to_micros
 from app.contract.rows import AttributedRow
-from app.engine.counter_partition import CounterPartition, UserWork, user_hashes
+from app.engine.counter_partition import CounterPartition, UserWork
 from app.engine.fold import Command, Fold, Run
-from app.intake.decode import Decoded
 from app.policy.model import Policy
 from app.publish import records
 from app.settings import Settings
 
 
-class Storable(NamedTuple):
-    """The creditable touches of one partition's batch: as they are stored, with each one's user hash and event."""
+class FreshTouches(NamedTuple):
+    """The new touches of a batch as aligned columns; `names`: platform, advertiser and the attributes that are kept."""
 
+    parts: np.ndarray
+    types: np.ndarray  # codes of TOUCH_TYPES
+    times_ms: np.ndarray
+    costs: np.ndarray  # NaN where there is none
+    event_ids: Texts
+    users: Texts
+    bases: np.ndarray  # hashes of (advertiser, user)
+    names: dict[str, Coded]
+
+    def take(self, rows: np.ndarray) -> "FreshTouches":
+        """Some of them, by index or mask."""
+        names = {name: column.take(rows) for name, column in self.names.items()}
+        texts = self.event_ids.take(rows), self.users.take(rows)
+        return FreshTouches(*(column[rows] for column in self[:4]), *texts, self.bases[rows], names)
+
+
+class Storable(NamedTuple):
+    """The creditable touches of one partition's batch, and as they are stored."""
+
+    touches: FreshTouches
     batch: touch_store.Batch
-    bases: np.ndarray
-    events: list[Event]
 
 
 class _Reading(NamedTuple):
@@ -47,9 +65,8 @@ class _Reading(NamedTuple):
 
 def settle_users(
     opened: dict[int, CounterPartition],
-    touches: pl.DataFrame,
+    touches: FreshTouches,
     work: dict[int, dict[str, UserWork]],
-    decoded: Decoded,
     suppressed: set[int],
     policy: Policy,
     settings: Settings,
@@ -57,7 +74,7 @@ def settle_users(
     fold: Fold,
 ) -> list[CountDelta]:
     """Stores the batch's creditable touches, settles every user concerned, and gives the changes of the counts."""
-    batches = _storable(touches, decoded, policy)
+    batches = _storable(touches, policy)
     readings = {}
     for partition in sorted({*work, *batches, *fold.writes}):
         readings[partition] = _reading(opened[partition], work.get(partition, {}), batches.get(partition), policy, fold)
@@ -72,34 +89,30 @@ def settle_users(
     return changed
 
 
-def _storable(touches: pl.DataFrame, decoded: Decoded, policy: Policy) -> dict[int, Storable]:
-    """The touches that some method can credit, by partition, with the user of each."""
-    if touches.is_empty():
-        return {}
-    creditable = policy.creditable()
-    wanted = pl.lit(False)
-    for code, kind in enumerate(TOUCH_TYPES):
-        names = [platform for platform, credited in creditable if credited == kind]
-        if names:
-            wanted = wanted | ((pl.col("type") == code) & pl.col("platform").is_in(names))
-    kept = touches.filter(wanted)
-    events, users = decoded.events, decoded.users
+def _storable(touches: FreshTouches, policy: Policy) -> dict[int, Storable]:
+    """The touches that some method can credit, by partition."""
+    platforms = touches.names["platform"].codes
+    wanted = np.zeros(len(platforms), dtype=bool)
+    for platform, kind in policy.creditable():
+        wanted |= (platforms == name_code(platform)) & (touches.types == TOUCH_TYPES.index(kind))
     found = {}
-    for (partition,), part in kept.partition_by("part", as_dict=True, maintain_order=True).items():
-        index = part["row"].to_list()
-        sources = [events[row] for row in index]
-        bases = user_hashes([users[row] for row in index], part["advertiser_id"])
-        platforms = part["platform"].unique()
-        salts = pl.Series([touch_store.name_code(platform) for platform in platforms.to_list()], dtype=pl.UInt64)
+    for partition in np.unique(touches.parts[wanted]).tolist():
+        kept = touches.take(np.flatnonzero(wanted & (touches.parts == partition)))
         batch = touch_store.Batch(
-            kinds=part["type"].to_numpy(),
-            users=bases + part["platform"].replace_strict(platforms, salts, return_dtype=pl.UInt64).to_numpy(),
-            times_ms=part["time_ms"].to_numpy(),
-            event_ids=[event.event_id for event in sources],
-            attributes=[part[name] for name in policy.bounds.keep],
+            kinds=kept.types,
+            users=kept.bases + touch_store.platform_salts(kept.names["platform"].codes),
+            times_ms=kept.times_ms,
+            event_ids=kept.event_ids,
+            attributes=[kept.names[name] for name in policy.bounds.keep],
         )
-        found[int(partition)] = Storable(batch, bases, sources)
+        found[partition] = Storable(kept, batch)
     return found
+
+
+@cache
+def name_code(name: str) -> int:
+    """The code of one name."""
+    return int(hash64(texts_of([name.encode()]))[0])
 
 
 def _reading(
@@ -113,9 +126,11 @@ def _reading(
     names: list[Command] = []
     if storable is not None:
         packed, names = view.touches.encode(storable.batch, view.stream_ms)
-        for index in np.flatnonzero(view.converters.latest_of(storable.bases) > storable.batch.times_ms).tolist():
+        touches = storable.touches
+        for index in np.flatnonzero(view.converters.latest_of(touches.bases) > touches.times_ms).tolist():
             # late: a conversion that it may be credited with is settled already
-            UserWork.of(work, storable.events[index].advertiser_id, storable.events[index].user_id)
+            advertiser, user = touches.names["advertiser_id"].texts.at(index), touches.users.at(index)
+            UserWork.of(work, advertiser or "", user or "", int(touches.bases[index]))
             fold.counted["late",] += 1
     wanted = view.touches.wanted(_lookups(work.values(), policy))
     reads, fields = view.converters.read_commands(list(work))
@@ -142,7 +157,7 @@ def _places(conversion: Conversion, policy: Policy) -> list[tuple[str, str]]:
 
 def platform_user(base: int, platform: str) -> int:
     """The hash of a user on a platform, as touch records carry it."""
-    return (base + touch_store.name_code(platform)) & (2**64 - 1)
+    return (base + touch_store.platform_salt(platform)) & (2**64 - 1)
 
 
 def _settle_partition(

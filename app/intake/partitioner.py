@@ -4,27 +4,28 @@ import zlib
 
 import numpy as np
 
+from app.columns.texts import Texts
+
 _SEED = np.uint32(0x9747B28C)
 _M = np.uint32(0x5BD1E995)
 
 
-def owners(users: list[bytes], partitions: int, partitioner: str) -> np.ndarray:
+def owners(users: Texts, partitions: int, partitioner: str) -> np.ndarray:
     """The owning partition (int64) of each user id, by `murmur2` (Java's default) or `crc32` (librdkafka's)."""
     if partitioner == "crc32":
-        return np.fromiter(map(zlib.crc32, users), dtype=np.int64, count=len(users)) % partitions
+        raw = memoryview(users.buffer)
+        spans = zip(users.starts.tolist(), (users.starts + users.lengths).tolist(), strict=True)
+        return np.array([zlib.crc32(raw[start:end]) for start, end in spans], dtype=np.int64) % partitions
     return (_murmur2(users) & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
 
 
-def _murmur2(keys: list[bytes]) -> np.ndarray:
+def _murmur2(keys: Texts) -> np.ndarray:
     """Kafka's murmur2 of each key, one NumPy pass per key length."""
-    lengths = np.fromiter(map(len, keys), dtype=np.int64, count=len(keys))
-    starts = np.cumsum(lengths) - lengths
-    data = np.frombuffer(b"".join(keys) + b"\0\0\0\0", dtype=np.uint8)
     hashes = np.empty(len(keys), dtype=np.uint32)
     with np.errstate(over="ignore"):
-        for length in np.unique(lengths).tolist():
-            rows = np.flatnonzero(lengths == length)
-            hashes[rows] = _murmur2_of_length(data, starts[rows], length)
+        for length in np.unique(keys.lengths).tolist():
+            rows = np.flatnonzero(keys.lengths == length)
+            hashes[rows] = _murmur2_of_length(keys.buffer, keys.starts[rows], length)
     return hashes
 
 

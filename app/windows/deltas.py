@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import polars as pl
 import xxhash
 
+from app.columns.texts import Coded, Names
 from app.contract import rows
 from app.contract.events import MICROS, TOUCH_TYPES
 
@@ -49,27 +51,34 @@ decode = msgspec.json.Decoder(DeltaMessage).decode
 Numbers = tuple[int, int, int, int, int, int]
 
 
-def touch_deltas(touches: pl.DataFrame, dimensions: tuple[str, ...], window_ms: int) -> list[tuple[bytes, Numbers]]:
-    """Adds up touches (columns time_ms, type, platform, advertiser_id, cost and the dimensions) by window and
-    dimensions.
-    """
-    if touches.is_empty():
+def touch_deltas(
+    times_ms: np.ndarray, types: np.ndarray, costs: np.ndarray, keys: list[Coded], names: Names, window_ms: int
+) -> list[tuple[bytes, Numbers]]:
+    """Adds up touches (aligned columns) by window and `keys`: platform, advertiser and the dimensions."""
+    if not len(times_ms):
         return []
-    keys = ["window", "platform", "advertiser_id", *dimensions]
+    micros = np.rint(np.nan_to_num(costs) * MICROS).astype(np.int64)
+    columns = {str(place): key.codes for place, key in enumerate(keys)}
+    measures = {name: types == code for code, name in enumerate(TOUCH_MEASURES)}
+    rows_of = {"window": times_ms // window_ms * window_ms, "cost": micros, "row": np.arange(len(times_ms))}
     counts = (
-        touches.with_columns((pl.col("time_ms") // window_ms * window_ms).alias("window"))
-        .group_by(keys)
-        .agg(
-            *((pl.col("type") == code).sum().alias(name) for code, name in enumerate(TOUCH_MEASURES)),
-            (pl.col("cost") * MICROS).round(mode="half_to_even").cast(pl.Int64).sum().alias("cost_micros"),
-        )
+        pl.DataFrame(columns | measures | rows_of)
+        .group_by("window", *columns)
+        .agg(pl.col("row").first(), *(pl.col(name).sum() for name in (*TOUCH_MEASURES, "cost")))
     )
+    first = counts["row"].to_numpy()
+    platforms, advertisers, *dimensions = (names.of(key, first) for key in keys)
     found: list[tuple[bytes, Numbers]] = []
-    for window, platform, advertiser, *rest in counts.iter_rows():
-        names, (views, clicks, engaged_views, cost) = rest[: len(dimensions)], rest[len(dimensions) :]
-        found.append(
-            (rows.count_key(window, platform, advertiser, names, "", ""), (views, engaged_views, clicks, 0, 0, cost))
-        )
+    for window, platform, advertiser, rest, views, clicks, engaged_views, cost in zip(
+        counts["window"].to_list(),
+        platforms,
+        advertisers,
+        zip(*dimensions, strict=True) if dimensions else [()] * len(first),
+        *(counts[name].to_list() for name in (*TOUCH_MEASURES, "cost")),
+        strict=True,
+    ):
+        key = rows.count_key(window, platform or "", advertiser or "", list(rest), "", "")
+        found.append((key, (views, engaged_views, clicks, 0, 0, cost)))
     return found
 
 

@@ -86,7 +86,7 @@ def _session(world: World, session: Session, epochs: dict[int, int]) -> Any:
 
 def _owned(world: World, session: Session, partition: int, epoch: int) -> Any:
     taker = world.takers.get(ledger_key(TAG, partition))
-    standing = (taker is session.store, world.openers.get(partition) is session)
+    standing = (taker is session.store, world.openers.get(partition) is session.producer)
     owned = session.owned.get(partition)
     if owned is None:
         return standing

@@ -96,7 +96,7 @@ class OwnedBroker(Broker):
         if outcome is Outcome.COMMITTED:
             for _, partition in transaction.offsets.get(GROUP, {}):
                 opener = self.world.openers.get(partition)
-                if opener is not None and opener.producer.transaction is not transaction:
+                if opener is not None and opener.transaction is not transaction:
                     raise Violation(f"a former owner of partition {partition} committed after it was taken over")
 
 
@@ -112,7 +112,7 @@ class World:
         self.disks: list[dict[bytes, Any]] = []  # what Redis held before each of its changes
         self.clients = MemoryClients(self.broker)
         self.takers: dict[str, MemoryStore] = {}  # who raised each ledger's epoch last
-        self.openers: dict[int, Session] = {}  # who finished `reopen` last
+        self.openers: dict[int, Any] = {}  # the producer of who finished `reopen` last
         self.at_step: Callable[[Process, str], None] | None = None
         self.slots = {name: Process(name, grant) for name, grant in zip("AB", scene.grants, strict=True)}
         self.left_behind: list[Process] = []  # paused processes that were replaced by new ones of the same name
@@ -157,7 +157,7 @@ class World:
         if step == "reopened" and process.session is not None:
             for partition in process.session.owned:
                 if self.takers.get(ledger_key(TAG, partition)) is process.session.store:
-                    self.openers[partition] = process.session
+                    self.openers[partition] = process.session.producer
             if not self.scene.hangs:
                 self._expire_hanging(process.session)
         if self.at_step is not None:

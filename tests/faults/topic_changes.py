@@ -127,7 +127,8 @@ def start_refused(deployment: Deployment, role: str, slot: int = 0) -> str:
 def obey(deployment: Deployment, group: str, why: str) -> None:
     """Does what a refusal says: sets the offsets `topic:partition to offset` that it names."""
     places = [
-        (topic, int(partition), int(offset)) for topic, partition, offset in re.findall(r"([\w.-]+):(\d+) to (\d+)", why)
+        (topic, int(partition), int(offset))
+        for topic, partition, offset in re.findall(r"([\w.-]+):(\d+) to (\d+)", why)
     ]
     assert places, why
     set_offsets(deployment, group, places)

@@ -1,15 +1,19 @@
 """The columnar path of the intake accepts and rejects exactly the events that the strict contract does, with the same reasons."""
 
 import json
+import math
+from random import Random
 from typing import Any
 
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.contract.events import Rejection, decode_event
+from app.columns.texts import texts_of
+from app.contract.events import EVENT_TYPES, TOUCH_TYPES, Rejection, decode_event
 from app.intake.decode import decode_batch
 from app.intake.partitioner import owners
+from app.intake.shapes import WORTH_LEARNING, Shapes
 from app.policy.model import Bounds
 from app.verify.partition import crc32, murmur2
 from tests.unit.test_contract import DAY_MS, NOW_MS, PLATFORMS, REFUSED, adjustment, conversion, encoded, view, without
@@ -94,26 +98,30 @@ def records(draw: st.DrawFn) -> tuple[bytes | None, bytes | None]:
     return draw(st.sampled_from([raw, raw, raw, raw, raw, raw, raw, None, b"", b"\xef\xbb\xbf" + raw, b"null"])), key
 
 
-def agree(batch: list[tuple[bytes | None, bytes | None]]) -> None:
-    """Holds the batch's judgement against the strict one, row by row."""
+def agree(batch: list[tuple[bytes | None, bytes | None]], shapes: Shapes | None = None) -> None:
+    """Holds the batch's judgement against the strict one, row by row and field by field."""
     stamps = np.full(len(batch), NOW_MS, dtype=np.int64)
-    decoded = decode_batch([raw for raw, _ in batch], [key for _, key in batch], stamps, PLATFORMS, BOUNDS)
-    accepted = dict(
-        zip(decoded.rows.tolist(), zip(decoded.events, decoded.times_ms.tolist(), strict=True), strict=True)
-    )
+    values, keys = [raw for raw, _ in batch], [key for _, key in batch]
+    decoded = decode_batch(values, keys, stamps, PLATFORMS, BOUNDS, shapes or Shapes())
+    index_of = {row: index for index, row in enumerate(decoded.rows.tolist())}
     rejected = dict(decoded.rejections)
-    assert not accepted.keys() & rejected.keys()
+    assert not index_of.keys() & rejected.keys()
+    columns = {name: texts.to_list() for name, texts in decoded.texts.items()}
     for row, (raw, key) in enumerate(batch):
         strict = decode_event(raw, key, NOW_MS, PLATFORMS, BOUNDS.max_event_age_ms, BOUNDS.max_clock_skew_ms)
         if isinstance(strict, Rejection):
             assert rejected.get(row) == strict, (raw, key)
-        else:
-            assert accepted.get(row) == (strict.event, strict.time_ms), (raw, key)
-    touches = [
-        index for index, event in enumerate(decoded.events) if event.event_type in ("view", "click", "engaged_view")
-    ]
-    assert decoded.touches["row"].to_list() == touches
-    assert decoded.touches["campaign_id"].to_list() == [decoded.events[index].campaign_id for index in touches]
+            continue
+        assert row in index_of, (raw, key)
+        index, event = index_of[row], strict.event
+        assert int(decoded.times_ms[index]) == strict.time_ms
+        assert EVENT_TYPES[decoded.types[index]] == event.event_type
+        assert {name: column[index] for name, column in columns.items()} == {
+            name: getattr(event, name) for name in columns
+        }
+        cost = float(decoded.costs[index])
+        assert (None if math.isnan(cost) else cost) == event.cost
+        assert decoded.events.get(index) == (None if event.event_type in TOUCH_TYPES else event)
 
 
 @given(st.lists(records(), min_size=1, max_size=12))
@@ -128,12 +136,102 @@ def test_the_columnar_and_the_strict_path_judge_every_record_alike(
     agree(batch)
 
 
+NUMBERS = ("0", "12", "0.25", "12.50", "-1", "01", "1.", ".5", "1e3", "00", "0.0", "-0", "1.2.3", "+1", "1_0", "9" * 15, "9" * 16,
+           "10000000000", "10000000000.5", "0.1234567890123", "123456789.123456", "NaN", "", "5 ", " 5", "0x1", "null", "true", '"1"')  # fmt: skip
+TIMES = (
+    *(str(NOW_MS + shift) for shift in (0, 1, -8 * DAY_MS, 301_000)), "0" + str(NOW_MS)[1:], str(NOW_MS)[:-1],
+    f"{NOW_MS}0", f"{NOW_MS}.0", "1e12", f"0{NOW_MS}", f"{str(NOW_MS)[:-1]}x",
+)  # fmt: skip
+CHANGES = (
+    b"",
+    b'"',
+    b"\\",
+    b"{",
+    b"}",
+    b":",
+    b",",
+    b" ",
+    b"\x00",
+    b"\n",
+    b"\x7f",
+    b"\xc3\xbc",
+    b"\xff",
+    b"0",
+    b"9",
+    b"a",
+    b"-",
+    b".",
+    b"null",
+)
+
+
+TOUCHES = (view(), view(event_type="click", click_id="k"), view(event_type="engaged_view", source="s", medium="m"))
+OTHERS = (
+    conversion(value=3, currency="USD"),
+    without(view(event_type="visit", page="/"), "platform", "campaign_id"),
+    adjustment(),
+    view(event_type="tick"),
+)
+ADDED = (
+    {},
+    {"cost": "COST"},
+    {"cost": "COST"},
+    {"extra": "COST"},
+    {"cost": "COST", "ctx": {"event_id": "e"}},
+    {"cost": None},
+    {"extra": "text", "flag": True},
+)
+LONG = {"event_id": 129, "landing_page": 2049, "ad_id": 129, "user_id": 129, "click_id": 513, "advertiser_id": 129}
+
+
+def written_alike(chance: Random) -> list[tuple[bytes | None, bytes | None]]:
+    """So many records written alike that their shape is learnt, and among them some with one thing that is odd."""
+    event = dict(chance.choice(TOUCHES * 3 + OTHERS)) | chance.choice(ADDED)
+    separators = chance.choice([(",", ":"), (", ", ": ")])
+    user = event["user_id"].encode()
+
+    def written(number: str = "0.25", time: str = TIMES[0], **fields: str) -> bytes:
+        text = json.dumps(event | {"event_time": "TIME"} | fields, separators=separators)
+        return text.replace('"COST"', number).replace('"TIME"', time).encode()
+
+    def odd() -> tuple[bytes, bytes | None]:
+        kind = chance.choice(["number", "time", "key", "length", "platform", "byte", "byte", "byte", "field"])
+        raw = written(chance.choice(["0", "0.25", "12"]))
+        if kind == "number":
+            return written(chance.choice(NUMBERS)), user
+        if kind == "time":
+            return written(time=chance.choice(TIMES)), user
+        if kind == "key":
+            return raw, chance.choice([None, b"other", user + b"0", user[:-1]])
+        if kind == "length":
+            name = chance.choice([*LONG])
+            text = chance.choice(["", "x", "x" * (LONG[name] - 1), "x" * LONG[name]])
+            return written(**{name: text}), (text.encode() if name == "user_id" else user)
+        if kind == "platform":
+            return written(platform=chance.choice([*PLATFORMS, "nowhere", "met", "metaa"])), user
+        if kind == "field":
+            return written(**{chance.choice([*event]): chance.choice(["text", "view", "clic", "clickk"])}), user
+        at = chance.randrange(len(raw) + 1)
+        return raw[:at] + chance.choice(CHANGES) + raw[at + chance.randrange(3) :], user
+
+    found = [(written(), user) for _ in range(WORTH_LEARNING)] + [odd() for _ in range(12)]
+    chance.shuffle(found)
+    return found
+
+
+@given(st.integers(0, 2**64))
+def test_records_that_are_nearly_of_a_shape_met_before_are_judged_like_any_other(seed: int) -> None:
+    chance, shapes = Random(seed), Shapes()
+    for _ in range(3):
+        agree(written_alike(chance), shapes)
+
+
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=30), st.integers(1, 64))
 def test_the_column_s_partitioners_are_those_of_the_producers(users: list[bytes], partitions: int) -> None:
-    assert owners(users, partitions, "murmur2").tolist() == [
+    assert owners(texts_of(users), partitions, "murmur2").tolist() == [
         (murmur2(user) & 0x7FFFFFFF) % partitions for user in users
     ]
-    assert owners(users, partitions, "crc32").tolist() == [crc32(user) % partitions for user in users]
+    assert owners(texts_of(users), partitions, "crc32").tolist() == [crc32(user) % partitions for user in users]
 
 
 def test_murmur2_gives_the_values_of_kafka_s_own_tests() -> None:
@@ -145,4 +243,4 @@ def test_murmur2_gives_the_values_of_kafka_s_own_tests() -> None:
         b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
     }
     for key, value in known.items():
-        assert owners([key], 2**31, "murmur2").tolist() == [value & 0x7FFFFFFF]
+        assert owners(texts_of([key]), 2**31, "murmur2").tolist() == [value & 0x7FFFFFFF]

@@ -10,6 +10,7 @@ from enum import Enum
 from random import Random
 from typing import Any, Final
 
+from app.columns.texts import texts_of
 from app.contract.events import TOUCH_TYPES
 from app.intake.partitioner import owners
 from app.policy.model import Policy
@@ -231,7 +232,7 @@ class _Scribe:
             event["event_id"] += f"+{len(self.arrivals)}"
 
     def _send(self, user_id: str, key: bytes | None, value: bytes | None) -> None:
-        partition = int(owners([user_id.encode()], self.partitions, self.policy.bounds.partitioner)[0])
+        partition = int(owners(texts_of([user_id.encode()]), self.partitions, self.policy.bounds.partitioner)[0])
         if self.order is not Order.LOG and self.chance.randint(0, 3) == 0:
             partition = self.chance.randint(0, self.partitions - 1)
         topic = self.chance.randint(0, self.topics - 1) if self.topics > 1 else 0

@@ -1,0 +1,67 @@
+"""Columns of texts: hashed as the reference does it, compared byte by byte, picked and read back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.columns.texts import Names, begins_with, coded, eight_digits, equal, hash64, texts_of, words_of
+
+MASK = 2**64 - 1
+M = 0xC6A4A7935BD1E995
+raws = st.lists(st.one_of(st.none(), st.binary(max_size=40)), min_size=1, max_size=20)
+
+
+def murmur64a(data: bytes, seed: int = 0) -> int:
+    """Austin Appleby's MurmurHash64A, word by word."""
+    hashed = seed ^ (len(data) * M & MASK)
+    whole = len(data) // 8 * 8
+    for at in range(0, whole, 8):
+        word = int.from_bytes(data[at : at + 8], "little") * M & MASK
+        hashed = (hashed ^ ((word ^ (word >> 47)) * M & MASK)) * M & MASK
+    if whole < len(data):
+        hashed = (hashed ^ int.from_bytes(data[whole:], "little")) * M & MASK
+    hashed = (hashed ^ (hashed >> 47)) * M & MASK
+    return hashed ^ (hashed >> 47)
+
+
+@given(raws, st.integers(0, MASK))
+def test_hashes_are_the_reference_s(values: list[bytes | None], seed: int) -> None:
+    expected = [0 if value is None else murmur64a(value, seed) or 1 for value in values]
+    assert hash64(texts_of(values), np.full(len(values), seed, dtype=np.uint64)).tolist() == expected
+
+
+def test_a_hash_is_stable_over_releases_since_state_holds_it() -> None:
+    assert hash64(texts_of([b"", b"meta", b"google_ads"])).tolist() == [1, 4071116533376431935, 5816871575631687079]
+
+
+@given(raws, raws)
+def test_equal_is_equal_bytes(left: list[bytes | None], right: list[bytes | None]) -> None:
+    size = min(len(left), len(right))
+    pairs = [*zip(left[:size], right[:size], strict=True), *zip(left, left, strict=True)]
+    found = equal(texts_of([one for one, _ in pairs]), texts_of([other for _, other in pairs]))
+    assert found.tolist() == [one == other for one, other in pairs]
+
+
+@given(st.binary(max_size=60), st.binary(min_size=1, max_size=30), st.integers(0, 60))
+def test_begins_with_looks_at_every_byte(data: bytes, constant: bytes, at: int) -> None:
+    data = data[:at] + constant + data[at:]
+    buffer = np.frombuffer(data + bytes(8), dtype=np.uint8)
+    starts = np.arange(len(data) - len(constant) + 1)
+    expected = [data.startswith(constant, start) for start in starts.tolist()]
+    assert begins_with(words_of(buffer), starts, constant).tolist() == expected
+
+
+@pytest.mark.parametrize("text", ["00000000", "12345678", "99999999", "1234567a", "1234567:", "/2345678", "12 45678"])
+def test_eight_digits_are_read_or_refused(text: str) -> None:
+    sound, number = eight_digits(np.array([int.from_bytes(text.encode(), "little")], dtype=np.uint64))
+    assert bool(sound[0]) == text.isdigit()
+    assert not text.isdigit() or int(number[0]) == int(text)
+
+
+def test_names_are_found_again_by_their_codes_and_forgotten_where_they_are_too_many() -> None:
+    column = coded(texts_of([b"meta", None, "zoë".encode(), b"meta", b""]))
+    names = Names(size_max=2)
+    for _ in range(3):
+        assert names.of(column, np.arange(5)) == ["meta", None, "zoë", "meta", ""]
+    assert len(names) <= 4
