@@ -69,8 +69,6 @@ def counting(bootstrap: str, redis_url: str, name: str, folder: Path, workers_bo
         yield deployment
 
 
-@pytest.mark.smoke
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_half_open_network_to_redis_stops_counting_and_resumes_exactly(
     network: Network, seed: int, record_property: Callable[[str, object], None]

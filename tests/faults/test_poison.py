@@ -42,8 +42,6 @@ def deployment(services: Services, topic_prefix: str, tmp_path: Path) -> Iterato
         yield running
 
 
-@pytest.mark.smoke
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_huge_records_and_a_burst_of_null_ones_amid_the_load_are_refused_and_nothing_else(
     deployment: Deployment, chance: random.Random, seed: int

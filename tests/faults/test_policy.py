@@ -48,8 +48,6 @@ def versions_of_rows(deployment: Deployment) -> dict[int, list[int]]:
     return found
 
 
-@pytest.mark.smoke
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_changed_method_without_effective_from_is_refused_and_the_others_count_on(
     deployment: Deployment, seed: int, tmp_path: Path

@@ -33,8 +33,6 @@ REPLICA = "point ONECOUNT_REDIS_URL at its master"
 NOTICED_S_MAX = LOOK_S + 5  # a batch, and a machine that is busy
 
 
-@pytest.mark.smoke
-@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_write_that_is_executed_after_its_timeout_counts_once(counting: Counting, seed: int) -> None:
     """Redis stops just as a MULTI reaches it, until the worker has given up; then it executes what it had received."""

@@ -49,10 +49,10 @@ class Soak:
         return self.chance.choice(WORKERS)
 
     def restart_the_dead(self) -> None:
-        """What a supervisor does; a worker that refuses (exit code 3) is a failure here."""
+        """What a supervisor does; a worker that refuses (exit code 3) is a failure here. SIGTERM ends one that only begins."""
         for name, worker in self.workers.items():
             if worker.poll() is not None:
-                assert worker.returncode in (0, -signal.SIGKILL), self.deployment.logs()
+                assert worker.returncode in (0, -signal.SIGKILL, -signal.SIGTERM), self.deployment.logs()
                 self.workers[name] = self.deployment.start(*name)
 
     def sample(self) -> None:

@@ -159,8 +159,6 @@ def test_workers_whose_clocks_jump_count_exactly(
 # --- The future
 
 
-@pytest.mark.smoke
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_flood_from_the_future_is_refused_and_moves_no_watermark(
     brisk: Deployment, chance: random.Random, seed: int

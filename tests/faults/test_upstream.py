@@ -62,8 +62,6 @@ def history(deployment: Deployment, seed: int, count: int, ago_ms: int, mix: Mix
     return list(located(deployment, events(seed, count, now_ms() - ago_ms, policy, mix, count / 1_800)))
 
 
-@pytest.mark.smoke
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_retries_at_once_and_hours_later_change_no_count(deployment: Deployment, seed: int) -> None:
     """Every tenth record is sent twice in a row; 40 hours of stream time later all come again, byte for byte."""
