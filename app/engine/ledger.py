@@ -99,12 +99,36 @@ def decide(
     offset that each topic still holds and its end. Raises `StateRefused`.
     """
     first = {topic: begins for topic, (begins, _) in log.items()}
+    known = {topic: offset for topic, offset in committed.items() if offset is not None}
+    _refuse_impossible(ledger, partition, partitions, known, log, group)
+    if not ledger.offsets:
+        return Opening(Mode.REBUILD if known else Mode.LIVE, dict(first))
+    # where C was set to the log's start (see above), what lies before it is given up
+    start = {topic: max(ledger.offsets.get(topic, 0), first[topic]) for topic in first}
+    if ledger.rebuilding:
+        return Opening(Mode.REBUILD, start)
+    if not any(offset < known.get(topic, offset) for topic, offset in start.items()):
+        return Opening(Mode.LIVE, start)
+    # A Redis that lost its last second is behind by several batches. Cut otherwise than they were, they would end in other
+    # revisions, so what they published is read back, as after a rebuild.
+    is_one_batch = all(begun.get(topic) == offset for topic, offset in start.items() if topic in known)
+    return Opening(Mode.REPLAY if is_one_batch else Mode.REBUILD, start)
+
+
+def _refuse_impossible(
+    ledger: Ledger,
+    partition: int,
+    partitions: int,
+    known: dict[str, int],
+    log: dict[str, tuple[int, int]],
+    group: str,
+) -> None:
+    """Raises `StateRefused` where M, C (`known`) and the log cannot be what this deployment left."""
     if ledger.partitions is not None and ledger.partitions != partitions:
         raise StateRefused(
             f"partition {partition}: the state was built for {ledger.partitions} partitions, the topic has {partitions}: users have moved; "
             "stop all workers and run `onecount reset`"
         )
-    known = {topic: offset for topic, offset in committed.items() if offset is not None}
     for topic, reached in known.items():
         if reached > log[topic][1]:
             way = f"set them to the state's ({_as_offsets(ledger, partition)}), or " if ledger.offsets else ""
@@ -112,10 +136,8 @@ def decide(
                 f"partition {partition}: the group {group} has committed offset {reached} of {topic}, whose log ends at {log[topic][1]}: it lost "
                 f"records, or the offsets were set by hand; {way}run `onecount reset`"
             )
-    if not ledger.offsets:
-        return Opening(Mode.REBUILD if known else Mode.LIVE, dict(first))
     for topic, offset in ledger.offsets.items():
-        if topic not in first:
+        if topic not in log:
             raise StateRefused(
                 f"partition {partition}: the state holds events of {topic}, which is no input any more: put it back or run `onecount reset`"
             )
@@ -130,22 +152,13 @@ def decide(
                 f"partition {partition}: the state reaches to offset {offset} of {topic}, but the group {group} has committed {reached} only: they were set "
                 f"back by hand; set them to the state's ({_as_offsets(ledger, partition)}), or run `onecount reset`"
             )
-        if offset < first[topic] != reached:
-            way = f"to go on without them set {topic}:{partition} to {first[topic]}, or " if reached == offset else ""
+        first = log[topic][0]
+        if offset < first != reached:
+            way = f"to go on without them set {topic}:{partition} to {first}, or " if reached == offset else ""
             raise StateRefused(
-                f"partition {partition}: {topic} now begins at offset {first[topic]}, the state reaches to {offset}: retention deleted records that "
+                f"partition {partition}: {topic} now begins at offset {first}, the state reaches to {offset}: retention deleted records that "
                 f"are not in it; {way}run `onecount reset`"
             )
-    # where C was set to the log's start (see above), what lies before it is given up
-    start = {topic: max(ledger.offsets.get(topic, 0), first[topic]) for topic in first}
-    if ledger.rebuilding:
-        return Opening(Mode.REBUILD, start)
-    if not any(offset < known.get(topic, offset) for topic, offset in start.items()):
-        return Opening(Mode.LIVE, start)
-    # A Redis that lost its last second is behind by several batches. Cut otherwise than they were, they would end in other
-    # revisions, so what they published is read back, as after a rebuild.
-    is_one_batch = all(begun.get(topic) == offset for topic, offset in start.items() if topic in known)
-    return Opening(Mode.REPLAY if is_one_batch else Mode.REBUILD, start)
 
 
 def _as_offsets(ledger: Ledger, partition: int) -> str:
