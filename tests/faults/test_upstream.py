@@ -108,8 +108,6 @@ def test_everything_from_an_hour_ago_sent_once_more_changes_no_count(
     assert published_counts(deployment, hour_ago_ms) == before
 
 
-@pytest.mark.smoke
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_an_event_on_two_topics_and_on_foreign_partitions_counts_once(
     two_topics: Deployment, chance: random.Random, seed: int

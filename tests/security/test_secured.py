@@ -52,7 +52,8 @@ def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: Secur
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("listener", ["OAUTH", pytest.param("MTLS", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("listener", ["OAUTH", "MTLS"])
 def test_counting_with_tokens_and_with_client_certificates(
     secured: Secured, topic_prefix: str, tmp_path: Path, listener: str
 ) -> None:
