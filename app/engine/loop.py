@@ -17,6 +17,7 @@ from app.engine.failpoint import passing
 from app.engine.fold import Batch, Fold
 from app.engine.layout import refuse_changed_topics
 from app.engine.ledger import Mode
+from app.engine.memory import give_back
 from app.engine.offsets import refuse_unproven
 from app.engine.policy_topic import end_offset, establish, version_count, write_topics
 from app.engine.rebuild import finish_rebuild, refuse_short_log
@@ -88,12 +89,17 @@ class Worker:
                     session.close()
                 if store is not None:
                     store.close()
+                session = store = None
+                give_back()
 
     def _run_session(self, session: Session, store: RedisStore | ClusterStore, policy_end: int) -> None:
         idle, looked = IdleClock(), time.monotonic()
         while not self.stop.is_set():
             self.observer.beat()
+            was_rebuilding = _is_rebuilding(session)
             step(session, self.settings, self.observer)
+            if was_rebuilding and not _is_rebuilding(session):
+                give_back()
             idle.look(session)
             if time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
@@ -110,6 +116,10 @@ class Worker:
         if end != known_end and version_count(self.settings, self.clients) != self.versions:
             raise SessionEnded("the policy has a new version")
         return end
+
+
+def _is_rebuilding(session: Session) -> bool:
+    return any(owned.mode is Mode.REBUILD for owned in session.owned.values())
 
 
 def refuse_unsafe(store: RedisStore | ClusterStore) -> None:

@@ -108,9 +108,9 @@ class Deployment:
             generator.terminate()
             generator.wait()
 
-    def finish(self) -> Report:
+    def finish(self, caught_up_s: float = CAUGHT_UP_S) -> Report:
         """How every case ends: each row is exact, each worker stops by itself, no transaction is open, no process left."""
-        report = self.assert_exact()
+        report = self.assert_exact(caught_up_s)
         for worker in self.running:
             if worker.poll() is None:
                 assert self.stop(worker) == 0, self.logs()
@@ -167,10 +167,10 @@ class Deployment:
         with closing(open_store(self.settings.redis_url.get_secret_value(), REDIS_TIMEOUT_S)) as store:
             remove_keys(store, f"{{{self.settings.namespace}.*")
 
-    def assert_exact(self) -> Report:
+    def assert_exact(self, caught_up_s: float = CAUGHT_UP_S) -> Report:
         """Waits until all is counted, and compares every row with the independent computation; what that found."""
         policy = recorded_policy(self.settings, KafkaClients(self.settings))
-        report = verify(self.settings, policy, show=5, wait_s=CAUGHT_UP_S)
+        report = verify(self.settings, policy, show=5, wait_s=caught_up_s)
         assert report.ok, f"{report}\n{self.logs()}"
         return report
 
