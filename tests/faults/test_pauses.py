@@ -28,7 +28,7 @@ ZOMBIE, OWNER = 0, 1  # their slots
 # hand, and comes back in its old session.
 PAUSES = [
     ("reopened", 1, None),
-    ("batch_read", 25, "taken over by another worker"),
+    ("batch_read", 60, "taken over by another worker"),
     ("folded", 3, "Kafka: "),
     ("transaction_begun", 4, "Kafka: "),
     ("produced", 3, "Kafka: "),
