@@ -137,6 +137,7 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
     batches = {partition: taken for partition, owned in session.owned.items() if (taken := owned.take())}
     read_s = time.perf_counter() - started
     if batches:
+        passing("batch_read")
         observer.step("read", read_s)
         _carry(session, batches, observer)
     for partition, owned in list(session.owned.items()):
@@ -171,7 +172,6 @@ def _read(session: Session, settings: Settings) -> None:
         size_bytes += bytes_taken
         if time.monotonic() >= deadline:
             break
-    passing("batch_read")
 
 
 def _carry(session: Session, batches: dict[int, Batch], observer: Observer) -> None:

@@ -132,7 +132,7 @@ class Session:
         key = ledger.ledger_key(self.stage.tag, partition)
         taken = ledger.read_ledger(self.store.run(ledger.take_commands(key)))  # 1. the epoch, 2. M
         places = [TopicPartition(topic, partition) for topic in self.reading.topics]
-        found = self._kafka(self.consumer.committed, places, self.timeout_s)  # 3. C, waiting for open transactions
+        found = self._kafka(self._committed, places)  # 3. C, waiting for open transactions
         committed = {place.topic: place.offset if place.offset >= 0 else None for place in found}
         log = {place.topic: self._kafka(self.consumer.get_watermark_offsets, place, self.timeout_s) for place in places}
         begun = {
@@ -156,6 +156,17 @@ class Session:
         self.owned[partition] = owned
         self.stored[partition] = dict(taken.offsets)
         passing("reopened")
+
+    def _committed(self, places: list[TopicPartition]) -> list[TopicPartition]:
+        try:
+            return self.consumer.committed(places, self.timeout_s)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._TIMED_OUT:
+                raise
+            raise SessionEnded(
+                f"Kafka: {error.args[0].str()}; if this goes on, a transaction holds the offsets of group {self.reading.group}"
+                " back that Kafka never ended: see `A transaction that never ends` in docs/runbook.md"
+            ) from error
 
     def _forget(self, partition: int, epoch: int) -> ledger.Ledger:
         """Empties a partition's state but for its epoch, so that it is rebuilt; the ledger that is left."""

@@ -33,10 +33,12 @@ BROKER_SETTINGS = {
     # A group starts when its first member comes, and tests may use short session timeouts.
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "500",
-    # A dead producer's transaction is aborted a second after its timeout, not up to ten.
-    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     # After kill -9 the controller lets a broker return only when its old session has run out.
     "broker.session.timeout.ms": "3000",
+    # A dead producer's transaction is aborted up to so long after its timeout. Longer than the broker's session, as Kafka's
+    # defaults are (10 s and 9 s): a broker back from kill -9 that looks before it may return can lose the abort markers, and
+    # the transaction never ends.
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "5000",
     "broker.heartbeat.interval.ms": "500",
     # The default, 128 MiB, is a quarter of the small heap.
     "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),
@@ -237,6 +239,15 @@ def kafka_version() -> str:
     return version[1]
 
 
+def tool_command(main_class: str) -> list[str]:
+    """The command that runs one of Kafka's tools, named by its class, as its bin/kafka-*.sh does. Errors: as `local_kafka`."""
+    return [
+        _java(),
+        *("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"),
+        *("-cp", _class_path(), main_class),
+    ]
+
+
 def _java() -> str:
     home = os.environ.get("JAVA_HOME")
     found = shutil.which("java", path=f"{home}/bin") if home else shutil.which("java")
@@ -312,8 +323,7 @@ def _format_storage(brokers: list[_Broker]) -> None:
     cluster_id = (
         "k" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
     )  # Java takes a leading - for an option
-    java = [_java(), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp", _class_path()]
-    tool = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config"]
+    tool = [*tool_command("kafka.tools.StorageTool"), "format", "--cluster-id", cluster_id, "--config"]
     running = [
         subprocess.Popen(
             [*tool, str(broker.folder / "server.properties")],

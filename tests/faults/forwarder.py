@@ -32,6 +32,10 @@ class Forwarder:
         self._target_port = None
         self._break_all()
 
+    def refuse(self) -> None:
+        """Lets no new connection through; what is on its way in the present ones arrives."""
+        self._target_port = None
+
     def lead_to(self, port: int) -> None:
         """Breaks all connections; new ones go to this port."""
         self._target_port = port
@@ -69,9 +73,15 @@ class Forwarder:
             Thread(target=self._serve, args=(client, server), daemon=True).start()
 
     def _serve(self, client: socket.socket, server: socket.socket) -> None:
-        back = Thread(target=_pump, args=(server, client, lambda: None), daemon=True)
+        back = Thread(target=_pass_back, args=(server, client), daemon=True)
         back.start()
-        _pump(client, server, lambda: self.before)
+        with suppress(OSError):
+            while chunk := client.recv(65_536):
+                if self.before is not None:
+                    self.before(chunk)
+                server.sendall(chunk)
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_WR)  # after all that the client sent, even if nobody waits for answers any more
         back.join()
         with self._lock:
             self._sockets -= {client, server}
@@ -79,14 +89,13 @@ class Forwarder:
             server.close()
 
 
-def _pump(source: socket.socket, sink: socket.socket, hook: Callable[[], Callable[[bytes], None] | None]) -> None:
+def _pass_back(server: socket.socket, client: socket.socket) -> None:
+    """The server's answers; those that the client does not take any more are thrown away, or the server would notice."""
     with suppress(OSError):
-        while chunk := source.recv(65_536):
-            before = hook()
-            if before is not None:
-                before(chunk)
-            sink.sendall(chunk)
-    for each in (source, sink):
+        while chunk := server.recv(65_536):
+            with suppress(OSError):
+                client.sendall(chunk)
+    for each in (server, client):
         with suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)
 

@@ -5,6 +5,7 @@ the outputs or not at all.
 """
 
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from app.local import LocalKafka, local_kafka, local_redis
+from app.local.kafka import tool_command
 from app.local.processes import pick_ports
 from tests.faults.proxy import Hold, Proxy, messages, proxy
 from tests.faults.redis_state import wait_until_counting
@@ -170,6 +172,71 @@ def test_a_broker_restarted_in_mid_transaction_at_random_moments_counts_exactly(
             time.sleep(down_s)
             kafka.start()
     behind.finish()
+
+
+@pytest.mark.timeout(300)
+def test_a_transaction_that_kafka_never_ends_is_named_and_ended_as_the_runbook_says(
+    proxy_port: int, topic_prefix: str, tmp_path: Path, seed: int
+) -> None:
+    """A broker that is back from kill -9, aborts a transaction before it has been let in again, and then loses the markers:
+    so it happens when it looks for old transactions more often than it needs for its return.
+    """
+    with (
+        local_kafka(
+            advertise=[proxy_port],
+            listeners={DIRECT: "PLAINTEXT"},
+            transaction_abort_timed_out_transaction_cleanup_interval_ms=200,
+        ) as kafka,
+        proxy(kafka.ports[0], proxy_port, messages) as between,
+        local_redis() as server,
+        deployed(
+            *(kafka.bootstrap_of(DIRECT), server.url, topic_prefix, tmp_path),
+            request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
+        ) as deployment,
+    ):
+        for role in ROLES:
+            deployment.start(role, ONECOUNT_BOOTSTRAP=between.address)
+        with deployment.load(seed=seed):
+            count_on(deployment)
+            taken = take(between, deployment, "counter", is_answer=False)
+            kafka.kill()
+            taken.hold.hang_up()
+            time.sleep(deployment.settings.transaction_timeout_ms / 1000)
+            kafka.start()
+            deployment.wait_until(
+                lambda: any("never ended" in why for why in in_doubt(deployment, "counter")), "the counter says so", 60
+            )
+            hung = hanging(kafka)
+            assert {"__consumer_offsets", deployment.settings.deltas_topic} <= {each["Topic"] for each in hung}
+            for each in hung:
+                end_transaction(kafka, each)
+            wait_until_resolved(deployment, taken)
+            taken.hold.release()
+        deployment.finish()
+
+
+def hanging(kafka: LocalKafka) -> list[dict[str, str]]:
+    """The transactions that Kafka's own tool calls hanging: topic, partition, and the offset at which each begins."""
+    said = transactions(kafka, "find-hanging", "--broker-id", "0", "--max-transaction-timeout", "0")
+    names, *rows = [line.split() for line in said.splitlines() if line.strip()]
+    return [dict(zip(names, row, strict=False)) for row in rows]
+
+
+def end_transaction(kafka: LocalKafka, hung: dict[str, str]) -> None:
+    transactions(
+        *(kafka, "abort", "--topic", hung["Topic"], "--partition", hung["Partition"]),
+        *("--start-offset", hung["StartOffset"]),
+    )
+
+
+def transactions(kafka: LocalKafka, *arguments: str) -> str:
+    """What Kafka's bin/kafka-transactions.sh says."""
+    command = [*tool_command("org.apache.kafka.tools.TransactionsCommand"), "--bootstrap-server"]
+    done = subprocess.run(
+        [*command, kafka.bootstrap_of(DIRECT), *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 class Taken(NamedTuple):

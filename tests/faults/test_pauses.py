@@ -28,7 +28,7 @@ ZOMBIE, OWNER = 0, 1  # their slots
 # hand, and comes back in its old session.
 PAUSES = [
     ("reopened", 1, None),
-    ("batch_read", 60, "taken over by another worker"),
+    ("batch_read", 3, "taken over by another worker"),
     ("folded", 3, "Kafka: "),
     ("transaction_begun", 4, "Kafka: "),
     ("produced", 3, "Kafka: "),
@@ -127,13 +127,16 @@ def test_an_owner_whose_transaction_timed_out_during_a_pause_counts_its_batch_ag
         with deployment.load(seed=seed):
             counter = deployment.start("counter", failpoint="offsets_sent:3:stop")
             deployment.wait_until(lambda: is_stopped(counter), "the counter is stopped")
-            time.sleep(6)
+            time.sleep(2 + 5 + 2)  # its timeout, how often the broker looks, and a broker that is busy
             counter.send_signal(signal.SIGCONT)
             deployment.wait_until(lambda: ends(deployment, "counter", ZOMBIE), "the counter gives up")
-            assert ends(deployment, "counter", ZOMBIE)[0].startswith("Kafka: ")
+            # nobody else is there to fence it
+            assert (
+                "Failed to end transaction: Local: This instance has been fenced"
+                in ends(deployment, "counter", ZOMBIE)[0]
+            )
             deployment.wait_until(lambda: deployment.owned("counter") == list(range(PARTITIONS)), "it begins anew", 60)
         deployment.finish()
-        assert aborted_records(deployment, deployment.settings.deltas_topic) > 0
 
 
 def pause_at_each(deployment: Deployment, role: str, pauses: list[tuple[str, int, str | None]], seed: int) -> None:

@@ -41,19 +41,21 @@ def test_a_write_that_is_executed_after_its_timeout_counts_once(counting: Counti
         forwarder(server.port) as address,
         counting(address.redis_url, request_timeout_ms=REQUEST_TIMEOUT_S * 1000) as deployment,
     ):
-        late = 0
         with deployment.load(seed=seed):
             for _ in range(2):
                 wait_until_counting(deployment, server.url)
                 stop = StopAtWrite(server, deployment)
                 address.before = stop
                 assert stop.done.wait(20), "no batch was written"
+                address.refuse()  # so that whatever changes next is that write
                 time.sleep(REQUEST_TIMEOUT_S + 1.5)
                 os.kill(server.pid, signal.SIGCONT)
-                # no worker can be this far by itself yet: it first has to join its group anew
-                late += state_offsets(server.url, deployment.settings) != stop.state
+                deployment.wait_until(
+                    lambda stop=stop: state_offsets(server.url, deployment.settings) != stop.state,
+                    "the write is executed late",
+                )
+                address.lead_to(server.port)
                 wait_until_counting(deployment, server.url)
-        assert late, "no write was executed late"
         assert sum("Timeout" in why for why in reasons(deployment)) >= 2, deployment.logs()
         deployment.finish()
 

@@ -27,8 +27,22 @@ def least_privilege(environment: dict[str, str], folder: Path) -> list[AclBindin
     command.write_text(f"#!/bin/sh\nprintf '%s\\t' \"$@\" >> '{said}'\necho >> '{said}'\n")
     command.chmod(0o700)
     said.unlink(missing_ok=True)
-    subprocess.run([SCRIPT], env=os.environ | environment | {"KAFKA_ACLS": str(command)}, check=True)
+    run_script(environment, str(command))
     return [binding for line in said.read_text().splitlines() for binding in _bindings(line.split("\t")[:-1])]
+
+
+def run_script(environment: dict[str, str], kafka_acls: str) -> None:
+    """Runs it for these ONECOUNT_* variables with a kafka-acls command."""
+    subprocess.run([SCRIPT], env=os.environ | environment | {"KAFKA_ACLS": kafka_acls}, check=True)
+
+
+def given(admin: AdminClient, name: str) -> list[AclBinding]:
+    """All rights in the cluster on topics, groups and transactional ids of a deployment."""
+    every = AclBindingFilter(
+        *(ResourceType.ANY, None, ResourcePatternType.ANY, None, None),
+        *(AclOperation.ANY, AclPermissionType.ANY),
+    )
+    return [each for each in admin.describe_acls(every).result(10) if each.name.startswith(f"{name}.")]
 
 
 def _bindings(arguments: list[str]) -> list[AclBinding]:

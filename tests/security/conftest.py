@@ -36,7 +36,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     ):
         admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
         _add_scram_users(admin)
-        addresses = {name: kafka.bootstrap_of(name) for name in LISTENERS}
+        addresses = {"PLAINTEXT": kafka.bootstrap} | {name: kafka.bootstrap_of(name) for name in LISTENERS}
         yield Secured(folder, authority.ca, addresses, redis_url, tokens.url, admin)
 
 

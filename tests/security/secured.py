@@ -33,7 +33,7 @@ class Secured:
 
     folder: Path
     ca: Path
-    addresses: dict[str, str]  # by listener
+    addresses: dict[str, str]  # by listener; who comes by PLAINTEXT may do everything
     redis_url: str  # without a user
     token_url: str
     admin: AdminClient
@@ -159,17 +159,22 @@ class SecuredDeployment:
         return folder
 
 
+def names_of(name: str) -> dict[str, str]:
+    """The topics and groups of a deployment, as the ONECOUNT_* variables that deploy/kafka-acls.sh reads."""
+    names = {"ONECOUNT_EVENTS_TOPICS": f"{name}.events", "ONECOUNT_COUNTER_GROUP": f"{name}.counter"}
+    names |= {"ONECOUNT_AGGREGATOR_GROUP": f"{name}.aggregator"}
+    for topic in ("dlq", "rekeyed", "deltas", "policy", "attributed", "counts"):
+        names[f"ONECOUNT_{topic.upper()}_TOPIC"] = f"{name}.{topic}"
+    return names
+
+
 @contextmanager
 def secured_deployment(secured: Secured, listener: str, name: str, folder: Path) -> Iterator[SecuredDeployment]:
     """Topics made by the operator, and to everyone just what deploy/kafka-acls.sh gives; its processes end with the block.
 
     The test itself acts as the operator, too: what it verifies, it reads with the operator's rights.
     """
-    names = {"ONECOUNT_EVENTS_TOPICS": f"{name}.events", "ONECOUNT_COUNTER_GROUP": f"{name}.counter"}
-    names |= {"ONECOUNT_AGGREGATOR_GROUP": f"{name}.aggregator"}
-    for topic in ("dlq", "rekeyed", "deltas", "policy", "attributed", "counts"):
-        names[f"ONECOUNT_{topic.upper()}_TOPIC"] = f"{name}.{topic}"
-    rights = least_privilege(names, folder)
+    rights = least_privilege(names_of(name), folder)
     grant(secured.admin, rights)
     with secured.redis_admin() as admin:
         admin.flushall()

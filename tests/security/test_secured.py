@@ -3,12 +3,15 @@ worker says when that is too little; and that no secret is told on the way.
 """
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.security.secured import MARK, Secured, SecuredDeployment, secured_deployment
+from app.local.kafka import tool_command
+from tests.security.acls import given, least_privilege, run_script
+from tests.security.secured import MARK, Secured, SecuredDeployment, names_of, secured_deployment
 
 ROOT = Path(__file__).resolve().parents[2]
 A_PART_OF = {"cluster|slots": "cluster"}  # what is allowed is a part of the command
@@ -49,6 +52,22 @@ def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: Secur
     assert_no_secret(
         *(command.stdout + command.stderr for command in said), scram.log("counter"), scram.log("aggregator")
     )
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.faults
+def test_the_script_gives_those_rights_by_kafkas_own_command(
+    secured: Secured, topic_prefix: str, tmp_path: Path
+) -> None:
+    """The other tests run it with a stand-in for kafka-acls, since each of its calls takes a second."""
+    names = names_of(topic_prefix)
+    command = tmp_path / "kafka-acls.sh"
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(tool_command("org.apache.kafka.tools.AclCommand"))} "$@"\n')
+    command.chmod(0o700)
+    run_script(names, f"{command} --bootstrap-server {secured.addresses['PLAINTEXT']}")
+    rights = given(secured.admin, topic_prefix)
+    assert rights
+    assert sorted(map(str, rights)) == sorted(map(str, set(least_privilege(names, tmp_path))))
 
 
 @pytest.mark.timeout(120)
