@@ -62,7 +62,7 @@ def refuse_changed_topics(settings: Settings, role: str, clients: Clients) -> tu
 def _refuse_missing(name: str, was_used: bool) -> None:
     if was_used:
         raise StateRefused(f"the topic {name} is gone, and with it what it held; {RESET}")
-    raise StateRefused(f"no such topic: {name}; run `onecount topics create`")
+    raise StateRefused(f"no such topic: {name}; run `onecount topics create`, or give the right to describe it")
 
 
 def _refuse_another(name: str, recorded: Topic, found: Topic, owns: bool) -> None:

@@ -72,7 +72,9 @@ class Session:
         }
         missing = [topic for topic in self.reading.topics if topic not in counts]
         if missing:
-            raise StateRefused(f"no such topic: {', '.join(missing)}; run `onecount topics create`")
+            raise StateRefused(
+                f"no such topic: {', '.join(missing)}; run `onecount topics create`, or give the right to describe it"
+            )
         if len(set(counts.values())) != 1:
             raise StateRefused(
                 f"input topics differ in their partition counts ({counts}), so a user would have several owners; make them equal"

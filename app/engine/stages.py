@@ -36,5 +36,7 @@ def partition_counts(settings: Settings, clients: Clients) -> dict[str, int]:
         reader.close()
     missing = [name for name in (*settings.input_topics(), settings.deltas_topic) if name not in topics]
     if missing:
-        raise StateRefused(f"no such topic: {', '.join(missing)}; run `onecount topics create`")
+        raise StateRefused(
+            f"no such topic: {', '.join(missing)}; run `onecount topics create`, or give the right to describe it"
+        )
     return {name: len(topic.partitions) for name, topic in topics.items()}
