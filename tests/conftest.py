@@ -152,7 +152,7 @@ def _redis_container() -> Iterator[str]:
     from testcontainers.community.redis import RedisContainer
 
     container = RedisContainer(REDIS_IMAGE).with_command(
-        "redis-server --appendonly yes --save '' --maxmemory-policy noeviction --set-max-intset-entries 16384"
+        "redis-server --appendonly yes --save '' --maxmemory-policy noeviction"
     )
     with container:
         yield f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"

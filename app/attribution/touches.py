@@ -1,14 +1,11 @@
 """The touches of one partition that a conversion may still be credited to, as packed records in Redis strings.
 
-A record is fixed-size: the user's hash, the time, the event id, and a 64-bit code for each kept attribute. Records are
-appended to
-`{tag}:touch:<kind>:<segment>:<width>:<bucket>`: a segment is a span of event time that expires as a whole, the width
-class fits the event id, so that ids of any length compare exactly, and a bucket gathers the users whose hash ends
-alike. One APPEND per bucket writes a batch, one MGET reads what the converting users need. Names stand behind their
-codes in the hashes `{tag}:names:<slot>`.
+A record is fixed-size: the time, the event id, a 64-bit code for each kept attribute, and the user's hash. Records of one
+*segment* are a table `{tag}:touch:<kind>:<segment>:<width>`: a segment is a span of event time that expires as a whole, and
+the width class fits the event id, so that ids of any length compare exactly. Names stand behind their codes in the hashes
+`{tag}:names:<slot>`.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -16,23 +13,20 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from app.attribution.state import Touch
-from app.columns.texts import Coded, Texts, hash64, stir, texts_of
+from app.columns.table import HASH, Command, Lookup, Runner, StateDamaged, Table, among, record_type
+from app.columns.texts import Coded, KnownCodes, Texts, hash64, stir, texts_of
 from app.contract.events import TOUCH_TYPES
 from app.policy.model import DAY_MS, Policy
 
-BUCKETS: Final = 512
 ID_WIDTHS: Final = (16, 40, 512)  # a short id, a UUID, and 128 characters of UTF-8
 SEGMENTS_PER_WINDOW: Final = 4
+SPAN_MAX_MS: Final = 45 * DAY_MS  # a record's time is its segment's start and 32 bits
+NEW_MAX: Final = 1 << 16  # records of a partition that are in no run yet, over all segments
 MAX_CACHED_NAMES: Final = 1_000_000
 _NULL_CODE: Final = 0
 _PLATFORM: Final = np.uint64(0x9E3779B97F4A7C15)  # an advertiser may be called as a platform is, and is added too
 
-Command = tuple[Any, ...]
 SegmentKey = tuple[str, int, int]  # kind, segment, id width
-
-
-class UnknownName(Exception):
-    """A touch names a code that the dictionary lacks: the state in Redis is damaged and must be rebuilt."""
 
 
 class Batch(NamedTuple):
@@ -47,11 +41,18 @@ class Batch(NamedTuple):
     attributes: list[Coded]  # one column per kept attribute
 
 
-def record_type(width: int, attributes: int) -> np.dtype[Any]:
-    """The layout of a record with event ids of `width` bytes and so many attribute codes."""
-    return np.dtype(
-        [("user", "<u8"), ("time", "<i8"), ("id", f"S{width}"), *((f"code{at}", "<u8") for at in range(attributes))]
-    )
+class Wanted(NamedTuple):
+    """What to ask Redis for touches: the commands of each segment's lookup."""
+
+    commands: list[Command]
+    lookups: list[tuple[SegmentKey, Lookup]]
+
+
+def touch_record(width: int, attributes: int) -> np.dtype[Any]:
+    """The layout of a record with event ids of `width` bytes and so many attribute codes; `time` in ms after the segment's
+    start.
+    """
+    return record_type([("time", "<u4"), ("id", f"S{width}"), *((f"code{at}", "<u8") for at in range(attributes))])
 
 
 def platform_salts(codes: np.ndarray) -> np.ndarray:
@@ -73,17 +74,27 @@ class Touches:
         self.horizon_ms = policy.bounds.correction_horizon_ms
         self.lookback_ms = {kind: policy.lookback_ms(kind) for kind in ("view", "engaged_view", "click")}
         first = Policy(policy.bounds, policy.versions[:1])  # a later version must find what was stored under this one
-        self.span_ms = {kind: max(DAY_MS, first.lookback_ms(kind) // SEGMENTS_PER_WINDOW) for kind in self.lookback_ms}
+        self.span_ms = {
+            kind: min(max(DAY_MS, first.lookback_ms(kind) // SEGMENTS_PER_WINDOW), SPAN_MAX_MS)
+            for kind in self.lookback_ms
+        }
         self.slot_ms = max(self.lookback_ms.values()) + self.horizon_ms + max(self.span_ms.values())
         self.width = len(policy.bounds.keep)
-        self.segments: set[SegmentKey] = set()
+        self.segments: dict[SegmentKey, Table] = {}
         self.slots: set[int] = set()
-        self._written: tuple[int, set[int]] = (-1, set())  # the codes whose names this slot of stream time holds
+        self._written = -1, KnownCodes()  # the codes whose names this slot of stream time holds
         self._names: dict[int, str | None] = {_NULL_CODE: None}
 
-    def key(self, segment: SegmentKey, bucket: int) -> str:
-        """The Redis key of one bucket of a segment."""
-        return f"{{{self.tag}}}:touch:{segment[0]}:{segment[1]}:{segment[2]}:{bucket}"
+    def load(self, segment: SegmentKey, count: int, run: Runner) -> None:
+        """Reads a live segment of so many records back after this process took the partition over. Raises `StateDamaged`."""
+        self._table(segment).load(count, run)
+
+    def _table(self, segment: SegmentKey) -> Table:
+        if segment not in self.segments:
+            kind, number, width = segment
+            key = f"{{{self.tag}}}:touch:{kind}:{number}:{width}"
+            self.segments[segment] = Table(key, touch_record(width, self.width))
+        return self.segments[segment]
 
     def names_key(self, slot: int) -> str:
         """The Redis key of the dictionary for touches stored in this slot of stream time."""
@@ -103,8 +114,9 @@ class Touches:
             if not len(rows):
                 continue
             width, length = ID_WIDTHS[widths[rows[0]]], int(lengths[rows[0]])
-            packed = np.empty(len(rows), dtype=record_type(width, self.width))
-            packed["user"], packed["time"] = batch.users[rows], batch.times_ms[rows]
+            packed = np.empty(len(rows), dtype=touch_record(width, self.width))
+            start_ms = int(segments[rows[0]]) * int(spans[rows[0]])
+            packed[HASH], packed["time"] = batch.users[rows], batch.times_ms[rows] - start_ms
             packed["id"] = np.ascontiguousarray(buffer[starts[rows, None] + np.arange(length)]).view(f"S{length}")[:, 0]
             for position, column in enumerate(batch.attributes):
                 packed[f"code{position}"] = column.codes[rows]
@@ -115,89 +127,78 @@ class Touches:
 
     def _new_names(self, columns: list[Coded], slot: int) -> list[Command]:
         if self._written[0] != slot or len(self._written[1]) > MAX_CACHED_NAMES:
-            self._written = slot, {_NULL_CODE}
-        written = self._written[1]
-        command: list[Any] = ["HSET", self.names_key(slot)]
+            self._written = slot, KnownCodes()
         if len(self._names) > MAX_CACHED_NAMES:
             self._names = {_NULL_CODE: None}
+        command: list[Any] = ["HSET", self.names_key(slot)]
         for column in columns:
-            codes, rows = np.unique(column.codes, return_index=True)
-            for code, row in zip(codes.tolist(), rows.tolist(), strict=True):
-                if code in written:
-                    continue
-                written.add(code)
-                name = column.texts.at(row) or ""
+            for row in self._written[1].meet(column.codes):
+                code, name = int(column.codes[row]), column.texts.at(row) or ""
                 if self._names.setdefault(code, name) != name:
-                    raise UnknownName(f"two names share the code {code}: {name!r} and {self._names[code]!r}")
+                    raise StateDamaged(f"two names share the code {code}: {name!r} and {self._names[code]!r}")
                 command += [code, name]
         if len(command) == 2:
             return []
         self.slots.add(slot)
         return [tuple(command)]
 
-    def append(self, records: dict[SegmentKey, np.ndarray]) -> list[Command]:
-        """The APPENDs that store a batch's records."""
-        commands: list[Command] = []
-        for segment, packed in records.items():
-            self.segments.add(segment)
-            buckets = (packed["user"] & np.uint64(BUCKETS - 1)).astype(np.int64)
-            order = np.argsort(buckets, kind="stable")
-            ordered = buckets[order]
-            raw, size = packed[order].tobytes(), packed.dtype.itemsize
-            starts = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1, [len(ordered)]])
-            for start, end, bucket in zip(
-                starts[:-1].tolist(), starts[1:].tolist(), ordered[starts[:-1]].tolist(), strict=True
-            ):
-                commands.append(("APPEND", self.key(segment, bucket), raw[start * size : end * size]))
+    def store(self, records: dict[SegmentKey, np.ndarray]) -> list[Command]:
+        """The commands that store a batch's records."""
+        nothing = np.empty(0)
+        for segment in records:
+            self._table(segment)
+        commands = [
+            command
+            for segment, table in self.segments.items()
+            for command in table.write(records.get(segment, nothing))
+        ]
+        while sum(table.new_count for table in self.segments.values()) > NEW_MAX:
+            largest = max(self.segments.values(), key=lambda table: table.new_count)
+            commands += largest.write(nothing, flush=True)
         return commands
 
-    def wanted(self, users_and_times: Iterable[tuple[str, int, int]]) -> list[tuple[SegmentKey, int]]:
-        """The live (segment, bucket)s that may hold an eligible touch, for (kind, user hash, conversion time) triples."""
-        live: dict[str, list[SegmentKey]] = {}
-        for segment in self.segments:
-            live.setdefault(segment[0], []).append(segment)
-        found: dict[tuple[SegmentKey, int], None] = {}
+    def wanted(self, users_and_times: Iterable[tuple[str, int, int]]) -> Wanted:
+        """The commands that read what may hold an eligible touch, for (kind, user hash, conversion time) triples."""
+        asked: dict[str, list[tuple[int, int]]] = {}
         for kind, user, time_ms in users_and_times:
-            for segment in live.get(kind, ()):
-                span_ms = self.span_ms[kind]
-                if segment[1] * span_ms < time_ms and (segment[1] + 1) * span_ms > time_ms - self.lookback_ms[kind]:
-                    found[segment, user & (BUCKETS - 1)] = None
-        return list(found)
-
-    def read_commands(self, wanted: list[tuple[SegmentKey, int]]) -> list[Command]:
-        """One MGET for the wanted buckets."""
-        return [("MGET", *(self.key(segment, bucket) for segment, bucket in wanted))] if wanted else []
+            asked.setdefault(kind, []).append((user, time_ms))
+        columns = {
+            kind: (np.array([user for user, _ in found], dtype=np.uint64), np.array([time_ms for _, time_ms in found]))
+            for kind, found in asked.items()
+        }
+        wanted = Wanted([], [])
+        for segment, table in self.segments.items():
+            kind, number, _ = segment
+            users = np.empty(0, dtype=np.uint64)
+            if kind in columns:
+                users, times_ms = columns[kind]
+                start_ms = number * self.span_ms[kind]
+                end_ms = start_ms + self.span_ms[kind] + self.lookback_ms[kind]
+                users = users[(start_ms < times_ms) & (times_ms < end_ms)]
+            lookup = table.lookup(users)
+            wanted.lookups.append((segment, lookup))
+            wanted.commands.extend(lookup.commands)
+        return wanted
 
     def pool(
-        self,
-        wanted: list[tuple[SegmentKey, int]],
-        blobs: list[bytes | None],
-        records: dict[SegmentKey, np.ndarray],
-        users: np.ndarray,
+        self, wanted: Wanted, replies: list[bytes], records: dict[SegmentKey, np.ndarray], users: np.ndarray
     ) -> "Pool":
-        """The stored records and this batch's of the given user hashes, ready to be searched."""
-        by_segment: dict[SegmentKey, list[np.ndarray]] = {}
-        raw: dict[SegmentKey, list[bytes]] = {}
-        for (segment, _), blob in zip(wanted, blobs, strict=True):
-            if blob:
-                raw.setdefault(segment, []).append(blob)
-        for segment, parts in raw.items():
-            stored = np.frombuffer(b"".join(parts), dtype=record_type(segment[2], self.width))
-            by_segment.setdefault(segment, []).append(stored)
-        for (
-            segment,
-            packed,
-        ) in records.items():  # after the stored ones, so that equal records stay in order of acceptance
-            by_segment.setdefault(segment, []).append(packed)
-        pool = Pool()
-        for segment, arrays in by_segment.items():
-            for packed in arrays:
-                pool.add(segment[0], packed[np.isin(packed["user"], users)])
-        return pool
+        """The stored records of the wanted users, and this batch's of `users` (sorted hashes), ready to be searched. Raises
+        `StateDamaged`.
+        """
+        parts: list[tuple[SegmentKey, np.ndarray]] = []
+        at = 0
+        for segment, lookup in wanted.lookups:
+            found = self.segments[segment].found(lookup, replies[at : at + len(lookup.commands)])
+            at += len(lookup.commands)
+            parts.append((segment, found))
+        # after the stored ones, so that equal records stay in order of acceptance
+        parts += [(segment, packed[among(packed[HASH], users)]) for segment, packed in records.items()]
+        return Pool(parts, self.span_ms)
 
-    def unknown_codes(self, records: Iterable[Any]) -> list[int]:
+    def unknown_codes(self, found: Iterable["Found"]) -> list[int]:
         """The codes among the records whose names this process has not read yet."""
-        return list({code for record in records for code in record[3:] if code not in self._names})
+        return list({code for each in found for code in each.codes if code not in self._names})
 
     def names_commands(self, codes: list[int]) -> list[Command]:
         """Reads names for `learn`; every live slot is asked."""
@@ -210,13 +211,13 @@ class Touches:
                 if name is not None:
                     self._names[code] = name.decode()
 
-    def touch(self, kind: str, record: Any) -> Touch:
-        """A record as a `Touch`. Raises `UnknownName` where the dictionary lacks one of its codes."""
+    def touch(self, found: "Found") -> Touch:
+        """A record as a `Touch`. Raises `StateDamaged` where the dictionary lacks one of its codes."""
         try:
-            attributes = tuple([self._names[code] for code in record[3:]])
+            attributes = tuple([self._names[code] for code in found.codes])
         except KeyError as error:
-            raise UnknownName(f"partition {self.tag}: no name for code {error}; run `onecount rebuild`") from error
-        return Touch(kind, record[1], record[2].decode(), attributes)
+            raise StateDamaged(f"partition {self.tag}: no name for code {error}; run `onecount rebuild`") from error
+        return Touch(found.kind, found.time_ms, found.event_id.decode(), attributes)
 
     def expire(self, stream_ms: int) -> list[Command]:
         """Forgets the segments and dictionaries that no conversion can reach any more; the UNLINKs that free them."""
@@ -225,51 +226,63 @@ class Touches:
             for segment in self.segments
             if stream_ms >= (segment[1] + 1) * self.span_ms[segment[0]] + self.lookback_ms[segment[0]] + self.horizon_ms
         }
-        self.segments -= ended
-        commands: list[Command] = [
-            ("UNLINK", *(self.key(segment, bucket) for bucket in range(BUCKETS))) for segment in sorted(ended)
-        ]
+        commands: list[Command] = [("UNLINK", *self.segments.pop(segment).redis_keys()) for segment in sorted(ended)]
         old = {slot for slot in self.slots if stream_ms >= (slot + 2) * self.slot_ms}
         self.slots -= old
         return commands + [("UNLINK", self.names_key(slot)) for slot in sorted(old)]
 
 
+class Found(NamedTuple):
+    """A touch record that a conversion may be credited to."""
+
+    kind: str
+    time_ms: int
+    event_id: bytes
+    codes: tuple[int, ...]
+
+
 class Pool:
-    """Touch records of the users at hand, by kind and user, searched for the latest before a conversion."""
+    """Touch records of the users at hand, searched for the latest before a conversion."""
 
-    def __init__(self) -> None:
-        self._found: dict[str, list[Any]] = {}
-        self._ranges: dict[tuple[str, int], tuple[list[int], list[Any]]] = {}
+    def __init__(self, parts: list[tuple[SegmentKey, np.ndarray]], span_ms: dict[str, int]) -> None:
+        self._parts = [(segment, records) for segment, records in parts if len(records)]
+        self._span_ms = span_ms
 
-    def add(self, kind: str, packed: np.ndarray) -> None:
-        """Adds records of one kind."""
-        if len(packed):
-            self._found.setdefault(kind, []).extend(packed.tolist())
-            self._ranges.clear()
-
-    def best(self, kind: str, user: int, time_ms: int) -> Any | None:
-        """The record of this kind and user hash with the largest (time, event id) strictly before `time_ms`, of
-        equal ones the first accepted; None if there is none.
+    def best(self, kind: str, users: np.ndarray, times_ms: np.ndarray) -> "list[Found | None]":
+        """For each user hash and time (aligned; ms): the record of this kind with the largest (time, event id) strictly
+        before it, of equal ones the first accepted; None if there is none.
         """
-        if not self._ranges:
-            self._sort()
-        ordered = self._ranges.get((kind, user))
-        if ordered is None:
-            return None
-        index = bisect_left(ordered[0], time_ms) - 1
-        if index < 0:
-            return None
-        found = ordered[1]
-        # a touch that came again after its id was forgotten stands twice; sorting kept the order of acceptance
-        while index > 0 and found[index - 1][1:3] == found[index][1:3]:
-            index -= 1
-        return found[index]
-
-    def _sort(self) -> None:
-        groups: dict[tuple[str, int], list[Any]] = {}
-        for kind, records in self._found.items():
-            for record in records:
-                groups.setdefault((kind, record[0]), []).append(record)
-        for key, records in groups.items():
-            records.sort(key=lambda record: (record[1], record[2]))
-            self._ranges[key] = ([record[1] for record in records], records)
+        parts = [(segment, records) for segment, records in self._parts if segment[0] == kind]
+        if not parts:
+            return [None] * len(users)
+        starts_ms = [segment[1] * self._span_ms[kind] for segment, _ in parts]
+        held = np.concatenate([records[HASH] for _, records in parts])
+        held_ms = np.concatenate(
+            [
+                start_ms + records["time"].astype(np.int64)
+                for start_ms, (_, records) in zip(starts_ms, parts, strict=True)
+            ]
+        )
+        origin = np.repeat(np.arange(len(parts)), [len(records) for _, records in parts])
+        place = np.concatenate([np.arange(len(records)) for _, records in parts])
+        # one key stands for user and time, in that order
+        _, user_ranks = np.unique(np.concatenate([held, users]), return_inverse=True)
+        _, time_ranks = np.unique(np.concatenate([held_ms, times_ms]), return_inverse=True)
+        keys = (user_ranks.astype(np.int64) << 32) | time_ranks
+        held_keys, asked = keys[: len(held)], keys[len(held) :]
+        order = np.argsort(held_keys, kind="stable")
+        ordered = held_keys[order]
+        last = ordered.searchsorted(asked) - 1
+        is_found = (last >= 0) & (ordered[last] >> 32 == asked >> 32)
+        first = ordered.searchsorted(ordered[last])
+        found: list[Found | None] = []
+        for valid, low, high in zip(is_found.tolist(), first.tolist(), last.tolist(), strict=True):
+            if not valid:
+                found.append(None)
+                continue
+            # the first of the largest event id: a touch that came again after its id was forgotten stands twice
+            rows = [parts[origin[row]][1][place[row]].item() for row in order[low : high + 1].tolist()]
+            best = max(rows, key=lambda row: row[1])
+            time_ms = int(held_ms[order[high]])
+            found.append(Found(kind, time_ms, best[1], best[2:-1]))
+        return found

@@ -1,1 +1,3 @@
-"""Columns of a batch: many short texts and their hashes without a Python object each; NumPy only."""
+"""Columns of a batch (many short texts and their hashes without a Python object each), and tables of fixed-size records that
+lie in Redis; NumPy only, no connection.
+"""

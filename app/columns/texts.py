@@ -11,6 +11,8 @@ ABSENT: Final = -1  # the length of a text that is not there, as a field that an
 _M: Final = np.uint64(0xC6A4A7935BD1E995)
 _R: Final = np.uint64(47)
 _WORD: Final = 8
+_SLOTS_MIN: Final = 1 << 12
+_SLOTS_A_CODE: Final = 4
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 # The mask of the first so many bytes of a little-endian word.
 _MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
@@ -137,6 +139,34 @@ class Names(dict[int, str | None]):
             if code not in self:
                 self[code] = column.texts.at(int(rows[place]))
         return [self[code] for code in codes]
+
+
+class KnownCodes:
+    """Which 64-bit codes (uint64, 0 among them) were met before; few instructions a code that was."""
+
+    def __init__(self) -> None:
+        self._codes = {0}
+        self._slots = np.zeros(_SLOTS_MIN, dtype=np.uint64)  # at a code's last bits: the last such code that was met
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def meet(self, codes: np.ndarray) -> list[int]:
+        """The rows at which codes are met for the first time, one each; they are known from now on."""
+        rows = np.flatnonzero(self._slots[self._places(codes)] != codes)
+        unlikely, first = np.unique(codes[rows], return_index=True)
+        new = [
+            row for code, row in zip(unlikely.tolist(), rows[first].tolist(), strict=True) if code not in self._codes
+        ]
+        self._codes.update(unlikely.tolist())
+        if len(self._codes) * _SLOTS_A_CODE > len(self._slots):
+            self._slots = np.zeros(2 * len(self._slots), dtype=np.uint64)
+            unlikely = np.fromiter(self._codes, dtype=np.uint64, count=len(self._codes))
+        self._slots[self._places(unlikely)] = unlikely
+        return new
+
+    def _places(self, codes: np.ndarray) -> np.ndarray:
+        return (codes & np.uint64(len(self._slots) - 1)).astype(np.int64)
 
 
 def begins_with(words: np.ndarray, starts: np.ndarray, constant: bytes) -> np.ndarray:

@@ -1,32 +1,26 @@
-"""Has this event been seen before? Ids of one partition, in generations of stream time that live in Redis sets.
+"""Has this event been seen before? Ids of one partition, in generations of stream time that live in Redis.
 
 An id is remembered from the stream time `s` at which it was accepted until stream time reaches `(floor(s / G) + 1) * G
-+ window`, where G = window / 4; whole generations expire together. An id's set `{tag}:seen:<generation>:<bucket>`
-stays an intset of 8 bytes an id. Redis is asked only for ids that the generation's filter may hold, so a new id costs
-no question.
++ window`, where G = window / 4; whole generations expire together. A generation's ids are a table `{tag}:seen:<generation>`,
+8 bytes an id. Redis is asked only for ids that the generation's filter may hold, so a new id costs no question.
 """
 
-from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from app.columns.table import HASH, Command, Lookup, Runner, Table, among, record_type
 from app.dedup.filter import IdFilter
 
-BUCKETS: Final = 512
 GENERATIONS_PER_WINDOW: Final = 4
-
-Command = tuple[Any, ...]
+_ID: Final = record_type()
 
 
 class Question(NamedTuple):
-    """What to ask Redis: one SMISMEMBER per entry of `commands`; `rows` and `generation` say what each answer is
-    about.
-    """
+    """What to ask Redis: the commands of each generation's lookup, and the rows (bool) that each one is about."""
 
     commands: list[Command]
-    rows: list[np.ndarray]
-    generations: list[int]
+    lookups: list[tuple[int, np.ndarray, Lookup]]
 
 
 class Seen:
@@ -39,94 +33,80 @@ class Seen:
         self.window_ms = window_ms
         self.span_ms = window_ms // GENERATIONS_PER_WINDOW
         self.filters: dict[int, IdFilter] = {}
-
-    def key(self, generation: int, bucket: int) -> str:
-        """The Redis key of one bucket of a generation."""
-        return f"{{{self.tag}}}:seen:{generation}:{bucket}"
+        self.tables: dict[int, Table] = {}
 
     def expires_ms(self, generation: int) -> int:
         """The stream time at which a generation's ids are forgotten."""
         return (generation + 1) * self.span_ms + self.window_ms
 
-    def load_commands(self, generation: int) -> list[Command]:
-        """Reads a generation back, for `load`."""
-        return [("SMEMBERS", self.key(generation, bucket)) for bucket in range(BUCKETS)]
+    def load(self, generation: int, count: int, run: Runner) -> None:
+        """Reads a live generation of so many ids back after this process took the partition over. Raises `StateDamaged`."""
+        known, table = self._begin(generation)
+        table.load(count, run)
+        for hashes in table.hashes(run):
+            known.add(hashes.astype(np.int64))
 
-    def load(self, generation: int, replies: Iterable[Iterable[bytes]]) -> None:
-        """Fills the filter of a live generation after this process took the partition over."""
-        self.filters[generation] = IdFilter()
-        ids = [int(member) for members in replies for member in members]
-        self.filters[generation].add(np.array(ids, dtype=np.int64))
+    def _begin(self, generation: int) -> tuple[IdFilter, Table]:
+        if generation not in self.tables:
+            self.filters[generation] = IdFilter()
+            self.tables[generation] = Table(f"{{{self.tag}}}:seen:{generation}", _ID)
+        return self.filters[generation], self.tables[generation]
 
     def question(self, ids: np.ndarray, stream_ms: np.ndarray) -> Question:
         """The commands that settle which of `ids` (int64) may have been seen when the stream time was `stream_ms`."""
-        question = Question([], [], [])
+        question = Question([], [])
         for generation, known in self.filters.items():
-            live = stream_ms < self.expires_ms(generation)
-            rows = np.flatnonzero(known.may_hold(ids) & live)
-            for bucket, members in _by_bucket(ids, rows):
-                question.commands.append(("SMISMEMBER", self.key(generation, bucket), *ids[members].tolist()))
-                question.rows.append(members)
-                question.generations.append(generation)
+            rows = known.may_hold(ids) & (stream_ms < self.expires_ms(generation))
+            lookup = self.tables[generation].lookup(ids[rows].astype(np.uint64))
+            question.commands.extend(lookup.commands)
+            question.lookups.append((generation, rows, lookup))
         return question
 
-    def accept(
-        self, ids: np.ndarray, stream_ms: np.ndarray, question: Question, replies: list[list[int]]
-    ) -> np.ndarray:
+    def accept(self, ids: np.ndarray, stream_ms: np.ndarray, question: Question, replies: list[Any]) -> np.ndarray:
         """For each id, in processing order: True if it is new. Judges repeats inside the batch and those that Redis
-        knows.
+        knows. Raises `StateDamaged`.
         """
         fresh = np.ones(len(ids), dtype=bool)
+        until_ms = np.zeros(len(ids), dtype=np.int64)  # how long Redis remembers each
+        at = 0
+        for generation, rows, lookup in question.lookups:
+            found = self.tables[generation].found(lookup, replies[at : at + len(lookup.commands)])
+            at += len(lookup.commands)
+            held = rows & among(ids.astype(np.uint64), np.unique(found[HASH]))
+            until_ms[held] = np.maximum(until_ms[held], self.expires_ms(generation))
+        order = np.argsort(ids)
+        repeats = ids[order[1:]] == ids[order[:-1]]
+        involved = until_ms > 0
+        involved[order[1:][repeats]] = involved[order[:-1][repeats]] = True
         remembered: dict[int, int] = {}
-        for rows, generation, answers in zip(question.rows, question.generations, replies, strict=True):
-            until_ms = self.expires_ms(generation)
-            for row, answer in zip(rows.tolist(), answers, strict=True):
-                if answer:
-                    known = int(ids[row])
-                    remembered[known] = max(until_ms, remembered.get(known, 0))
-        unique, counts = np.unique(ids, return_counts=True)
-        repeated = unique[counts > 1]
-        involved = np.isin(
-            ids, np.concatenate([repeated, np.fromiter(remembered, dtype=np.int64, count=len(remembered))])
-        )
         for row in np.flatnonzero(involved).tolist():
             known, now_ms = int(ids[row]), int(stream_ms[row])
-            if now_ms < remembered.get(known, 0):
+            if now_ms < max(remembered.get(known, 0), int(until_ms[row])):
                 fresh[row] = False
             else:
                 remembered[known] = self.expires_ms(now_ms // self.span_ms)
         return fresh
 
     def remember(self, ids: np.ndarray, stream_ms: np.ndarray) -> list[Command]:
-        """Takes accepted ids into the filters; the SADDs that store them. An id stays in the generation of its
+        """Takes accepted ids into the filters; the commands that store them. An id stays in the generation of its
         acceptance.
         """
         commands: list[Command] = []
         generations = stream_ms // self.span_ms
-        for generation in np.unique(generations).tolist():
+        for generation in {*np.unique(generations).tolist(), *self.tables}:
             rows = np.flatnonzero(generations == generation)
-            self.filters.setdefault(generation, IdFilter()).add(ids[rows])
-            commands += [
-                ("SADD", self.key(generation, bucket), *ids[members].tolist())
-                for bucket, members in _by_bucket(ids, rows)
-            ]
+            known, table = self._begin(generation)
+            known.add(ids[rows])
+            records = np.empty(len(rows), dtype=_ID)
+            records[HASH] = ids[rows]
+            commands += table.write(records)
         return commands
 
     def expire(self, stream_ms: int) -> list[Command]:
         """Forgets the generations that ended by this stream time; the UNLINKs that free them."""
-        ended = [generation for generation in self.filters if stream_ms >= self.expires_ms(generation)]
+        ended = [generation for generation in self.tables if stream_ms >= self.expires_ms(generation)]
+        commands: list[Command] = []
         for generation in ended:
             del self.filters[generation]
-        return [("UNLINK", *(self.key(generation, bucket) for bucket in range(BUCKETS))) for generation in ended]
-
-
-def _by_bucket(ids: np.ndarray, rows: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
-    """Splits rows by the bucket of their id."""
-    if not len(rows):
-        return []
-    buckets = ids[rows] & (BUCKETS - 1)
-    order = np.argsort(buckets, kind="stable")
-    ordered = buckets[order]
-    cuts = np.flatnonzero(np.diff(ordered)) + 1
-    starts = [0, *cuts.tolist()]
-    return zip(ordered[starts].tolist(), np.split(rows[order], cuts), strict=True)
+            commands.append(("UNLINK", *self.tables.pop(generation).redis_keys()))
+        return commands

@@ -145,11 +145,13 @@ class CounterStage:
             partition: self.opened[partition].seen.question(ids[rows_], stream_ms[rows_])
             for partition, rows_ in at.items()
         }
-        replies = iter(run([command for question in questions.values() for command in question.commands]))
+        replies = run([command for question in questions.values() for command in question.commands])
         fresh = np.zeros(len(own), dtype=bool)
         for partition, rows_ in at.items():
             question, seen = questions[partition], self.opened[partition].seen
-            new = seen.accept(ids[rows_], stream_ms[rows_], question, [next(replies) for _ in question.commands])
+            count = len(question.commands)
+            new = seen.accept(ids[rows_], stream_ms[rows_], question, replies[:count])
+            del replies[:count]
             fresh[rows_] = new
             fold.writes.setdefault(partition, []).extend(seen.remember(ids[rows_[new]], stream_ms[rows_[new]]))
         for index in own[~fresh].tolist():

@@ -10,7 +10,8 @@ import numpy as np
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.converters import Converters, user_field
 from app.attribution.state import Adjustment, Conversion
-from app.attribution.touches import Touches
+from app.attribution.touches import SegmentKey, Touches
+from app.columns.table import StateDamaged
 from app.columns.texts import Texts, hash64, stir
 from app.contract.events import Event, to_micros
 from app.contract.rows import KEPT_BYTES
@@ -20,17 +21,17 @@ from app.engine.state import StateRefused, check_version, unreadable
 from app.policy.model import DAY_MS, Policy
 
 # of all that a counter keeps in Redis; one more with every change that an older release would misread
-VIEW_VERSION: Final = 2  # 2: ids, users and names by another hash
+VIEW_VERSION: Final = 3  # 2: ids, users and names by another hash; 3: ids and touches in tables
 
 
 class View(msgspec.Struct, array_like=True):
-    """What is stored in the ledger beside the offsets: the stream time, and which expiring keys are live."""
+    """What is stored in the ledger beside the offsets: the stream time, and what is live, with the number of its records."""
 
     version: int
     keep: tuple[str, ...]
     stream_ms: int
-    generations: list[int]
-    segments: list[tuple[str, int, int]]
+    generations: list[tuple[int, int]]
+    segments: list[tuple[SegmentKey, int]]
     slots: list[int]
     days: list[int]
     swept_day: int
@@ -70,10 +71,15 @@ class CounterPartition:
                 f"the stored touches keep {', '.join(view.keep)}; the policy differs: set it back or run `onecount rebuild`"
             )
         self.stream_ms, self.swept_day, self.swept_buckets = view.stream_ms, view.swept_day, view.swept_buckets
-        self.touches.segments, self.touches.slots = set(view.segments), set(view.slots)
+        self.touches.slots = set(view.slots)
         self.converters.days = set(view.days)
-        for generation in view.generations:
-            self.seen.load(generation, run(self.seen.load_commands(generation)))
+        try:
+            for segment, count in view.segments:
+                self.touches.load(segment, count, run)
+            for generation, count in view.generations:
+                self.seen.load(generation, count, run)
+        except StateDamaged as error:
+            raise unreadable(self.seen.tag, error) from error
         if view.days:
             self.converters.load(run([("GET", self.converters.late_key(day)) for day in view.days]))
 
@@ -84,8 +90,8 @@ class CounterPartition:
                 VIEW_VERSION,
                 self.policy.bounds.keep,
                 self.stream_ms,
-                sorted(self.seen.filters),
-                sorted(self.touches.segments),
+                sorted((generation, len(table)) for generation, table in self.seen.tables.items()),
+                sorted((segment, len(table)) for segment, table in self.touches.segments.items()),
                 sorted(self.touches.slots),
                 sorted(self.converters.days),
                 self.swept_day,

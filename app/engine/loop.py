@@ -12,6 +12,7 @@ from typing import Protocol
 
 from confluent_kafka import KafkaException
 
+from app.columns.table import StateDamaged
 from app.engine.clients import Clients, Topic, explained
 from app.engine.failpoint import passing
 from app.engine.fold import Batch, Fold
@@ -80,7 +81,7 @@ class Worker:
                 self.versions = len(policy.versions)
                 self._run_session(session, store, known)
                 failures = 0
-            except (SessionEnded, StoreUnavailable, KafkaException) as error:
+            except (SessionEnded, StoreUnavailable, StateDamaged, KafkaException) as error:
                 self.observer.session("ended", explained(error))
                 failures = 1 if session is not None and session.folded else failures + 1
                 self.stop.wait(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])

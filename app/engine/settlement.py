@@ -56,7 +56,7 @@ class _Reading(NamedTuple):
     view: CounterPartition
     work: dict[str, UserWork]
     fields: list[list[str]]
-    wanted: list[tuple[touch_store.SegmentKey, int]]
+    wanted: touch_store.Wanted
     records: dict[touch_store.SegmentKey, np.ndarray]
     names: list[Command]
     swept: int | None
@@ -136,9 +136,7 @@ def _reading(
     reads, fields = view.converters.read_commands(list(work))
     swept = view.bucket_to_sweep()
     sweep: list[Command] = [("HGETALL", view.converters.key(swept))] if swept is not None else []
-    return _Reading(
-        view, work, fields, wanted, packed, names, swept, [*reads, *view.touches.read_commands(wanted), *sweep]
-    )
+    return _Reading(view, work, fields, wanted, packed, names, swept, [*reads, *wanted.commands, *sweep])
 
 
 def _lookups(work: Iterable[UserWork], policy: Policy) -> Iterable[tuple[str, int, int]]:
@@ -175,8 +173,9 @@ def _settle_partition(
     for fields, values in zip(reading.fields, found, strict=False):
         stored.update(zip(fields, values, strict=True))
     states = {field: unpack(packed) for field, packed in stored.items()}
-    blobs = found[len(reading.fields)] if reading.wanted else []
-    credits = _credits(view, reading, states, blobs, policy, run)
+    at = len(reading.fields)
+    touched = found[at : at + len(reading.wanted.commands)]
+    credits = _credits(view, reading, states, touched, policy, run)
     out: dict[str, bytes | None] = {}
     changed: list[CountDelta] = []
     noted: list[tuple[int, int]] = []
@@ -204,7 +203,7 @@ def _settle_partition(
     fold.writes.setdefault(partition, []).extend(
         [
             *reading.names,
-            *view.touches.append(reading.records),
+            *view.touches.store(reading.records),
             *view.converters.write_commands(out),
             *view.converters.note(noted),
         ]
@@ -212,38 +211,44 @@ def _settle_partition(
     return changed
 
 
+class _Place(NamedTuple):
+    """Where a touch of one conversion may stand."""
+
+    field: str
+    platform: str
+    user: int  # the user's hash on the platform
+    time_ms: int
+
+
 def _credits(
     view: CounterPartition,
     reading: _Reading,
     states: dict[str, UserState],
-    blobs: list[bytes | None],
+    replies: list[bytes],
     policy: Policy,
     run: Run,
 ) -> dict[str, list[tuple[str, Touch]]]:
     """For each user the best stored or new touch of every place that one of its conversions may be credited to."""
-    lookups: dict[str, list[tuple[str, str, int, int]]] = {}
+    places: dict[str, list[_Place]] = {}
     for field, user in reading.work.items():
-        lookups[field] = [
-            (platform, kind, platform_user(user.base, platform), conversion.time_ms)
-            for conversion in (*states[field].conversions, *user.conversions)
-            for platform, kind in _places(conversion, policy)
-        ]
-    users = np.array(list({user for found in lookups.values() for _, _, user, _ in found}), dtype=np.uint64)
-    pool = view.touches.pool(reading.wanted, blobs, reading.records, users)
-    best = {
-        field: [
-            (platform, kind, record)
-            for platform, kind, user, time_ms in found
-            if (record := pool.best(kind, user, time_ms)) is not None
-        ]
-        for field, found in lookups.items()
-    }
-    codes = view.touches.unknown_codes(record for found in best.values() for _, _, record in found)
+        for conversion in (*states[field].conversions, *user.conversions):
+            for platform, kind in _places(conversion, policy):
+                place = _Place(field, platform, platform_user(user.base, platform), conversion.time_ms)
+                places.setdefault(kind, []).append(place)
+    users = {kind: np.array([place.user for place in found], dtype=np.uint64) for kind, found in places.items()}
+    known = np.unique(np.concatenate(list(users.values()))) if users else np.empty(0, dtype=np.uint64)
+    pool = view.touches.pool(reading.wanted, replies, reading.records, known)
+    best: list[tuple[_Place, touch_store.Found]] = []
+    for kind, found in places.items():
+        times_ms = np.array([place.time_ms for place in found], dtype=np.int64)
+        touches = pool.best(kind, users[kind], times_ms)
+        best += [(place, touch) for place, touch in zip(found, touches, strict=True) if touch is not None]
+    codes = view.touches.unknown_codes(touch for _, touch in best)
     view.touches.learn(codes, run(view.touches.names_commands(codes)))
-    return {
-        field: [(platform, view.touches.touch(kind, record)) for platform, kind, record in found]
-        for field, found in best.items()
-    }
+    credits: dict[str, list[tuple[str, Touch]]] = {field: [] for field in reading.work}
+    for place, touch in best:
+        credits[place.field].append((place.platform, view.touches.touch(touch)))
+    return credits
 
 
 def _publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], settings: Settings, fold: Fold) -> None:

@@ -19,6 +19,7 @@ from app.contract.events import MAX_AMOUNT, MAX_EVENT_BYTES, TOUCH_ATTRIBUTES, T
 MAX_SHAPES: Final = 64
 MAX_LESSONS: Final = 4  # new shapes a batch and number of quotes: learning costs as much as some hundred fits
 WORTH_LEARNING: Final = 16  # records of one number of quotes that fit no shape yet
+SLICE: Final = 4_096  # records that are matched at a time, so that what is looked at stays in the processor's cache
 MAX_DIGITS: Final = 15  # so many always fit a float exactly
 QUOTE: Final = ord('"')
 
@@ -187,16 +188,35 @@ def match(values: Sequence[bytes | None], shapes: Shapes, lesson: Lesson) -> tup
     if b"\\" in joined or b"\x7f" in joined or not joined.isascii() or body.min(initial=32) < 32:
         odd = np.flatnonzero((body == ord("\\")) | (body < 32) | (body >= 127))
         plain[np.searchsorted(ends, odd, side="right")] = False
-    quotes = np.flatnonzero(body == QUOTE)
-    behind = np.searchsorted(quotes, ends)
+    fits: list[_Fit] = []
+    for first in range(0, len(values), SLICE):
+        fits += _match_slice(slice(first, first + SLICE), plain, lengths, ends, buffer, values, shapes, lesson)
+    return joined, _columns(fits, buffer)
+
+
+def _match_slice(
+    part: slice,
+    plain: np.ndarray,
+    lengths: np.ndarray,
+    ends: np.ndarray,
+    buffer: np.ndarray,
+    values: Sequence[bytes | None],
+    shapes: Shapes,
+    lesson: Lesson,
+) -> list[_Fit]:
+    """The fits of some rows; their spans are those of the whole buffer."""
+    begin = int(ends[part.start] - lengths[part.start])
+    quotes = begin + np.flatnonzero(buffer[begin : int(ends[part][-1])] == QUOTE)
+    behind = np.searchsorted(quotes, ends[part])
     counts = np.diff(behind, prepend=0)
     fits: list[_Fit] = []
-    for count in np.unique(counts[plain]).tolist():
-        rows = np.flatnonzero(plain & (counts == count))
-        places = quotes[(behind[rows] - count)[None, :] + np.arange(count)[:, None]]
+    for count in np.unique(counts[plain[part]]).tolist():
+        inside = np.flatnonzero(plain[part] & (counts == count))
+        rows = part.start + inside
+        places = quotes[(behind[inside] - count)[None, :] + np.arange(count)[:, None]]
         group = _Group(rows, ends[rows] - lengths[rows], ends[rows], places)
         fits += _fit_group(group, count, buffer, values, shapes, lesson)
-    return joined, _columns(fits, buffer)
+    return fits
 
 
 def _fit_group(

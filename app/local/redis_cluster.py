@@ -226,7 +226,6 @@ def local_redis_cluster(
         "appendfsync": "everysec",
         "save": "",
         "maxmemory-policy": "noeviction",
-        "set-max-intset-entries": 16384,
         "cluster-enabled": True,
         "cluster-node-timeout": node_timeout_ms,
         "repl-diskless-sync-delay": 0,

@@ -100,7 +100,6 @@ def local_redis(
         "save": "",
         "maxmemory-policy": "noeviction",
         "maxmemory": 0 if maxmemory is None else maxmemory,
-        "set-max-intset-entries": 16384,
         **{name.replace("_", "-"): value for name, value in config.items()},
     }
     with ExitStack() as stack:

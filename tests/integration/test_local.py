@@ -240,12 +240,6 @@ def test_a_full_redis_refuses_and_evicts_nothing() -> None:
         assert client.exists("kept", "key-0") == 2
 
 
-def test_sets_of_whole_numbers_stay_small_up_to_16384_members() -> None:
-    with local_redis() as server, connect(server.url) as client:
-        client.sadd("ids", *range(16_384))
-        assert client.object("encoding", "ids") == b"intset"
-
-
 def test_a_missing_redis_server_says_make_setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotInstalledError, match="run: make setup"), local_redis():

@@ -217,12 +217,6 @@ def _smembers(memory: Memory, key: bytes) -> list[bytes]:
     return sorted(memory.look(key, set) or ())
 
 
-def _smismember(memory: Memory, key: bytes, *members: bytes) -> list[int]:
-    assert members, "SMISMEMBER without a member is refused"
-    held = memory.look(key, set) or ()
-    return [int(member in held) for member in members]
-
-
 def _get(memory: Memory, key: bytes) -> bytes | None:
     return memory.look(key, bytes)
 
@@ -230,6 +224,19 @@ def _get(memory: Memory, key: bytes) -> bytes | None:
 def _mget(memory: Memory, *keys: bytes) -> list[bytes | None]:
     assert keys, "MGET without a key is refused"
     return [value if isinstance(value := memory.values.get(key), bytes) else None for key in keys]
+
+
+def _getrange(memory: Memory, key: bytes, start: bytes, end: bytes) -> bytes:
+    value: bytes = memory.look(key, bytes) or b""
+    first, last = int(start), int(end)
+    assert 0 <= first <= last, "an empty range, or one from the end"
+    return value[first : last + 1]
+
+
+def _set(memory: Memory, key: bytes, value: bytes) -> bytes:
+    memory.values[key] = value
+    memory.touch(key)
+    return b"OK"
 
 
 def _append(memory: Memory, key: bytes, value: bytes) -> int:
@@ -256,9 +263,10 @@ _COMMANDS: Final[dict[str, Callable[..., Any]]] = {
     "SADD": _sadd,
     "SREM": _srem,
     "SMEMBERS": _smembers,
-    "SMISMEMBER": _smismember,
     "GET": _get,
     "MGET": _mget,
+    "GETRANGE": _getrange,
+    "SET": _set,
     "APPEND": _append,
     "UNLINK": _unlink,
 }

@@ -18,8 +18,8 @@ batches = st.lists(
 def reopened(seen: Seen, store: MemoryStore) -> Seen:
     """What another process knows after it has taken the partition over."""
     again = Seen(seen.tag, seen.window_ms)
-    for generation in seen.filters:
-        again.load(generation, store.run(again.load_commands(generation)))
+    for generation, table in seen.tables.items():
+        again.load(generation, len(table), store.run)
     return again
 
 

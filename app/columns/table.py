@@ -1,0 +1,233 @@
+"""Many fixed-size records by the 64-bit hash of whom they belong to, in few Redis strings: written a batch at a time, read
+by hash.
+
+New records are appended to `<key>:new` and held in memory. NEW_MAX of them become a *run*, which is sorted by hash and
+never changes: `<key>:<run>:at` are the upper halves of its hashes, held in memory too (4 bytes a record), `<key>:<run>` is
+the rest of its records. FAN_OUT runs of a level are merged into one of the next. So a batch costs one APPEND however much
+is stored, a record is rewritten twice or three times in its life, and a lookup reads just the records that it wants: a
+log-structured merge tree (O'Neil et al., 1996) whose index is in memory. `<key>:runs` lists the runs.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+NEW_MAX: Final = 1 << 14  # records that are not in a run yet
+FAN_OUT: Final = 8
+RUN_MAX: Final = (
+    1 << 20
+)  # records of a run; merging more would hold a batch up for longer than a few tenths of a second
+HASH: Final = "hash"  # the last field of every record
+_HALF: Final = 4  # bytes of half a hash
+_UPPER: Final = np.uint64(32)
+_MARKS: Final = 1 << 16
+_LAST_BITS: Final = np.uint64(_MARKS - 1)
+
+Command = tuple[Any, ...]
+Runner = Callable[[Iterable[Command]], list[Any]]
+
+
+class StateDamaged(Exception):
+    """Redis does not hold what was written to it: it lost some, or another worker has taken the partition over."""
+
+
+class Run(msgspec.Struct, array_like=True):
+    """One run as it is listed: its number, how often its records were merged, and how many they are."""
+
+    number: int
+    level: int
+    count: int
+
+
+class Lookup(NamedTuple):
+    """What to ask Redis for some hashes: `commands`; `spans` says which records of which run each reply holds."""
+
+    hashes: np.ndarray  # uint64, sorted, each once
+    spans: list[tuple[int, np.ndarray, np.ndarray]]  # place of the run; first and last + 1
+    merged: list[int]  # places of runs that are read whole to be merged
+    commands: list[Command]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Run]).decode
+
+
+def record_type(fields: Iterable[tuple[str, str]] = ()) -> np.dtype[Any]:
+    """The layout of a table's records: these fields, then the hash (uint64)."""
+    return np.dtype([*fields, (HASH, "<u8")])
+
+
+class Table:
+    """The records of one kind. Whoever reads or writes it holds the partition's ledger; nothing here is safe by itself."""
+
+    def __init__(self, key: str, record: np.dtype[Any]) -> None:
+        self.key = key
+        self.record = record
+        self.runs: list[Run] = []  # the oldest first
+        self._upper: list[np.ndarray] = []  # aligned with `runs`: the upper halves of the hashes, sorted
+        self._new: list[np.ndarray] = []
+        self.new_count = 0
+        self._merging: dict[int, np.ndarray] = {}  # runs that were read to be merged, by place
+
+    def __len__(self) -> int:
+        return self.new_count + sum(run.count for run in self.runs)
+
+    def _run_key(self, run: Run) -> str:
+        return f"{self.key}:{run.number}"
+
+    def redis_keys(self) -> Iterator[str]:
+        """All Redis keys of the table."""
+        yield from (f"{self.key}:new", f"{self.key}:runs")
+        for run in self.runs:
+            yield from (self._run_key(run), f"{self._run_key(run)}:at")
+
+    def load(self, count: int, run: Runner) -> None:
+        """Reads back what is held in memory of a table of `count` records. Raises `StateDamaged`."""
+        new, listed = run([("MGET", f"{self.key}:new", f"{self.key}:runs")])[0]
+        try:
+            self.runs = _decode(listed) if listed else []
+        except msgspec.DecodeError as error:
+            raise StateDamaged(f"the list {self.key}:runs is unreadable: {error}") from error
+        held = run([("MGET", *(f"{self._run_key(each)}:at" for each in self.runs))])[0] if self.runs else []
+        self._upper = []
+        for each, upper in zip(self.runs, held, strict=True):
+            self._expect(upper, each.count * _HALF)
+            self._upper.append(np.frombuffer(upper, dtype="<u4"))
+        self._new, self.new_count = [], 0
+        if new:
+            self._expect(new, len(new) // self.record.itemsize * self.record.itemsize)
+            self._hold(np.frombuffer(new, dtype=self.record))
+        if len(self) != count:
+            raise StateDamaged(f"Redis holds {len(self)} records of {self.key}, {count} were written")
+
+    def hashes(self, run: Runner) -> Iterator[np.ndarray]:
+        """Every record's hash (uint64), a part at a time; reads whole runs."""
+        yield from (records[HASH] for records in self._new)
+        for place, each in enumerate(self.runs):
+            yield self._whole(place, run([("GET", self._run_key(each))])[0])[HASH]
+
+    def lookup(self, hashes: np.ndarray) -> Lookup:
+        """The commands that `found` needs to find the records of these hashes (uint64)."""
+        hashes = np.unique(hashes)
+        upper = np.unique((hashes >> _UPPER).astype(np.uint32))
+        size = self.record.itemsize - _HALF
+        found = Lookup(hashes, [], self._due(), [])
+        found.commands.extend(("GET", self._run_key(self.runs[place])) for place in found.merged)
+        for place, (each, held) in enumerate(zip(self.runs, self._upper, strict=True)):
+            if place in found.merged or not len(upper):
+                continue
+            first = held.searchsorted(upper)
+            first = first[held[np.minimum(first, len(held) - 1)] == upper]
+            if not len(first):
+                continue
+            last = held.searchsorted(held[first], side="right")
+            found.spans.append((place, first, last))
+            key = self._run_key(each)
+            found.commands.extend(
+                ("GETRANGE", key, start * size, end * size - 1)
+                for start, end in zip(first.tolist(), last.tolist(), strict=True)
+            )
+        return found
+
+    def found(self, lookup: Lookup, replies: list[bytes]) -> np.ndarray:
+        """The records of the hashes, in the order in which they were written. Raises `StateDamaged`."""
+        self._merging = {place: self._whole(place, reply) for place, reply in zip(lookup.merged, replies, strict=False)}
+        at = len(lookup.merged)
+        parts: dict[int, np.ndarray] = dict(self._merging) if len(lookup.hashes) else {}
+        for place, first, last in lookup.spans:
+            rest = b"".join(replies[at : at + len(first)])
+            at += len(first)
+            counts = last - first
+            self._expect(rest, int(counts.sum()) * (self.record.itemsize - _HALF))
+            parts[place] = self._joined(np.repeat(self._upper[place][first], counts), rest)
+        found = [parts[place] for place in sorted(parts)] + (self._new if len(lookup.hashes) else [])
+        chosen = [records[among(records[HASH], lookup.hashes)] for records in found]
+        return np.concatenate(chosen) if chosen else np.empty(0, dtype=self.record)
+
+    def write(self, records: np.ndarray, flush: bool = False) -> list[Command]:
+        """The commands that store new records, and what comes due with them. `flush`: make a run of the new ones anyway."""
+        commands: list[Command] = []
+        if self._merging:
+            commands += self._merge()
+        self._hold(records)
+        if self.new_count >= NEW_MAX or (flush and self.new_count):
+            fresh = np.concatenate(self._new)
+            self._new, self.new_count = [], 0
+            run = Run(max((each.number for each in self.runs), default=0) + 1, 0, len(fresh))
+            commands += [("UNLINK", f"{self.key}:new"), *self._store(len(self.runs), run, fresh)]
+        elif len(records):
+            commands.append(("APPEND", f"{self.key}:new", records.tobytes()))
+        return commands
+
+    def _hold(self, records: np.ndarray) -> None:
+        if len(records):
+            self._new.append(records)
+            self.new_count += len(records)
+            if len(self._new) >= FAN_OUT:
+                self._new = [np.concatenate(self._new)]
+
+    def _due(self) -> list[int]:
+        """The places of the runs to merge next: the oldest of the newest level that has FAN_OUT of them; so many as fit."""
+        for level in sorted({run.level for run in self.runs}):
+            places = [place for place, run in enumerate(self.runs) if run.level == level]
+            counts = np.cumsum([self.runs[place].count for place in places])
+            fitting = int(np.searchsorted(counts, RUN_MAX, side="right"))
+            if len(places) >= FAN_OUT and fitting > 1:
+                return places[: min(fitting, FAN_OUT)]
+        return []
+
+    def _merge(self) -> list[Command]:
+        """Puts one run in the place of those that were read, which stand side by side."""
+        places = sorted(self._merging)
+        old = [self.runs[place] for place in places]
+        records = np.concatenate([self._merging[place] for place in places])
+        self._merging = {}
+        del self.runs[places[0] : places[-1] + 1], self._upper[places[0] : places[-1] + 1]
+        gone = [key for run in old for key in (self._run_key(run), f"{self._run_key(run)}:at")]
+        number = max(run.number for run in (*old, *self.runs)) + 1
+        return [("UNLINK", *gone), *self._store(places[0], Run(number, old[0].level + 1, len(records)), records)]
+
+    def _store(self, place: int, run: Run, records: np.ndarray) -> list[Command]:
+        """Takes a new run in; the commands that write it."""
+        order = np.argsort(records[HASH], kind="stable")  # equal hashes stay in the order in which they were written
+        raw = records.view(f"V{self.record.itemsize}")[order].view(np.uint8).reshape(len(records), -1)
+        upper = np.ascontiguousarray(raw[:, -_HALF:]).view("<u4")[:, 0]
+        self.runs.insert(place, run)
+        self._upper.insert(place, upper)
+        key = self._run_key(run)
+        return [
+            ("SET", f"{key}:at", upper.tobytes()),
+            ("SET", key, np.ascontiguousarray(raw[:, :-_HALF]).tobytes()),
+            ("SET", f"{self.key}:runs", _encode(self.runs)),
+        ]
+
+    def _whole(self, place: int, rest: bytes | None) -> np.ndarray:
+        self._expect(rest, self.runs[place].count * (self.record.itemsize - _HALF))
+        return self._joined(self._upper[place], rest or b"")
+
+    def _joined(self, upper: np.ndarray, rest: bytes) -> np.ndarray:
+        """Records from the two parts in which a run holds them."""
+        raw = np.empty((len(upper), self.record.itemsize), dtype=np.uint8)
+        raw[:, :-_HALF] = np.frombuffer(rest, dtype=np.uint8).reshape(len(upper), -1)
+        raw[:, -_HALF:] = upper.astype("<u4")[:, None].view(np.uint8)
+        return raw.view(self.record)[:, 0]
+
+    def _expect(self, held: bytes | None, size_bytes: int) -> None:
+        if held is None or len(held) != size_bytes:
+            size = "nothing" if held is None else f"{len(held)} bytes"
+            raise StateDamaged(f"Redis holds {size} where {size_bytes} bytes of {self.key} were written")
+
+
+def among(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Which of `hashes` (uint64) are one of `wanted`, which is sorted."""
+    found = np.zeros(len(hashes), dtype=bool)
+    if not len(wanted):
+        return found
+    marks = np.zeros(_MARKS, dtype=bool)  # most are none of them, which their last bits tell at once
+    marks[(wanted & _LAST_BITS).astype(np.int64)] = True
+    rows = np.flatnonzero(marks[(hashes & _LAST_BITS).astype(np.int64)])
+    likely = hashes[rows]
+    found[rows] = wanted[np.minimum(wanted.searchsorted(likely), len(wanted) - 1)] == likely
+    return found
