@@ -122,6 +122,13 @@ class Settings(BaseSettings):
         user = f"{user.partition(':')[0]}:{quote(password.get_secret_value(), safe='')}"
         return SecretStr(parts._replace(netloc=f"{user}@{hosts}").geturl())
 
+    @property
+    def is_eager(self) -> bool:
+        """Whether each rebalance revokes everything. Static members of a classic group must: a cooperative rebalance takes two
+        rounds, and one that comes back between them is given what it had, so that what it gave up stays without an owner.
+        """
+        return self.static_membership and self.group_protocol == "classic"
+
     @model_validator(mode="after")
     def _refuse_impossible(self) -> "Settings":
         if self.transaction_timeout_ms >= self.session_timeout_ms:

@@ -217,7 +217,7 @@ def consumer_properties(settings: Settings, group: str, worker: str) -> dict[str
     }
     if settings.group_protocol == "classic":
         properties |= {
-            "partition.assignment.strategy": "cooperative-sticky",
+            "partition.assignment.strategy": "range" if settings.is_eager else "cooperative-sticky",
             "session.timeout.ms": settings.session_timeout_ms,
         }
     if settings.static_membership:

@@ -44,6 +44,7 @@ class CounterStage:
         self.opened: dict[int, CounterPartition] = {}
         self.shapes = Shapes()
         self.names = Names()
+        self.tails = deltas.RowTails()
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:
         """Takes a partition over: its live keys from the view, its filters and late index from Redis."""
@@ -226,7 +227,7 @@ class CounterStage:
             touches = touches.take(~np.isin(touches.parts, list(suppressed)))
         keys = [touches.names[name] for name in ("platform", "advertiser_id", *bounds.dimensions)]
         numbers = deltas.touch_deltas(
-            touches.times_ms, touches.types, touches.costs, keys, self.names, bounds.window_ms
+            touches.times_ms, touches.types, touches.costs, keys, self.tails, bounds.window_ms
         )
         self._send(numbers + _numbers(changed), marks, fold)
 

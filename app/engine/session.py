@@ -98,7 +98,10 @@ class Session:
         places = []
         for leading in assigned:
             places += self._reopened(leading.partition)
-        consumer.incremental_assign(places)
+        if self.settings.is_eager:
+            consumer.assign(places)
+        else:
+            consumer.incremental_assign(places)
 
     def _reopened(self, partition: int) -> list[TopicPartition]:
         try:
@@ -118,9 +121,12 @@ class Session:
     def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         for leading in revoked:
             self._drop(leading.partition)
-        consumer.incremental_unassign(
-            [TopicPartition(topic, leading.partition) for leading in revoked for topic in self.reading.topics]
-        )
+        if self.settings.is_eager:
+            consumer.unassign()
+        else:
+            consumer.incremental_unassign(
+                [TopicPartition(topic, leading.partition) for leading in revoked for topic in self.reading.topics]
+            )
 
     def _drop(self, partition: int) -> None:
         self.owned.pop(partition, None)

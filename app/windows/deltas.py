@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import xxhash
 
-from app.columns.texts import Coded, Names
+from app.columns.texts import Coded, Names, stir
 from app.contract import rows
 from app.contract.events import MICROS, TOUCH_TYPES
 
@@ -51,35 +51,59 @@ decode = msgspec.json.Decoder(DeltaMessage).decode
 Numbers = tuple[int, int, int, int, int, int]
 
 
+class RowTails:
+    """What stands behind the window in the keys of touches' rows, by a code (the hash of their names' codes) that few instructions
+    make; emptied where there are too many, since they can be made again.
+    """
+
+    def __init__(self, size_max: int = 1_000_000) -> None:
+        self.size_max = size_max
+        self._names = Names(size_max)
+        self._tails: dict[int, bytes] = {}
+
+    def codes(self, keys: list[Coded]) -> np.ndarray:
+        """One code (uint64) a touch, from aligned columns: platform, advertiser and the dimensions."""
+        codes = np.zeros(len(keys[0].codes), dtype=np.uint64)
+        for key in keys:
+            codes = stir(codes + key.codes)
+        return codes
+
+    def of(self, codes: list[int], keys: list[Coded], touches: np.ndarray) -> list[bytes]:
+        """The tail of each code; `touches`: where each one's names are found in the columns."""
+        if len(self._tails) > self.size_max:
+            self._tails = {}
+        missing = [place for place, code in enumerate(codes) if code not in self._tails]
+        if missing:
+            columns = [self._names.of(key, touches[missing]) for key in keys]
+            for place, (platform, advertiser, *dimensions) in zip(missing, zip(*columns, strict=True), strict=True):
+                key = rows.count_key(0, platform or "", advertiser or "", list(dimensions), "", "")
+                self._tails[codes[place]] = key.removeprefix(b"[0")
+        return [self._tails[code] for code in codes]
+
+
 def touch_deltas(
-    times_ms: np.ndarray, types: np.ndarray, costs: np.ndarray, keys: list[Coded], names: Names, window_ms: int
+    times_ms: np.ndarray, types: np.ndarray, costs: np.ndarray, keys: list[Coded], tails: RowTails, window_ms: int
 ) -> list[tuple[bytes, Numbers]]:
     """Adds up touches (aligned columns) by window and `keys`: platform, advertiser and the dimensions."""
     if not len(times_ms):
         return []
     micros = np.rint(np.nan_to_num(costs) * MICROS).astype(np.int64)
-    columns = {str(place): key.codes for place, key in enumerate(keys)}
     measures = {name: types == code for code, name in enumerate(TOUCH_MEASURES)}
-    rows_of = {"window": times_ms // window_ms * window_ms, "cost": micros, "row": np.arange(len(times_ms))}
+    columns = {"window": times_ms // window_ms * window_ms, "key": tails.codes(keys)}
     counts = (
-        pl.DataFrame(columns | measures | rows_of)
-        .group_by("window", *columns)
-        .agg(pl.col("row").first(), *(pl.col(name).sum() for name in (*TOUCH_MEASURES, "cost")))
+        pl.DataFrame(columns | measures | {"cost": micros, "touch": np.arange(len(times_ms))})
+        .group_by("window", "key")
+        .agg(pl.col("touch").first(), *(pl.col(name).sum() for name in (*TOUCH_MEASURES, "cost")))
     )
-    first = counts["row"].to_numpy()
-    platforms, advertisers, *dimensions = (names.of(key, first) for key in keys)
-    found: list[tuple[bytes, Numbers]] = []
-    for window, platform, advertiser, rest, views, clicks, engaged_views, cost in zip(
-        counts["window"].to_list(),
-        platforms,
-        advertisers,
-        zip(*dimensions, strict=True) if dimensions else [()] * len(first),
-        *(counts[name].to_list() for name in (*TOUCH_MEASURES, "cost")),
-        strict=True,
-    ):
-        key = rows.count_key(window, platform or "", advertiser or "", list(rest), "", "")
-        found.append((key, (views, engaged_views, clicks, 0, 0, cost)))
-    return found
+    return [
+        (b"[%d%b" % (window, tail), (views, engaged_views, clicks, 0, 0, cost))
+        for window, tail, views, clicks, engaged_views, cost in zip(
+            counts["window"].to_list(),
+            tails.of(counts["key"].to_list(), keys, counts["touch"].to_numpy()),
+            *(counts[name].to_list() for name in (*TOUCH_MEASURES, "cost")),
+            strict=True,
+        )
+    ]
 
 
 def messages(

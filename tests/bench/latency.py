@@ -35,8 +35,8 @@ def measure_latency(
     with fresh_deployment(name, bootstrap, progress, events_topic, folder) as deployment:
         for role in ("aggregator", "counter"):
             deployment.start(role)
-        pids = {role: worker.pid for role, worker in deployment.workers.items()}
-        meter = Meter({**pids, "redis": deployment.server.pid})
+        pids = {role: [worker.pid] for role, worker in deployment.workers.items()}
+        meter = Meter({**pids, "redis": deployment.redis.pids})
         outputs = [deployment.topics["attributed"], deployment.topics["counts"]]
         observer = _Observer(bootstrap, outputs)
         probe_every = max(1, round(rate / PROBES_A_S)) if rate > PROBES_A_S else 2

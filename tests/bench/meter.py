@@ -1,9 +1,10 @@
 """What processes use, from /proc: CPU seconds and page faults over an interval, and the most memory they ever held."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _UTIME: Final = 11  # the first of utime, stime, cutime, cstime in what follows the program's name in /proc/PID/stat
@@ -12,9 +13,9 @@ _MINOR_FAULTS: Final = 7
 
 
 class Meter:
-    """CPU seconds (user + system) of named processes and their children, from `start` to `read`."""
+    """CPU seconds (user + system) of named parts, each some processes and their children, from `start` to `read`."""
 
-    def __init__(self, pids: dict[str, int]) -> None:
+    def __init__(self, pids: dict[str, list[int]]) -> None:
         self.pids = pids
         self._begun: dict[str, float] = {}
         self._faults: dict[str, int] = {}
@@ -22,29 +23,32 @@ class Meter:
 
     def start(self) -> None:
         """The interval begins."""
-        self._begun = {name: cpu_s(pid) for name, pid in self.pids.items()}
-        self._faults = {name: page_faults(pid) for name, pid in self.pids.items()}
+        self._begun = self._sums(cpu_s)
+        self._faults = self._sums(page_faults)
         self._machine = machine_cpu_s()
 
     def read(self) -> dict[str, float]:
-        """CPU seconds of each process so far; `others` is what every other process of the machine used meanwhile."""
-        used = {name: cpu_s(pid) - self._begun[name] for name, pid in self.pids.items()}
+        """CPU seconds of each part so far; `others` is what every other process of the machine used meanwhile."""
+        used = {name: total - self._begun[name] for name, total in self._sums(cpu_s).items()}
         used["others"] = machine_cpu_s() - self._machine - sum(used.values())
         return used
 
     def faults(self) -> dict[str, int]:
-        """Pages that each process was given anew so far, its children left out; unlike CPU, hardly touched by other work."""
-        return {name: page_faults(pid) - self._faults[name] for name, pid in self.pids.items()}
+        """Pages that each part was given anew so far; unlike CPU, hardly touched by other work."""
+        return {name: total - self._faults[name] for name, total in self._sums(page_faults).items()}
 
     def peak_rss_mb(self) -> dict[str, float]:
-        """The largest resident memory (MB) each process has had since its start, its children left out."""
-        return {name: peak_rss_mb(pid) for name, pid in self.pids.items()}
+        """The largest resident memory (MB) that one process of each part has had since its start."""
+        return {name: max(peak_rss_mb(each) for pid in pids for each in tree(pid)) for name, pids in self.pids.items()}
+
+    def _sums(self, of: Callable[[int], float]) -> dict[str, Any]:
+        return {name: sum(map(of, pids)) for name, pids in self.pids.items()}
 
 
 def cpu_s(pid: int) -> float:
     """User and system seconds of a process, its children, and the children that have ended."""
     ticks = 0
-    for each in _tree(pid):
+    for each in tree(pid):
         fields = _stat(each)
         if fields:
             ticks += sum(map(int, fields[_UTIME : _UTIME + 4]))
@@ -52,16 +56,16 @@ def cpu_s(pid: int) -> float:
 
 
 def page_faults(pid: int) -> int:
-    """Minor page faults of a process since its start."""
-    fields = _stat(pid)
-    return int(fields[_MINOR_FAULTS]) if fields else 0
+    """Minor page faults of a process and its children since their start."""
+    return sum(int(fields[_MINOR_FAULTS]) for each in tree(pid) if (fields := _stat(each)))
 
 
 def peak_rss_mb(pid: int) -> float:
     """The kernel's own high-water mark of a process's resident memory."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
+    with suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     return 0.0
 
 
@@ -78,7 +82,8 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def _tree(root: int) -> Iterable[int]:
+def tree(root: int) -> Iterable[int]:
+    """A process and all its descendants."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (fields := _stat(int(name))):
