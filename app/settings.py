@@ -76,8 +76,8 @@ class Settings(BaseSettings):
     commit_interval_ms: int = Field(200, ge=1, le=5000, description="a batch is closed after this long ...")
     max_batch_events: int = Field(50_000, ge=1, le=500_000, description="... or at this many events ...")
     max_batch_bytes: int = Field(64 * 2**20, ge=2**20, le=2**30, description="... or at this many bytes")
-    session_timeout_ms: int = Field(20_000, ge=6_000, le=300_000)
-    transaction_timeout_ms: int = Field(12_000, ge=2_000, le=60_000, description="below session_timeout_ms")
+    session_timeout_ms: int = Field(7_000, ge=6_000, le=300_000, description="how long a dead worker's partitions wait")
+    transaction_timeout_ms: int = Field(5_000, ge=2_000, le=60_000, description="below session_timeout_ms")
     request_timeout_ms: int = Field(
         10_000, ge=1_000, le=60_000, description="the longest wait for one Kafka or Redis answer"
     )

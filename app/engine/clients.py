@@ -11,6 +11,7 @@ from confluent_kafka.admin import AdminClient
 
 from app.settings import Settings
 
+HEARTBEAT_MAX_MS: Final = 3_000  # what Kafka has as its default
 _TRIES: Final = 4  # to be told of topics, in the time that one answer may take
 _RIGHTS: Final = "deploy/kafka-acls.sh gives what each principal needs"
 _ADVICE: Final = {  # by the code's name, since some errors arrive as text only
@@ -219,6 +220,8 @@ def consumer_properties(settings: Settings, group: str, worker: str) -> dict[str
         properties |= {
             "partition.assignment.strategy": "range" if settings.is_eager else "cooperative-sticky",
             "session.timeout.ms": settings.session_timeout_ms,
+            # others learn of a rebalance with their next heartbeat
+            "heartbeat.interval.ms": min(settings.session_timeout_ms // 6, HEARTBEAT_MAX_MS),
         }
     if settings.static_membership:
         properties["group.instance.id"] = f"{group}-{worker}"
