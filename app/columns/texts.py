@@ -14,6 +14,10 @@ _WORD: Final = 8
 _SLOTS_MIN: Final = 1 << 12
 _SLOTS_A_CODE: Final = 4
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
+_ONES, _TOPS, _SPACES, _BACKSLASHES, _DELETES = (  # in every byte of a word
+    np.uint64(byte * 0x0101010101010101) for byte in (0x01, 0x80, ord(" "), ord("\\"), 0x7F)
+)
+_SLICE_BYTES: Final = 1 << 17
 # The mask of the first so many bytes of a little-endian word.
 _MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
 
@@ -180,6 +184,25 @@ def begins_with(words: np.ndarray, starts: np.ndarray, constant: bytes) -> np.nd
     for at in (*range(_WORD, size - _WORD, _WORD), size - _WORD):  # the last word may overlap the one before
         holds &= words[places + at] == np.uint64(int.from_bytes(constant[at : at + _WORD], "little"))
     return holds
+
+
+def odd_bytes(buffer: np.ndarray) -> np.ndarray:
+    """Where a text needs a JSON decoder's care, or is not ASCII: places of a backslash, of what is below 32 or above 126."""
+    found = [np.empty(0, dtype=np.int64)]
+    for first in range(0, len(buffer), _SLICE_BYTES):
+        part = buffer[first : first + _SLICE_BYTES]
+        words = part[: len(part) // _WORD * _WORD].view("<u8")
+        marks = words | (words - _SPACES) & ~words
+        for value in (_BACKSLASHES, _DELETES):
+            other = words ^ value
+            marks |= (other - _ONES) & ~other
+        likely = np.flatnonzero(marks & _TOPS)
+        places = np.concatenate(
+            [(likely[:, None] * _WORD + np.arange(_WORD)).ravel(), np.arange(len(words) * _WORD, len(part))]
+        )
+        held = part[places]
+        found.append(first + places[(held == ord("\\")) | (held < ord(" ")) | (held > ord("~"))])
+    return np.concatenate(found)
 
 
 def eight_digits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

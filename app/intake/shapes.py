@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from app.columns.texts import ABSENT, PAD, Texts, begins_with, eight_digits, words_of
+from app.columns.texts import ABSENT, PAD, Texts, begins_with, eight_digits, odd_bytes, words_of
 from app.contract.events import MAX_AMOUNT, MAX_EVENT_BYTES, TOUCH_ATTRIBUTES, TOUCH_TYPES
 
 MAX_SHAPES: Final = 64
@@ -186,8 +186,7 @@ def match(values: Sequence[bytes | None], shapes: Shapes, lesson: Lesson) -> tup
     plain = (lengths > 0) & (lengths <= MAX_EVENT_BYTES)
     body = buffer[:-PAD]
     if b"\\" in joined or b"\x7f" in joined or not joined.isascii() or body.min(initial=32) < 32:
-        odd = np.flatnonzero((body == ord("\\")) | (body < 32) | (body >= 127))
-        plain[np.searchsorted(ends, odd, side="right")] = False
+        plain[np.searchsorted(ends, odd_bytes(body), side="right")] = False
     fits: list[_Fit] = []
     for first in range(0, len(values), SLICE):
         fits += _match_slice(slice(first, first + SLICE), plain, lengths, ends, buffer, values, shapes, lesson)

@@ -32,6 +32,7 @@ class Sent(NamedTuple):
     key: bytes | None
     value: bytes | None
     timestamp_ms: int
+    owner: int = -1  # the partition that owns its user, if that is known
 
 
 class Feed:
@@ -47,7 +48,7 @@ class Feed:
         self.stop = threading.Event()
 
     def hold(self, partition: int) -> None:
-        """The producers of this partition fall silent; what they would send they keep."""
+        """The producers of this partition's users fall silent; what they would send they keep, onto whichever partition."""
         with self.lock:
             self.held[partition] = []
 
@@ -67,7 +68,7 @@ class Feed:
             sent += due
             with self.lock:
                 for record in located(self.deployment, islice(self.stream, due)):
-                    kept = self.held.get(record.partition)
+                    kept = self.held.get(record.partition, self.held.get(record.owner))
                     if kept is None:
                         put(self.producer, record)
                     else:
@@ -128,10 +129,9 @@ def located(deployment: Deployment, generated: Iterable[Generated]) -> Iterator[
     settings = deployment.settings
     topic, partitions = settings.events_topics[0], settings.partitions
     for record in generated:
-        partition = owner_partition(record.user, partitions, "murmur2")
-        if record.foreign:
-            partition = (partition + 1) % partitions
-        yield Sent(topic, partition, record.key, record.value, record.timestamp_ms)
+        owner = owner_partition(record.user, partitions, "murmur2")
+        partition = (owner + record.foreign) % partitions
+        yield Sent(topic, partition, record.key, record.value, record.timestamp_ms, owner)
 
 
 def raw_records(deployment: Deployment) -> list[Sent]:

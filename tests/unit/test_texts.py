@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.columns.texts import Names, begins_with, coded, eight_digits, equal, hash64, texts_of, words_of
+from app.columns.texts import (
+    KnownCodes,
+    Names,
+    begins_with,
+    coded,
+    eight_digits,
+    equal,
+    hash64,
+    odd_bytes,
+    texts_of,
+    words_of,
+)
 
 MASK = 2**64 - 1
 M = 0xC6A4A7935BD1E995
@@ -65,3 +76,27 @@ def test_names_are_found_again_by_their_codes_and_forgotten_where_they_are_too_m
     for _ in range(3):
         assert names.of(column, np.arange(5)) == ["meta", None, "zoë", "meta", ""]
     assert len(names) <= 4
+
+
+@given(st.binary(max_size=40), st.sampled_from([1, 8, 2**17]))
+def test_odd_bytes_are_found_wherever_they_stand(data: bytes, repeats: int) -> None:
+    data = b"0123456 " * (repeats // 8) + data + b"~}"
+    expected = [at for at, byte in enumerate(data) if byte < 32 or byte > 126 or byte == ord("\\")]
+    assert odd_bytes(np.frombuffer(data, dtype=np.uint8)).tolist() == expected
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 1, 2, 4096, 4097, 2**63, 2**64 - 1, 5 * 4096]), max_size=20)))
+def test_a_code_is_met_once(batches: list[list[int]]) -> None:
+    known, met = KnownCodes(), {0}
+    for batch in batches:
+        rows = known.meet(np.array(batch, dtype=np.uint64))
+        assert sorted(batch[row] for row in rows) == sorted(set(batch) - met)
+        met |= set(batch)
+    assert len(known) == len(met)
+
+
+def test_many_codes_are_met_once() -> None:
+    known = KnownCodes()
+    codes = np.random.default_rng(1).integers(1, 2**63, 100_000).astype(np.uint64)
+    assert sum(len(known.meet(codes[first : first + 1000])) for first in range(0, 100_000, 1000)) == 100_000
+    assert known.meet(codes) == []
