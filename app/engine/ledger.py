@@ -126,7 +126,7 @@ def _refuse_impossible(
     """Raises `StateRefused` where M, C (`known`) and the log cannot be what this deployment left."""
     if ledger.partitions is not None and ledger.partitions != partitions:
         raise StateRefused(
-            f"partition {partition}: the state was built for {ledger.partitions} partitions, the topic has {partitions}: users have moved; "
+            f"partition {partition}: the state was built for {ledger.partitions} partitions, {next(iter(log))} has {partitions} partitions: users have moved; "
             "stop all workers and run `onecount reset`"
         )
     for topic, reached in known.items():
