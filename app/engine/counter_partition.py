@@ -39,7 +39,7 @@ class View(msgspec.Struct, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(View).decode
+read_view = msgspec.msgpack.Decoder(View).decode
 
 
 class CounterPartition:
@@ -63,7 +63,7 @@ class CounterPartition:
             return
         check_version(packed, VIEW_VERSION, self.seen.tag)
         try:
-            view = _decode(packed)
+            view = read_view(packed)
         except msgspec.DecodeError as error:
             raise unreadable(self.seen.tag, error) from error
         if view.keep != self.policy.bounds.keep:

@@ -27,7 +27,7 @@ _PROBE = re.compile(PROBE.encode() + rb"(\d+)-\d+")
 
 
 def measure_latency(
-    name: str, bootstrap: str, progress: Progress, rate: float, seconds: float, folder: Path
+    name: str, bootstrap: str, progress: Progress, rate: float, seconds: float, folder: Path, bars_ms: dict[str, float]
 ) -> dict[str, Any]:
     """Runs a fresh deployment under a steady rate (events/s); latencies in ms of conversions and of touches in the counts."""
     events_topic = f"{name}.events"
@@ -56,6 +56,7 @@ def measure_latency(
     progress.delete([events_topic])
     return {
         "rate_wanted": round(rate),
+        "bars_ms": bars_ms,
         "rate": round(sent["events"] / sent["seconds"]),
         "cpu_s_per_million": cpu,
         **observer.report(sent),

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -13,8 +14,15 @@ from rich.table import Table
 
 from app.local.kafka import kafka_version
 from app.local.processes import PROJECT_ROOT
+from tests.bench.memory import TOLERANCE
 
-CPU_BAR_S: Final = 14.0  # CPU-seconds per million events, counter, aggregator and Redis together, that a run may take
+# The bars: what a run may take, its ratios in the same run on the same machine.
+FLOOR_BAR: Final = 2.4
+PEER_CPU_BAR: Final = 0.4
+PEER_SPEED_BAR: Final = 1.8
+REDIS_BAR_BYTES: Final = 60e6
+RSS_BAR_MB: Final = 700.0
+GROWTH_BAR: Final = 1.15
 PARTS: Final = ("counter", "aggregator", "redis")
 PACKAGES: Final = ("confluent-kafka", "hiredis", "msgspec", "numpy", "orjson", "polars", "redis", "xxhash")
 
@@ -66,16 +74,28 @@ def failures(result: dict[str, Any]) -> list[str]:
         for at, run in enumerate(result["runs"], 1)
         if "verified" in run and not run["verified"]["exact"]
     ]
-    total = result["medians"]["cpu_s_per_million"]["total"]
-    if total > CPU_BAR_S:
-        found.append(f"{total:.2f} CPU-seconds per million events, the bar is {CPU_BAR_S}")
-    found += [
-        f"at {latency['rate']} events/s {latency[name]['missing']} {name} never came"
-        for latency in result.get("latency", [])
-        for name in ("conversions", "counts")
-        if latency[name]["missing"]
+    middle = result["medians"]
+    bars = [
+        ("CPU over the floor's", middle["floor"]["ratio"], FLOOR_BAR),
+        ("Redis bytes per million events", middle["redis_bytes_per_million"], REDIS_BAR_BYTES),
+        ("RSS of a counter, MB", middle["peak_rss_mb"]["counter"], RSS_BAR_MB),
+        ("Redis off its formula", abs(middle["redis_formula"]["share"] - 1), TOLERANCE),
     ]
-    return found
+    if middle["growth"]:
+        bars.append(
+            ("CPU of the last events over the first", middle["growth"]["late"] / middle["growth"]["early"], GROWTH_BAR)
+        )
+    if "peer" in result:
+        ratios = result["peer"]["ratios"]
+        bars.append(("CPU over Kafka Streams'", ratios["cpu_s_per_million"], PEER_CPU_BAR))
+        bars.append(("Kafka Streams' events/s over ours", 1 / ratios["events_per_s"], 1 / PEER_SPEED_BAR))
+    for latency in result.get("latency", []):
+        for name in ("conversions", "counts"):
+            place = f"at {latency['rate']} events/s, {name}"
+            bars.append((f"{place}: never came", latency[name]["missing"], 0))
+            bars.append((f"{place}: p99, ms", latency[name].get("p99_ms", inf), latency["bars_ms"]["p99"]))
+            bars.append((f"{place}: p50, ms", latency[name].get("p50_ms", inf), latency["bars_ms"]["p50"]))
+    return found + [f"{name}: {value:,.2f}, the bar is {bar:,.2f}" for name, value, bar in bars if value > bar]
 
 
 def print_report(result: dict[str, Any], console: Console) -> None:
@@ -105,9 +125,9 @@ def _runs_table(result: dict[str, Any]) -> Table:
         add(f"CPU s per million: {part}", "cpu_s_per_million", part)
     add("  floor (consume, decode, re-produce a seventh)", "floor", "cpu_s_per_million")
     add("  total / floor", "floor", "ratio")
-    for label, at in (("second", 1), ("last", -1)):
-        tenths = [column["cpu_s_per_million_by_tenth"][at] for column in runs]
-        table.add_row(f"  total in the {label} tenth", *(f"{each:.2f}" for each in (*tenths, median(tenths))))
+    if middle["growth"]:
+        add("  total from 1 to 3 million", "growth", "early")
+        add("  total of the last 2 million", "growth", "late")
     add("CPU s of the broker", "broker_cpu_s")
     add("CPU s of everything else on the machine", "others_cpu_s")
     for part in PARTS:
@@ -115,6 +135,7 @@ def _runs_table(result: dict[str, Any]) -> Table:
     for part in ("counter", "aggregator"):
         add(f"page faults per million: {part}", "page_faults_per_million", part, form="{:,.0f}")
     add("Redis bytes per million events", "redis_bytes_per_million", form="{:,.0f}")
+    add("  over the formula's", "redis_formula", "share")
     if all("verified" in run for run in runs):
         table.add_row("equal to the oracle", *("yes" if run["verified"]["exact"] else "NO" for run in runs), "")
     return table

@@ -2,20 +2,23 @@
 
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from app.local.processes import PROJECT_ROOT, ChildProcess
 from tests.bench import floor
 from tests.bench.deployment import PARTITIONS, Deployment
+from tests.bench.memory import formula
 from tests.bench.meter import Meter
 from tests.bench.progress import Progress, wait_until
 from tests.bench.report import PARTS
 
 RUN_TIMEOUT_S: Final = 1_800.0
 FLOOR_TOPIC: Final = "bench.floor"
-TENTHS: Final = 10
+EARLY: Final = (1_000_000, 3_000_000)  # the events whose cost the last ones' is held against
+GROWTH_EVENTS_MIN: Final = 10_000_000
 
 
 class Bench(NamedTuple):
@@ -53,14 +56,17 @@ class Bench(NamedTuple):
         a_million = n / 1e6
         faults = meter.faults()
         cpu = {part: used[part] / a_million for part in PARTS}
+        redis_bytes = deployment.redis_bytes() - empty_bytes
+        expected = formula(deployment)
         return {
             "wall_s": wall_s,
             "events_per_s": n / wall_s,
             "cpu_s_per_million": {**cpu, "total": sum(cpu.values())},
-            "cpu_s_per_million_by_tenth": by_tenth(course),
+            "growth": growth(course),
             "page_faults_per_million": {part: faults[part] / a_million for part in PARTS},
             "peak_rss_mb": {part: rss for part, rss in meter.peak_rss_mb().items() if part in PARTS},
-            "redis_bytes_per_million": (deployment.redis_bytes() - empty_bytes) / a_million,
+            "redis_bytes_per_million": redis_bytes / a_million,
+            "redis_formula": {**expected, "share": redis_bytes / expected["total"]},
             "broker_cpu_s": used["broker"],
             "others_cpu_s": used["others"],
             "steps_us_per_event": {
@@ -90,14 +96,14 @@ class Bench(NamedTuple):
         return used_s / n * 1e6
 
 
-def by_tenth(course: list[tuple[int, float]]) -> list[float]:
-    """CPU seconds per million in each tenth of the events, from (events so far, CPU seconds so far)."""
+def growth(course: list[tuple[int, float]]) -> dict[str, float]:
+    """CPU seconds per million early and late in a long run, from (events so far, CPU seconds so far)."""
     total = course[-1][0]
-    marks = []
-    for tenth in range(TENTHS + 1):
-        wanted = total * tenth / TENTHS
-        after = next(at for at, (events, _) in enumerate(course) if events >= wanted)
-        (low, low_s), (high, high_s) = course[max(after - 1, 0)], course[after]
-        share = (wanted - low) / (high - low) if high > low else 0.0
-        marks.append(low_s + share * (high_s - low_s))
-    return [(end - begin) / total * TENTHS * 1e6 for begin, end in pairwise(marks)]
+    if total < GROWTH_EVENTS_MIN:
+        return {}
+    events, seconds = (np.array(column) for column in zip(*course, strict=True))
+    spans = {"early": EARLY, "late": (total - (EARLY[1] - EARLY[0]), total)}
+    return {
+        name: float(np.diff(np.interp(span, events, seconds))[0]) / (span[1] - span[0]) * 1e6
+        for name, span in spans.items()
+    }

@@ -88,8 +88,11 @@ def main(
             if latency:
                 fast = result["medians"]["events_per_s"] / 2
                 result["latency"] = [
-                    measure_latency(name, kafka.bootstrap, progress, rate, seconds, folder)
-                    for name, rate, seconds in (("w1fast", fast, FAST_S), ("w1slow", SLOW_RATE, SLOW_S))
+                    measure_latency(name, kafka.bootstrap, progress, rate, seconds, folder, bars_ms)
+                    for name, rate, seconds, bars_ms in (
+                        ("w1fast", fast, FAST_S, {"p50": 400, "p99": 1000}),
+                        ("w1slow", SLOW_RATE, SLOW_S, {"p50": 500, "p99": 500}),
+                    )
                 ]
     except (BenchError, LocalServiceError) as error:
         console.print(f"[red]{error}[/]", highlight=False)
