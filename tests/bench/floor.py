@@ -6,7 +6,7 @@ It keeps no state, checks nothing and counts nothing. The clients have the same 
 """
 
 import sys
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from confluent_kafka import Consumer, Producer
@@ -38,10 +38,14 @@ def main() -> None:
 
 def carry(consumer: Consumer, producer: Producer, output: str, values: list[bytes]) -> None:
     """Decodes a batch, and publishes its rows and the input's offsets in one transaction."""
-    events = [orjson.loads(value) for value in values]
+    try:
+        events = [orjson.loads(value) for value in values]
+    except orjson.JSONDecodeError:
+        events = [decode(value) for value in values]
     rows = [
         {"key": event.get("user_id", "").encode(), "value": value}
         for event, value in zip(events[::ONE_ROW_IN], values[::ONE_ROW_IN], strict=True)
+        if type(event) is dict and type(event.get("user_id", "")) is str
     ]
     producer.begin_transaction()
     producer.produce_batch(output, rows)
@@ -49,6 +53,14 @@ def carry(consumer: Consumer, producer: Producer, output: str, values: list[byte
         consumer.position(consumer.assignment()), consumer.consumer_group_metadata(), TIMEOUT_S
     )
     producer.commit_transaction(TIMEOUT_S)
+
+
+def decode(value: bytes | None) -> Any:
+    """One record of a batch in which some are no JSON."""
+    try:
+        return orjson.loads(value or b"null")
+    except orjson.JSONDecodeError:
+        return None
 
 
 if __name__ == "__main__":

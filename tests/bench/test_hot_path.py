@@ -9,8 +9,6 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any, Final
 
-import orjson
-
 from app.engine.counter import CounterStage
 from app.engine.fold import Batch
 from app.engine.store import RedisStore
@@ -19,12 +17,14 @@ from app.local import local_redis
 from app.policy.load import load_policy
 from app.settings import Settings
 from tests.bench.deployment import PARTITIONS
+from tests.bench.floor import decode
 from tests.bench.w2 import POLICY, TOPIC, stream
 from tests.memory.log import MemoryMessage
 
 RATIO: Final = 8.3  # the counter's fold and its Redis commands over orjson.loads
 MARGIN: Final = 1.25
 ROUNDS: Final = 9
+START_MS: Final = 1_764_000_000_000
 EVENTS: Final = 20_000  # a round
 
 
@@ -53,19 +53,12 @@ def test_the_counter_costs_no_more_than_it_did(record_property: Callable[[str, o
     assert ratio <= RATIO * MARGIN, f"the counter costs {ratio:.2f} times orjson.loads, it was {RATIO}"
 
 
-def decode(value: bytes | None) -> Any:
-    try:
-        return orjson.loads(value or b"null")
-    except orjson.JSONDecodeError:
-        return None
-
-
 def rounds() -> list[dict[int, Batch]]:
     """The rounds' records, as the counter reads them."""
     found: list[dict[int, Batch]] = []
     offsets = dict.fromkeys(range(PARTITIONS), 0)
     records: dict[int, list[Any]] = {partition: [] for partition in offsets}
-    for number, (key, value, stamp_ms, user, foreign, _) in enumerate(stream(ROUNDS * EVENTS, 1, 0, 0), 1):
+    for number, (key, value, stamp_ms, user, foreign, _) in enumerate(stream(ROUNDS * EVENTS, 1, START_MS), 1):
         partition = (owner_partition(user, PARTITIONS, "murmur2") + foreign) % PARTITIONS
         records[partition].append(MemoryMessage((TOPIC, partition), offsets[partition], key, value, stamp_ms))
         offsets[partition] += 1

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +22,7 @@ import typer
 from confluent_kafka import Producer
 from rich.console import Console
 
-from app.generate.events import Generated, events
+from app.generate.events import LONGEST_STORY_MS, Generated, events
 from app.generate.mix import Mix
 from app.generate.owner import owner_partition
 from app.local import LocalServiceError, local_kafka
@@ -45,7 +46,6 @@ MIX: Final = Mix(
     campaigns=20,
     users=200_000,
 )
-START_MS: Final = 1_764_000_000_000
 KAFKA_HEAP: Final = "1g"
 VERIFY_WAIT_S: Final = 120
 _USER: Final = re.compile(rb'"user_id":"[^"]*"')
@@ -74,7 +74,10 @@ def main(
             stack.callback(progress.close)
             bench = Bench(kafka.bootstrap, kafka.pids, progress, folder)
             console.print(f"preloading {n:,} events", highlight=False)
-            preload(kafka.bootstrap, progress, stream(n, seed, hot_user, hot_campaign))
+            start_ms = (
+                int(time.time() * 1000) - n - LONGEST_STORY_MS
+            )  # older records would be deleted by their topics' retention
+            preload(kafka.bootstrap, progress, stream(n, seed, start_ms, hot_user, hot_campaign))
             title = f"W2, {n:,} events, {workers} counter and 1 aggregator process"
             found = []
             for at in range(1, runs + 1):
@@ -90,10 +93,10 @@ def main(
     sys.exit(1 if failures(result) else 0)
 
 
-def stream(n: int, seed: int, hot_user: float, hot_campaign: float) -> Iterator[Generated]:
-    """W2's records, in the order in which they are sent."""
+def stream(n: int, seed: int, start_ms: int, hot_user: float = 0.0, hot_campaign: float = 0.0) -> Iterator[Generated]:
+    """W2's records, in the order in which they are sent, one a ms of event time from `start_ms` on."""
     chance = random.Random(seed)
-    for record in events(seed, n, START_MS, load_policy(POLICY)[0], MIX):
+    for record in events(seed, n, start_ms, load_policy(POLICY)[0], MIX):
         key, value, stamp_ms, user, foreign, kind = record
         if value is not None and chance.random() < hot_user:
             user = b"u0000000"
