@@ -11,7 +11,6 @@ from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.converters import Converters, user_field
 from app.attribution.state import Adjustment, Conversion
 from app.attribution.touches import SegmentKey, Touches
-from app.columns.table import StateDamaged
 from app.columns.texts import Texts, hash64, stir
 from app.contract.events import Event, to_micros
 from app.contract.rows import KEPT_BYTES
@@ -57,7 +56,7 @@ class CounterPartition:
 
     def load(self, packed: bytes | None, run: Run) -> None:
         """Takes the stored view over and reads the filters and the late index back. Raises `StateRefused`, and
-        `StateOutdated` for one that is to be rebuilt.
+        `StateOutdated` or `StateDamaged` for one that is to be rebuilt.
         """
         if packed is None:
             return
@@ -73,13 +72,10 @@ class CounterPartition:
         self.stream_ms, self.swept_day, self.swept_buckets = view.stream_ms, view.swept_day, view.swept_buckets
         self.touches.slots = set(view.slots)
         self.converters.days = set(view.days)
-        try:
-            for segment, count in view.segments:
-                self.touches.load(segment, count, run)
-            for generation, count in view.generations:
-                self.seen.load(generation, count, run)
-        except StateDamaged as error:
-            raise unreadable(self.seen.tag, error) from error
+        for segment, count in view.segments:
+            self.touches.load(segment, count, run)
+        for generation, count in view.generations:
+            self.seen.load(generation, count, run)
         if view.days:
             self.converters.load(run([("GET", self.converters.late_key(day)) for day in view.days]))
 

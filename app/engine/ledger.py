@@ -4,17 +4,20 @@
     offsets C     M <= C
 
 `{tag}:ledger` is a hash: `epoch` (raised by every new owner), `partitions`, `view` (the stage's), `rebuild` (set while
-lost state is being folded anew) and `next:<topic>`, the first offset that is not in the state.
+lost state is being folded anew), `begun` and `written` (how many writes there were) and `next:<topic>`, the first offset that
+is not in the state.
 """
 
 import random
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from app.columns.table import StateDamaged
 from app.engine.state import StateRefused
 
 Command = tuple[Any, ...]
 NEXT: Final = "next:"
+BEGUN, WRITTEN = "begun", "written"
 EPOCH_STEP_MAX: Final = 2**40  # 2**23 owners reach the end of a Redis integer
 
 
@@ -29,13 +32,17 @@ class Mode(Enum):
 
 
 class Ledger(NamedTuple):
-    """What Redis says of a partition. `offsets` is M by topic, empty where there is no state."""
+    """What Redis says of a partition. `offsets` is M by topic, empty where there is no state. `begun` and `written` are the
+    number of writes as Redis and as their writer counted them (see `begin_command`).
+    """
 
     epoch: int
     partitions: int | None
     offsets: dict[str, int]
     view: bytes | None
     rebuilding: bool
+    begun: int = 0
+    written: int = 0
 
 
 class Opening(NamedTuple):
@@ -66,14 +73,31 @@ def read_ledger(replies: list[Any]) -> Ledger:
     fields = {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
     offsets = {name.removeprefix(NEXT): int(value) for name, value in fields.items() if name.startswith(NEXT)}
     partitions = int(fields["partitions"]) if "partitions" in fields else None
-    return Ledger(int(epoch), partitions, offsets, fields.get("view"), "rebuild" in fields)
+    counts = (int(fields.get(name, 0)) for name in (BEGUN, WRITTEN))
+    return Ledger(int(epoch), partitions, offsets, fields.get("view"), "rebuild" in fields, *counts)
+
+
+def begin_command(key: str) -> Command:
+    """Comes first in each write of a partition. Redis counts it, and the write's end says what its writer expects the count
+    to be. So a write that Redis took back, and later ran after all beside another one, shows: Redis 7.0 leaves the beginning of a
+    MULTI in a torn append-only file, and runs it with the next one when it starts once more.
+    """
+    return ("HINCRBY", key, BEGUN, 1)
+
+
+def refuse_torn(ledger: Ledger, key: str) -> None:
+    """Raises `StateDamaged` where a write was run that was never finished, or twice."""
+    if ledger.begun != ledger.written:
+        raise StateDamaged(
+            f"Redis ran {ledger.begun} writes of {key}, its last writer knows of {ledger.written}: its append-only file was torn"
+        )
 
 
 def write_commands(
-    key: str, partitions: int, offsets: dict[str, int], view: bytes | None, rebuilding: bool
+    key: str, partitions: int, written: int, offsets: dict[str, int], view: bytes | None, rebuilding: bool
 ) -> list[Command]:
     """Moves the ledger; part of the same MULTI as the state that it describes."""
-    pairs: list[Any] = ["partitions", partitions]
+    pairs: list[Any] = ["partitions", partitions, WRITTEN, written]
     for topic, offset in offsets.items():
         pairs += [NEXT + topic, offset]
     if view is not None:

@@ -29,7 +29,10 @@ class Owned:
         self.is_proven = False  # whether its offsets and its log were found to fit each other
         self.first: dict[str, int] = {}  # the first offset that each topic's log held when the partition was opened
         self.by_hand: set[str] = set()  # the topics whose offset in the group no worker has committed
-        self.outdated: int | None = None  # the version of the state that was found and is rebuilt
+        self.written = 0  # how many writes of its state there were
+        self.discarded: Exception | None = (
+            None  # why the state that was found is rebuilt: StateOutdated or StateDamaged
+        )
 
     def add(self, topic: str, records: list[Record]) -> int:
         """Takes consumed records of one topic in, in order; how many. What was fetched before the partition was set back is dropped."""

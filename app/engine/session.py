@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from app.columns.table import StateDamaged
 from app.engine import ledger
 from app.engine.clients import Clients
 from app.engine.failpoint import passing
@@ -147,18 +148,20 @@ class Session:
             place.topic: int(place.metadata) if (place.metadata or "").isdigit() else None for place in found
         }  # see `publish`
         opening = ledger.decide(taken, partition, self.partitions, committed, begun, log, self.reading.group)  # 4.
-        outdated = None
+        discarded: Exception | None = None
         try:
+            ledger.refuse_torn(taken, key)
             self.stage.open(partition, taken.view if taken.offsets else None, self.store.run)
-        except StateOutdated as older:
-            outdated = older.version
+        except (StateOutdated, StateDamaged) as error:
+            discarded = error
             taken = self._forget(partition, taken.epoch)
             opening = ledger.decide(taken, partition, self.partitions, committed, begun, log, self.reading.group)
             self.stage.open(partition, None, self.store.run)
         owned = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed)
         owned.first = {topic: begins for topic, (begins, _) in log.items()}
         owned.by_hand = {place.topic for place in found if place.offset >= 0 and not place.metadata}
-        owned.outdated = outdated
+        owned.discarded = discarded
+        owned.written = taken.written
         # what is in the state already need not be in the log any more
         owned.is_proven = bool(taken.offsets) and not owned.by_hand
         self.owned[partition] = owned
@@ -185,9 +188,7 @@ class Session:
         if keys:
             commands.append(("UNLINK", *sorted(keys)))
         if found is None or int(found) != epoch or not self.store.guarded_write(commands):
-            raise SessionEnded(
-                f"another worker took partition {partition} over while its state of an older release was emptied"
-            )
+            raise SessionEnded(f"another worker took partition {partition} over while its state was emptied")
         return ledger.Ledger(epoch, None, {}, None, False)
 
     def poll(self, count: int, timeout_s: float) -> tuple[int, int]:
@@ -301,14 +302,17 @@ class Session:
         commands = []
         for partition, found in offsets.items():
             key = ledger.ledger_key(self.stage.tag, partition)
+            commands.append(ledger.begin_command(key))
             commands += fold.writes.get(partition, [])
             commands += ledger.write_commands(
-                key, self.partitions, found, fold.views.get(partition), partition in rebuilding
+                *(key, self.partitions, self.owned[partition].written + 1),
+                *(found, fold.views.get(partition), partition in rebuilding),
             )
         if not self.store.guarded_write(commands):
             raise SessionEnded("another worker took a partition over while its batch was written")
         for partition, found in offsets.items():
             self.owned[partition].next.update(found)
+            self.owned[partition].written += 1
             self.stored[partition].update(found)
         passing("state_written")
 

@@ -83,15 +83,13 @@ class Metrics:
 
     def owned(self, session: Any) -> None:
         """Which partitions are open, and once a second how far behind they are."""
-        older = {
-            partition: owned.outdated
-            for partition, owned in session.owned.items()
-            if owned.outdated is not None and partition not in self.open
-        }
-        if older:
-            _log.info(
-                "state of an older release, rebuilding it", role=self.role, worker=self.worker, partitions=sorted(older), versions=sorted(set(older.values()))
-            )  # fmt: skip
+        self._discarded(
+            {
+                partition: owned.discarded
+                for partition, owned in session.owned.items()
+                if owned.discarded is not None and partition not in self.open
+            }
+        )
         self._opened(
             {partition: owned.mode.value for partition, owned in session.owned.items()},
             {partition: owned.opened_as.value for partition, owned in session.owned.items()},
@@ -105,6 +103,19 @@ class Metrics:
         stream_ms = session.stage.slowest_stream_ms()
         if stream_ms > 0:
             self.families["onecount_watermark_delay_seconds"].set(time.time() - stream_ms / 1000)
+
+    def _discarded(self, found: dict[int, Any]) -> None:
+        """Says whose state was found to be of an older release, or damaged, and is rebuilt."""
+        older = {partition: why.version for partition, why in found.items() if hasattr(why, "version")}
+        damaged = {partition: str(why) for partition, why in found.items() if partition not in older}
+        if older:
+            _log.info(
+                "state of an older release, rebuilding it", role=self.role, worker=self.worker, partitions=sorted(older), versions=sorted(set(older.values()))
+            )  # fmt: skip
+        if damaged:
+            _log.warning(
+                "damaged state, rebuilding it", role=self.role, worker=self.worker, partitions=sorted(damaged), why=damaged[min(damaged)]
+            )  # fmt: skip
 
     def _look_at_dead_letters(self) -> None:
         letters = self.dead_letters

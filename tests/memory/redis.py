@@ -7,6 +7,7 @@ change of a key moves its version on, emptying Redis included, so WATCH fails ex
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from app.engine.store import Command, StoreRefused, StoreUnavailable
@@ -110,6 +111,10 @@ class MemoryStore:
             self.close()
             raise StoreUnavailable("Redis: the connection broke after the write")
         return done
+
+    def servers(self) -> "list[MemoryStore]":
+        """The one server."""
+        return [self]
 
     def close(self) -> None:
         """Ends the connection, and with it every WATCH."""
@@ -217,6 +222,15 @@ def _smembers(memory: Memory, key: bytes) -> list[bytes]:
     return sorted(memory.look(key, set) or ())
 
 
+def _hkeys(memory: Memory, key: bytes) -> list[bytes]:
+    return list(memory.look(key, dict) or {})
+
+
+def _scan(memory: Memory, cursor: bytes, match: bytes, pattern: bytes, count: bytes, size: bytes) -> list[Any]:
+    assert (cursor, match, count) == (b"0", b"MATCH", b"COUNT"), "all keys are given at once"
+    return [b"0", [key for key in memory.values if fnmatchcase(key.decode(), pattern.decode())]]
+
+
 def _get(memory: Memory, key: bytes) -> bytes | None:
     return memory.look(key, bytes)
 
@@ -260,6 +274,8 @@ _COMMANDS: Final[dict[str, Callable[..., Any]]] = {
     "HGET": _hget,
     "HMGET": _hmget,
     "HGETALL": _hgetall,
+    "HKEYS": _hkeys,
+    "SCAN": _scan,
     "SADD": _sadd,
     "SREM": _srem,
     "SMEMBERS": _smembers,

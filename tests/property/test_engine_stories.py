@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from app.columns.table import StateDamaged
 from app.contract.events import TOUCH_ATTRIBUTES
+from app.engine.fold import Command
 from app.policy.model import Action, Bounds, Platform, Policy, Version
 from tests.memory.deployment import Deployment, deployed
+from tests.memory.redis import MemoryStore
 from tests.property.checks import differences
 from tests.property.policies import FOREVER_MS, START_MS, UNIT_MS
 
@@ -128,6 +131,52 @@ def test_a_redis_that_lost_its_last_second_gives_no_revision_twice(deployment: D
     deployment.memory.fall_back(disk)
     send(deployment, "click", "k", 0.8)
     assert_exact(deployment)
+
+
+@pytest.mark.parametrize("tag", [b"{c0}", b"{a0}"], ids=["counter", "aggregator"])
+@pytest.mark.parametrize("part", ["begins", "half", "all but the end", "all"])
+def test_a_write_that_redis_took_back_and_ran_later_after_all_is_found_out(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tag: bytes, part: str
+) -> None:
+    """What Redis 7.0 makes of a torn append-only file when it starts for the second time."""
+    writes: list[list[Command]] = []
+    run = MemoryStore._exec
+
+    def recorded(store: MemoryStore) -> list[Any] | None:
+        writes.append(list(store.queue or ()))
+        return run(store)
+
+    monkeypatch.setattr(MemoryStore, "_exec", recorded)
+    send(deployment, "conversion", "c1", 1)
+    for name in deployment.workers:
+        deployment.turn(name)
+    disk = deployment.memory.copy()
+    writes.clear()
+    send(deployment, "click", "k1", 0.2)
+    send(deployment, "view", "v1", 0.3)
+    for name in deployment.workers:
+        deployment.turn(name)
+    torn = next(commands for commands in writes if str(commands[0][1]).encode().startswith(tag))
+    deployment.memory.fall_back(disk)
+    writes.clear()
+    send(deployment, "click", "k2", 0.4)
+    deployment.drain()
+    size = {"begins": 1, "half": len(torn) // 2, "all but the end": len(torn) - 1, "all": len(torn)}[part]
+    deployment.memory.fall_back(disk)
+    again = MemoryStore(deployment.memory)
+    again.run(torn[:size])
+    for commands in writes:
+        again.run(commands)
+    deployment.memory.life += 1
+    send(deployment, "click", "k3", 0.6)
+    assert_exact(deployment)
+    discarded = [
+        owned.discarded
+        for worker in deployment.workers.values()
+        if worker.session is not None
+        for owned in worker.session.owned.values()
+    ]
+    assert any(isinstance(why, StateDamaged) for why in discarded)
 
 
 def with_version(policy: Policy, effective_at: float, **platforms: Platform) -> Policy:

@@ -84,10 +84,10 @@ def test_records_that_retention_deleted_uncounted_are_given_up_where_the_group_w
 
 
 def test_what_is_written_is_read_back() -> None:
-    (command, *_) = write_commands("k", 4, {"ads.events": 12}, b"view", rebuilding=True)
+    (command, *_) = write_commands("k", 4, 7, {"ads.events": 12}, b"view", rebuilding=True)
     fields = [str(part).encode() if not isinstance(part, bytes) else part for part in command[2:]]
     found = read_ledger([3, fields])
-    assert found == Ledger(3, 4, {"ads.events": 12}, b"view", True)
+    assert found == Ledger(3, 4, {"ads.events": 12}, b"view", True, 0, 7)
 
 
 def test_epochs_of_an_emptied_redis_are_not_those_that_were_given_out_before() -> None:
