@@ -32,6 +32,8 @@ def run_worker(settings: Settings, role: str, slot: int, supervisor: int | None 
     """Counts in this process until SIGTERM or SIGINT; the exit code. `supervisor`: the parent's process id, without
     which it stops too."""
     configure_logs()
+    if settings.pin_workers:
+        pin(slot)
     name = f"{settings.worker_id}-{slot}"
     metrics = Metrics(role, name, settings.dead_letter_ratio_limit)
     worker = Worker(settings, role, name, metrics, KafkaClients(settings))
@@ -54,6 +56,14 @@ def run_worker(settings: Settings, role: str, slot: int, supervisor: int | None 
         return REFUSED
     _log.info("stopped", role=role, worker=name)
     return 0
+
+
+def pin(slot: int) -> int:
+    """Keeps this process and its threads on one of the cores that it may use, the next one for each slot; which one."""
+    cores = sorted(os.sched_getaffinity(0))
+    core = cores[slot % len(cores)]
+    os.sched_setaffinity(0, {core})
+    return core
 
 
 def supervise(settings: Settings, role: str, workers: int) -> int:

@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     )
     static_membership: bool = Field(False, description="group.instance.id = the worker's id")
     group_protocol: str = Field("classic", pattern="^(classic|consumer)$")
+    pin_workers: bool = Field(False, description="each worker stays on one core, by its slot")
     dead_letter_ratio_limit: float = Field(
         0.05, ge=0, le=1, description="alarm where more of the last minute's events than this were refused, by worker"
     )

@@ -15,7 +15,6 @@ from app.columns.texts import ABSENT, Texts, begins_with, equal, texts_of, words
 from app.contract.events import (
     EVENT_TYPES,
     MAX_EVENT_BYTES,
-    MAX_TIME_MS,
     TOUCH_TYPES,
     Accepted,
     Event,
@@ -24,6 +23,7 @@ from app.contract.events import (
     decode_struct,
     judge_bytes,
     judge_fields,
+    parse_time_ms,
 )
 from app.intake.shapes import COLUMNS, Shape, Shapes, Touches, learn, match
 from app.policy.model import Bounds
@@ -109,12 +109,11 @@ def _judge(
         event = decode_struct(raw)  # type: ignore[arg-type]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
         event = None
-    time_ms = event.event_time if event is not None else None
+    time_ms = parse_time_ms(event.event_time) if event is not None else None
     if (
         event is None
         or raw is None
-        or type(time_ms) is not int
-        or not 0 <= time_ms <= MAX_TIME_MS
+        or time_ms is None
         or not stamp_ms - bounds.max_event_age_ms <= time_ms <= stamp_ms + bounds.max_clock_skew_ms
         or (key is not None and key != event.user_id.encode())
         or not _has_what_it_needs(event, platforms)
