@@ -8,6 +8,7 @@ offsets, so they are the fold.
 
 from collections import defaultdict
 from collections.abc import Iterable
+from math import inf
 from operator import add
 from typing import Any, Final
 
@@ -87,6 +88,7 @@ class AggregatorStage:
         self.bounds = policy.bounds
         self.retention_ms = policy.count_retention_ms()
         self.rebuild_ms = 0
+        self.span_ms = inf  # it has one topic
         self.idle_timeout_ms = policy.bounds.idle_timeout_ms
         self.opened: dict[int, AggregatorPartition] = {}
 

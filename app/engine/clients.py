@@ -31,7 +31,7 @@ def explained(error: Exception) -> str:
     advice = next((advice for name, advice in _ADVICE.items() if f"code={name}," in text), None)
     if isinstance(error, KafkaException) and isinstance(error.args[0], KafkaError):
         text = error.args[0].str()
-    return f"{text}; {advice}" if advice else text
+    return f"{text}; {advice}" if advice and advice not in text else text
 
 
 class Topic(NamedTuple):

@@ -40,6 +40,8 @@ class CounterStage:
         self.partitions = partitions
         self.delta_partitions = delta_partitions
         self.rebuild_ms = policy.conversion_retention_ms()
+        # a topic's records come after another's in a batch, and must not be too late by that
+        self.span_ms = policy.bounds.correction_horizon_ms / 8
         self.idle_timeout_ms = policy.bounds.idle_timeout_ms
         self.opened: dict[int, CounterPartition] = {}
         self.shapes = Shapes()

@@ -42,6 +42,7 @@ class Stage(Protocol):
     tag: str  # the first part of its Redis hash tags
     rebuilds_from_log: bool  # whether lost state is folded anew from the input, or read back from the output
     rebuild_ms: int  # how far back (ms) a rebuild reads the input
+    span_ms: float  # the longest time (ms) that a batch of several topics may span
     idle_timeout_ms: int
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:

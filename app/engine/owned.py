@@ -1,6 +1,8 @@
 """One partition that a worker owns: how far it was read, what waits to be folded, and what makes a batch."""
 
 from collections.abc import Sequence
+from itertools import chain
+from math import inf
 from typing import NamedTuple
 
 from app.engine.fold import Batch, Record
@@ -18,14 +20,18 @@ class Run(NamedTuple):
 class Owned:
     """The offsets of an owned partition, by topic, and its consumed records that are not folded yet."""
 
-    def __init__(self, epoch: int, mode: Mode, offsets: dict[str, int], committed: dict[str, int | None]) -> None:
+    def __init__(
+        self, epoch: int, mode: Mode, offsets: dict[str, int], committed: dict[str, int | None], span_ms: float = inf
+    ) -> None:
         self.epoch = epoch
+        self.span_ms = span_ms  # the longest time that a batch of several topics may span
         self.mode = self.opened_as = mode
         self.next = offsets  # M: the first offset of each topic that is not in the state
         self.read = dict(offsets)  # the first offset of each topic that was not consumed yet
         self.committed = committed  # C, as it was when the partition was opened
         self.pending: dict[str, list[Run]] = {}
         self.at_end: set[str] = set()
+        self.paused: set[str] = set()  # topics that are far ahead of another one, and not fetched meanwhile
         self.is_proven = False  # whether its offsets and its log were found to fit each other
         self.first: dict[str, int] = {}  # the first offset that each topic's log held when the partition was opened
         self.by_hand: set[str] = set()  # the topics whose offset in the group no worker has committed
@@ -54,16 +60,16 @@ class Owned:
 
     def take(self) -> Batch | None:
         """The records to fold now, by topic and offset. Those of a replay come all at once, cut exactly at C, since their
-        batch was one; a rebuild's come as they are.
+        batch was one; others come in step with the other topics' (see `_in_step`).
         """
         if not self.pending or (self.mode is Mode.REPLAY and any(self.behind(topic) for topic in self.read)):
             return None
-        runs, self.pending = self.pending, {}
+        runs, self.pending = (self.pending, {}) if self.mode is Mode.REPLAY else self._in_step()
         if self.mode is not Mode.LIVE:
             for topic in list(runs):
                 runs[topic], rest = _cut(runs[topic], self.committed.get(topic) or 0)
                 if rest:
-                    self.pending[topic] = rest
+                    self.pending[topic] = rest + self.pending.get(topic, [])
         batch = Batch([], {})
         for topic in sorted(runs):
             if runs[topic]:
@@ -72,11 +78,53 @@ class Owned:
                     batch.records.extend(run.records)
         return batch if batch.records else None
 
+    def _in_step(self) -> tuple[dict[str, list[Run]], dict[str, list[Run]]]:
+        """The pending runs that may be folded now, and those that wait, by the records' times.
+
+        No topic may move the stream time far beyond what another one still has to say: all of that would be too late. It
+        happens where one topic is read faster than another, as the few re-keyed events of weeks are in a rebuild.
+        """
+        active = self.pending.keys() | (self.read.keys() - self.at_end)
+        if len(active) == 1:
+            return self.pending, {}
+        if active - self.pending.keys():  # whose next record is not known yet
+            return {}, self.pending
+        reached = {topic: max(map(_time_ms, runs[-1].records)) for topic, runs in self.pending.items()}
+        unfinished = self.pending.keys() - self.at_end
+        slowest = min(unfinished, key=reached.__getitem__, default=None)
+        limit_ms = inf if slowest is None else reached[slowest]
+        first_ms = min(_time_ms(runs[0].records[0]) for runs in self.pending.values())
+        now, later = {}, {}
+        for topic, runs in self.pending.items():
+            own_ms = first_ms + self.span_ms if topic == slowest else min(limit_ms, first_ms + self.span_ms)
+            now[topic], rest = _until(runs, own_ms)
+            if rest:
+                later[topic] = rest
+        return now, later
+
+    def held(self, topic: str) -> int:
+        """How many consumed records of a topic wait."""
+        return sum(len(run.records) for run in self.pending.get(topic, ()))
+
     def is_caught_up(self) -> bool:
         """Whether everything that is published is in the state again."""
         return all(not self.behind(topic) for topic in self.read) and all(
             offset >= (self.committed.get(topic) or 0) for topic, offset in self.next.items()
         )
+
+
+def _time_ms(record: Record) -> int:
+    return record.timestamp()[1]
+
+
+def _until(runs: list[Run], limit_ms: float) -> tuple[list[Run], list[Run]]:
+    """Splits runs before the first record that is later than `limit_ms`."""
+    if limit_ms == inf:
+        return runs, []
+    for record in chain.from_iterable(run.records for run in runs):
+        if _time_ms(record) > limit_ms:
+            return _cut(runs, record.offset())
+    return runs, []
 
 
 def _cut(runs: list[Run], offset: int) -> tuple[list[Run], list[Run]]:

@@ -18,11 +18,13 @@ from app.engine.clients import Clients
 from app.engine.failpoint import passing
 from app.engine.fold import Fold, Stage
 from app.engine.keys import find_keys
+from app.engine.ledger import Mode
 from app.engine.owned import Owned
 from app.engine.state import StateOutdated, StateRefused
 from app.engine.store import Store
 from app.settings import Settings
 
+_HELD_BATCHES = 4  # so many may wait for another topic, of each topic and partition
 _SLICE = 2_000  # records a call to consume, so that a batch's bytes are looked at often enough
 
 
@@ -103,6 +105,8 @@ class Session:
             consumer.assign(places)
         else:
             consumer.incremental_assign(places)
+        if places:
+            consumer.resume(places)  # one may have been taken away while it was paused
 
     def _reopened(self, partition: int) -> list[TopicPartition]:
         try:
@@ -157,7 +161,7 @@ class Session:
             taken = self._forget(partition, taken.epoch)
             opening = ledger.decide(taken, partition, self.partitions, committed, begun, log, self.reading.group)
             self.stage.open(partition, None, self.store.run)
-        owned = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed)
+        owned = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed, self.stage.span_ms)
         owned.first = {topic: begins for topic, (begins, _) in log.items()}
         owned.by_hand = {place.topic for place in found if place.offset >= 0 and not place.metadata}
         owned.discarded = discarded
@@ -210,7 +214,22 @@ class Session:
                 self._look_at_errors(records, owned)
             elif owned is not None:  # else it was fetched before the partition was taken away
                 taken += owned.add(topic, records)
+        self._hold_back()
         return taken, sum(map(len, messages))
+
+    def _hold_back(self) -> None:
+        """Stops fetching a topic that is far ahead of another one of its partition, until that one has come after."""
+        most = _HELD_BATCHES * self.settings.max_batch_events
+        for partition, owned in self.owned.items():
+            if owned.mode is Mode.REPLAY:  # which is one batch, and is taken whole
+                continue
+            for topic in owned.pending.keys() - owned.paused:
+                if owned.held(topic) > most:
+                    self.consumer.pause([TopicPartition(topic, partition)])
+                    owned.paused.add(topic)
+            for topic in [topic for topic in owned.paused if owned.held(topic) <= most // 2]:
+                self.consumer.resume([TopicPartition(topic, partition)])
+                owned.paused.discard(topic)
 
     def _look_at_errors(self, messages: Iterable[Message], owned: Owned | None) -> None:
         for message in messages:

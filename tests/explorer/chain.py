@@ -6,6 +6,7 @@ shows in the histories, and a batch that is cut otherwise than it was shows in t
 """
 
 from collections.abc import Iterable
+from math import inf
 from typing import Final, NamedTuple
 
 from app.engine.fold import Batch, Fold, Run
@@ -46,6 +47,7 @@ class ChainStage:
     tag = TAG
     rebuilds_from_log = True
     rebuild_ms = 0
+    span_ms = inf
     idle_timeout_ms = 1 << 60
 
     def __init__(self, published_topic: str) -> None:

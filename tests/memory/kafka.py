@@ -72,6 +72,7 @@ class MemoryConsumer:
         self.group = group
         self.worker = worker
         self.grant: int | None = None
+        self.paused: set[Place] = set()
         self.turn = 0
         self.member: Member | None = None
         self.places: dict[Place, int] = {}  # the next offset to fetch of each
@@ -93,7 +94,7 @@ class MemoryConsumer:
             self._follow_group()
         limit = num_messages if self.grant is None else min(num_messages, self.grant)
         found: list[MemoryMessage] = []
-        places = sorted(self.places)
+        places = sorted(self.places.keys() - self.paused)
         first = self.turn % len(places) if places else 0
         for place in places[first:] + places[:first]:
             found += self._fetch(place, limit - len(found))
@@ -141,6 +142,12 @@ class MemoryConsumer:
             if place.offset != OFFSET_INVALID:
                 self.places[place.topic, place.partition] = place.offset
                 self.told.pop((place.topic, place.partition), None)
+
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        self.paused |= {(place.topic, place.partition) for place in partitions}
+
+    def resume(self, partitions: list[TopicPartition]) -> None:
+        self.paused -= {(place.topic, place.partition) for place in partitions}
 
     def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
         for place in partitions:

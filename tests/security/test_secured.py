@@ -141,8 +141,9 @@ def test_a_missing_right_in_kafka_is_said_and_nothing_is_counted_until_it_is_giv
     assert sent.returncode == 0, sent.stderr
     with scram.without(f"onecount-{role}", right):
         workers = [scram.start(each) for each in ("counter", "aggregator")]
-        scram.wait_for(role, "AUTHORIZATION_FAILED")
-        assert scram.published(role) == 0
+        scram.wait_for(role, "is missing: deploy/kafka-acls.sh")
+        if right not in ("dlq WRITE", "rekeyed WRITE"):  # batches in which nothing is refused or re-keyed need neither
+            assert scram.published(role) == 0
         assert all(worker.poll() is None for worker in workers)
     scram.onecount.assert_exact()
     assert [scram.onecount.stop(worker) for worker in workers] == [0, 0]
@@ -150,7 +151,7 @@ def test_a_missing_right_in_kafka_is_said_and_nothing_is_counted_until_it_is_giv
 
 @pytest.mark.faults
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("command", ["hset", "info", "watch", "sadd"])
+@pytest.mark.parametrize("command", ["hset", "info", "watch", "append"])
 def test_a_missing_right_in_redis_is_said_and_nothing_is_counted_until_it_is_given(
     scram: SecuredDeployment, command: str
 ) -> None:
