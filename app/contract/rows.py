@@ -67,6 +67,10 @@ class AttributedRow(msgspec.Struct, frozen=True, gc=False):
     revision: int
 
 
+class _Timed(msgspec.Struct, frozen=True, gc=False):
+    event_time: int
+
+
 class CountRow(msgspec.Struct, frozen=True, gc=False):
     """Absolute counts of one window and its dimensions (topic `conversions.counts`, an upsert by `count_key`).
 
@@ -117,8 +121,14 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
 
 encode = msgspec.json.Encoder().encode
 decode_attributed = msgspec.json.Decoder(AttributedRow).decode
+_decode_timed = msgspec.json.Decoder(_Timed).decode
 decode_count = msgspec.json.Decoder(CountRow).decode
 decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+
+
+def attributed_time_ms(value: bytes) -> int:
+    """The `event_time` of an encoded `AttributedRow`."""
+    return _decode_timed(value).event_time
 
 
 def attributed_key(advertiser_id: str, user_id: str, platform: str, conversion_name: str, event_id: str) -> bytes:

@@ -7,7 +7,8 @@ offsets, so they are the fold.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, islice
 from math import inf
 from operator import add
 from typing import Any, Final
@@ -17,7 +18,7 @@ import orjson
 
 from app.contract import rows
 from app.contract.events import MICROS, to_micros
-from app.engine.fold import Batch, Command, Fold, Record, Run
+from app.engine.fold import Batch, Command, Fold, Published, Record, Run
 from app.engine.state import StateRefused, check_version, unreadable
 from app.policy.model import Policy
 from app.settings import Settings
@@ -26,12 +27,14 @@ from app.windows import deltas
 VIEW_VERSION: Final = (
     1  # of all that an aggregator keeps in Redis; one more with every change that an older release would misread
 )
+CLOSED_ROWS: Final = 200_000  # of windows that become final in one batch; of one window there may be more
+RECONCILED_ROWS: Final = 50_000  # read back at once
 _ZERO: Final = (0, 0, 0, 0, 0, 0, 0)  # the measures, money in millionths, and the revision
 
 
 class View(msgspec.Struct, array_like=True):
     """What is stored in the ledger beside the offsets: how many owner partitions there are, and of each the watermark
-    and the stream time that its events have reached (epoch ms).
+    and the stream time that its events have reached (epoch ms). Windows that end at `closed_ms` or before are final.
     """
 
     version: int
@@ -39,6 +42,7 @@ class View(msgspec.Struct, array_like=True):
     partitions: int
     watermarks: dict[int, int]
     streams: dict[int, int] = {}
+    closed_ms: int | None = None
 
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -69,6 +73,19 @@ class AggregatorPartition:
     def stream_ms(self) -> int:
         """The stream time of the owner partition whose events are the oldest; -1 while some have had none."""
         return self._slowest(self.view.streams)
+
+    def hear(self, message: deltas.DeltaMessage) -> None:
+        """Takes the owner partitions' progress from a message."""
+        view = self.view
+        view.partitions = message.partitions
+        for mark in message.marks:
+            view.watermarks[mark.partition] = max(view.watermarks.get(mark.partition, -1), mark.watermark_ms)
+            if mark.ranges:  # of events, not of an idle partition's clock
+                view.streams[mark.partition] = max(view.streams.get(mark.partition, -1), mark.watermark_ms)
+
+    def closed_ms(self) -> int:
+        """Windows that end then or before are final."""
+        return -1 if self.view.closed_ms is None else self.view.closed_ms
 
     def _slowest(self, times_ms: dict[int, int]) -> int:
         partitions = self.view.partitions
@@ -107,6 +124,8 @@ class AggregatorStage:
                 raise StateRefused(
                     f"counts are split by {', '.join(opened.view.dimensions)}; the policy differs: set it back or run `onecount reset`"
                 )
+            if opened.view.closed_ms is None:  # an older release wrote it, and closed all at once
+                opened.view.closed_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
             opened.windows = {int(window) for window in run([("SMEMBERS", opened.windows_key())])[0]}
         self.opened[partition] = opened
 
@@ -119,7 +138,7 @@ class AggregatorStage:
         became final.
         """
         fold = Fold()
-        plans = {partition: self._plan(self.opened[partition], batch) for partition, batch in batches.items()}
+        plans = {partition: self._plan(self.opened[partition], batch, run) for partition, batch in batches.items()}
         replies = iter(run([command for _, _, commands in plans.values() for command in commands]))
         for partition, (changed, ended, commands) in plans.items():
             found = [next(replies) for _ in commands]
@@ -130,34 +149,37 @@ class AggregatorStage:
         return fold
 
     def _plan(
-        self, opened: AggregatorPartition, batch: Batch
+        self, opened: AggregatorPartition, batch: Batch, run: Run
     ) -> tuple[dict[int, dict[str, tuple[int, ...]]], list[int], list[Command]]:
         """The changes by window and row key, the windows that become final, and the commands that read both."""
         changed: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
-        closed_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
         for record in batch.records:
             message = read_deltas(record)
-            opened.view.partitions = message.partitions
-            for mark in message.marks:
-                known = opened.view.watermarks.get(mark.partition, -1)
-                opened.view.watermarks[mark.partition] = max(known, mark.watermark_ms)
-                if mark.ranges:  # of events, not of an idle partition's clock
-                    reached = opened.view.streams.get(mark.partition, -1)
-                    opened.view.streams[mark.partition] = max(reached, mark.watermark_ms)
+            opened.hear(message)
             for row in message.rows:
                 key = row[0]
                 window = changed[int(key[1 : key.index(",")])]
                 total = window.get(key)
                 window[key] = row[1:] if total is None else tuple(map(add, total, row[1:]))
-        closes_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
-        width = self.bounds.window_ms
-        ended = (
-            sorted(window for window in opened.windows if closed_ms < window + width <= closes_ms)
-            if closes_ms > closed_ms
-            else []
-        )
+        ended = self._close(opened, run)
         reads: list[Command] = [("HMGET", opened.key(window), *found) for window, found in changed.items()]
         return changed, ended, reads + [("HGETALL", opened.key(window)) for window in ended]
+
+    def _close(self, opened: AggregatorPartition, run: Run) -> list[int]:
+        """The windows that become final with this batch: those that the watermark has passed, the oldest first, as far as
+        their rows fit into one transaction. The others follow with the next batches.
+        """
+        width, closed_ms = self.bounds.window_ms, opened.closed_ms()
+        closes_ms = max(opened.watermark_ms() - self.bounds.allowed_lateness_ms, closed_ms)
+        ended = sorted(window for window in opened.windows if closed_ms < window + width <= closes_ms)
+        if len(ended) > 1:
+            sizes = accumulate(run([("HLEN", opened.key(window)) for window in ended]))
+            fitting = max(1, sum(size <= CLOSED_ROWS for size in sizes))
+            if fitting < len(ended):
+                ended = ended[:fitting]
+                closes_ms = ended[-1] + width
+        opened.view.closed_ms = closes_ms
+        return ended
 
     def _add_up(
         self,
@@ -197,7 +219,7 @@ class AggregatorStage:
             self._publish(partition, written, fold)
 
     def _publish(self, partition: int, written: dict[int, dict[str, tuple[int, ...]]], fold: Fold) -> None:
-        closed_ms = self.opened[partition].watermark_ms() - self.bounds.allowed_lateness_ms
+        closed_ms = self.opened[partition].closed_ms()
         out = fold.outputs.setdefault((self.settings.counts_topic, partition), [])
         for window, counts in written.items():
             final = window + self.bounds.window_ms <= closed_ms
@@ -227,38 +249,51 @@ class AggregatorStage:
             final,
         )
 
+    def _floor_ms(self, opened: AggregatorPartition) -> int:
+        """The start of the oldest window whose counts can still change: by the time of events, which alone decides what is late."""
+        return opened.stream_ms() - self.retention_ms - self.bounds.window_ms
+
     def _expire(self, opened: AggregatorPartition) -> list[Command]:
-        """Frees the windows whose counts can no longer change: by the time of events, which alone decides what is late."""
-        floor_ms = opened.stream_ms() - self.retention_ms - self.bounds.window_ms
+        """Frees the windows whose counts can no longer change."""
+        floor_ms = self._floor_ms(opened)
         ended = sorted(window for window in opened.windows if window < floor_ms)
         opened.windows.difference_update(ended)
         if not ended:
             return []
         return [("UNLINK", *(opened.key(window) for window in ended)), ("SREM", opened.windows_key(), *ended)]
 
-    def reconcile(self, partition: int, published: dict[bytes, bytes], run: Run) -> Fold:
-        """Takes the published rows over as the state; there is nothing to correct."""
-        fold = Fold()
+    def published_since_ms(self, partition: int, before: Iterator[list[Record]], run: Run) -> int:
+        """The start of the oldest window that may still change. The times that the owner partitions have reached are in no
+        row; so they are taken over from the deltas, as far back as one of them has been silent.
+        """
         opened = self.opened[partition]
-        by_window: dict[int, list[Any]] = defaultdict(list)
-        for key, value in published.items():
-            row = rows.decode_count(value)
-            counted = (
-                row.views,
-                row.engaged_views,
-                row.clicks,
-                row.conversions,
-                to_micros(row.value),
-                to_micros(row.cost),
-                row.revision,
-            )
-            by_window[row.window_start] += [key, _pack(counted)]
-        opened.windows |= by_window.keys()
-        fold.writes[partition] = [("HSET", opened.key(window), *pairs) for window, pairs in by_window.items()]
-        if by_window:
-            fold.writes[partition].append(("SADD", opened.windows_key(), *sorted(by_window)))
-        fold.views[partition] = _pack(opened.view)
-        return fold
+        for stretch in before:
+            for record in stretch:
+                opened.hear(read_deltas(record))
+            if opened.stream_ms() >= 0:
+                break
+        return max(self._floor_ms(opened), 0)
+
+    def reconcile(self, partition: int, published: Iterator[Published], since_ms: int, run: Run) -> Iterator[Fold]:
+        """Takes the published rows over as the state; there is nothing to correct."""
+        opened = self.opened[partition]
+        is_final: dict[int, bool] = {}
+        while some := list(islice(published, RECONCILED_ROWS)):
+            by_window: dict[int, list[Any]] = defaultdict(list)
+            for key, value in some:
+                if value is None or (row := rows.decode_count(value)).window_start < since_ms:
+                    continue
+                by_window[row.window_start] += [key, _pack(_numbers(row))]
+                is_final[row.window_start] = row.final
+            opened.windows |= by_window.keys()
+            commands: list[Command] = [("HSET", opened.key(window), *pairs) for window, pairs in by_window.items()]
+            if by_window:
+                commands.append(("SADD", opened.windows_key(), *sorted(by_window)))
+            yield Fold(writes={partition: commands})
+        passed_ms = opened.watermark_ms() - self.bounds.allowed_lateness_ms
+        not_final = (window + self.bounds.window_ms - 1 for window, final in is_final.items() if not final)
+        opened.view.closed_ms = min((passed_ms, *not_final))
+        yield Fold(views={partition: _pack(opened.view)})
 
     def slowest_stream_ms(self) -> int:
         """The smallest watermark (epoch ms) of the open partitions."""
@@ -267,6 +302,12 @@ class AggregatorStage:
     def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
         """An aggregator has nothing to say on its own."""
         return Fold()
+
+
+def _numbers(row: rows.CountRow) -> tuple[int, ...]:
+    """A published row as it is stored."""
+    money = (to_micros(row.value), to_micros(row.cost))
+    return (row.views, row.engaged_views, row.clicks, row.conversions, *money, row.revision)
 
 
 def read_deltas(record: Record) -> deltas.DeltaMessage:

@@ -4,7 +4,7 @@ The many (views, clicks, visits) are columns, the few (conversions, adjustments,
 a time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from app.contract import reasons, rows
 from app.contract.events import EVENT_TYPES, TOUCH_TYPES, Rejection
 from app.dedup.identity import event_hashes
 from app.engine.counter_partition import CounterPartition, UserWork, user_hashes
-from app.engine.fold import Batch, Fold, Record, Run
-from app.engine.settlement import FreshTouches, reconcile_partition, settle_users
+from app.engine.fold import Batch, Fold, Published, Record, Run, latest
+from app.engine.settlement import FreshTouches, oldest_conversion_ms, reconcile_partition, settle_users
 from app.intake.decode import ADJUSTMENT, CONVERSION, TOUCH_CODES, Decoded, decode_batch
 from app.intake.partitioner import owners
 from app.intake.shapes import Shapes
@@ -245,16 +245,24 @@ class CounterStage:
         for partition, value in deltas.messages(numbers, marks, self.partitions, self.delta_partitions):
             records.add(fold.outputs, self.settings.deltas_topic, partition, {"value": value})
 
-    def reconcile(self, partition: int, published: dict[bytes, bytes], run: Run) -> Fold:
-        """After a rebuild: takes the published revisions over, and corrects the rows that differ from the rebuilt
-        state.
-        """
+    def published_since_ms(self, partition: int, before: Iterator[list[Record]], run: Run) -> int:
+        """The time of the oldest conversion that may still matter: to others, or as it is held because of others."""
+        view = self.opened[partition]
+        floor_ms = view.stream_ms - self.policy.conversion_retention_ms()
+        return max(0, oldest_conversion_ms(view, run, floor_ms))
+
+    def reconcile(self, partition: int, published: Iterator[Published], since_ms: int, run: Run) -> Iterator[Fold]:
+        """Takes the published revisions over, and corrects the rows that differ from the rebuilt state."""
         fold = Fold()
         view = self.opened[partition]
-        changed = reconcile_partition(view, partition, published, self.policy, self.settings, run, fold)
+        found = latest(
+            (key, value if value is not None and rows.attributed_time_ms(value) >= since_ms else None)
+            for key, value in published
+        )
+        changed = reconcile_partition(view, partition, found, self.policy, self.settings, run, fold)
         self._send(_numbers(changed), [deltas.Mark(partition, view.stream_ms, {})], fold)
         fold.views[partition] = view.pack()
-        return fold
+        yield fold
 
     def slowest_stream_ms(self) -> int:
         """The smallest stream time (epoch ms) of the open partitions that have one."""

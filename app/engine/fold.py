@@ -1,7 +1,7 @@
 """What a stage is to the engine: a fold over batches of records. Data only; the loop is in loop.py."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +10,7 @@ from app.publish.records import Outputs
 
 Command = tuple[Any, ...]
 Run = Callable[[Iterable[Command]], list[Any]]
+Published = tuple[bytes, bytes | None]  # a row's key and value; None where it was deleted
 
 
 class Batch(NamedTuple):
@@ -56,11 +57,29 @@ class Stage(Protocol):
         is published already.
         """
 
-    def reconcile(self, partition: int, published: dict[bytes, bytes], run: Run) -> Fold:
-        """After a rebuild: the corrections that make what is published equal to the rebuilt state."""
+    def published_since_ms(self, partition: int, before: Iterator[list[Record]], run: Run) -> int:
+        """After a rebuild: the time (epoch ms) of the oldest row that may still change; 0 where nobody knows. `before`: the
+        input's records up to the state's offset in stretches, the newest first, read only as far as they are asked for.
+        """
+
+    def reconcile(self, partition: int, published: Iterator[Published], since_ms: int, run: Run) -> Iterator[Fold]:
+        """After a rebuild: the corrections that make what is published equal to the rebuilt state. At least one part; the
+        last one may have outputs.
+        """
 
     def slowest_stream_ms(self) -> int:
         """The smallest stream time (epoch ms) of the open partitions; 0 or less where there is none."""
 
     def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
         """What to publish for partitions that have had no record for the idle timeout."""
+
+
+def latest(published: Iterable[Published]) -> dict[bytes, bytes]:
+    """The last value of each key; deleted keys are left out."""
+    found: dict[bytes, bytes] = {}
+    for key, value in published:
+        if value is None:
+            found.pop(key, None)
+        else:
+            found[key] = value
+    return found

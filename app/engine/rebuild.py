@@ -1,56 +1,87 @@
-"""Lost state: folding it anew from the log, or reading it back from the output, without publishing anything twice."""
+"""Lost state: folding it anew from the log, or reading it back from the output, without publishing anything twice.
+
+Of what is published only the rows that can still change are read back, so a rebuild takes no longer the longer onecount has
+run: a row is written after what it tells of has happened, so all rows from a time on lie behind that time in their topic.
+"""
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from app.engine.clients import Clients
 from app.engine.failpoint import passing
-from app.engine.fold import Fold
+from app.engine.fold import Published, Record
 from app.engine.session import Session, SessionEnded
 from app.engine.state import StateRefused
 
 HOUR_MS = 3_600_000
 READ_TIMEOUT_S = 10  # without a record or the end of the log: nobody answers
+CLOCK_MS: Final = 86_400_000  # more than a broker's clock is behind those that the events' times come from
+STRETCH: Final = 1_000  # records of the deltas, read backwards; each further stretch is four times as long
 
 
 def finish_rebuild(session: Session, partition: int) -> None:
     """At C: what is published is read back, and whatever differs from the rebuilt state leaves as an ordinary
     correction.
     """
-    published = read_latest(session.clients, session.reading.published_topic, partition)
-    session.watch([partition])
-    owned = session.owned[partition]
-    fold: Fold = session.stage.reconcile(partition, published, session.store.run)
+    clients, stage, owned = session.clients, session.stage, session.owned[partition]
     offsets = {topic: max(offset, owned.committed.get(topic) or 0) for topic, offset in owned.next.items()}
-    if fold.outputs:
+    leading = session.reading.topics[0]
+    before = read_backwards(clients, leading, partition, owned.first[leading], offsets[leading])
+    session.watch([partition])
+    since_ms = stage.published_since_ms(partition, before, session.store.run)
+    published = read_back(clients, session.reading.published_topic, partition, since_ms)
+    parts = stage.reconcile(partition, published, since_ms, session.store.run)
+    part = next(parts)
+    for following in parts:
+        session.write(part, {partition: offsets}, rebuilding={partition})
+        session.watch([partition])
+        part = following
+    if part.outputs:
         session.confirm([partition])
-        session.publish(fold, {partition: offsets})
-    session.write(fold, {partition: offsets}, rebuilding=set())
+        session.publish(part, {partition: offsets})
+    session.write(part, {partition: offsets}, rebuilding=set())
     passing("rebuilt")
 
 
-def read_latest(clients: Clients, topic: str, partition: int) -> dict[bytes, bytes]:
-    """The latest committed value of each key of a partition; deleted keys are left out."""
-    latest: dict[bytes, bytes] = {}
-    for message in read_partition(clients, topic, partition, OFFSET_BEGINNING, None):
-        if message.value() is None:
-            latest.pop(message.key(), None)
-        else:
-            latest[message.key()] = message.value()
-    return latest
+def read_back(clients: Clients, topic: str, partition: int, since_ms: int) -> Iterator[Published]:
+    """The committed rows of a partition in their order, as (key, value); None for a deleted one. At least all that were
+    written since a time (epoch ms), or all where it is 0 or less.
+    """
+    for message in read_partition(clients, topic, partition, OFFSET_BEGINNING, None, since_ms - CLOCK_MS):
+        yield message.key(), message.value()
 
 
-def read_partition(clients: Clients, topic: str, partition: int, offset: int, limit: int | None) -> Any:
-    """Yields a partition's committed records from `offset` to its end at the time of the call, or `limit` of them.
+def read_backwards(clients: Clients, topic: str, partition: int, first: int, end: int) -> Iterator[list[Record]]:
+    """The committed records of [first, end) in stretches, the newest first."""
+    length = STRETCH
+    while end > first:
+        begin = max(first, end - length)
+        stretch = []
+        for record in read_partition(clients, topic, partition, begin, end - begin):
+            if record.offset() >= end:  # offsets have gaps, so that there are fewer records in between
+                break
+            stretch.append(record)
+        yield stretch
+        end, length = begin, length * 4
+
+
+def read_partition(
+    clients: Clients, topic: str, partition: int, offset: int, limit: int | None, since_ms: int = 0
+) -> Any:
+    """Yields a partition's committed records from `offset` to its end at the time of the call, or `limit` of them; with
+    `since_ms` (epoch ms) from the first one that was written then or later.
 
     The end is that of all records: what was committed behind another producer's open transaction can only be read when
     that one has ended, and is waited for. Otherwise it would be missed, and published again.
     """
     consumer = clients.reader()
     try:
-        place = TopicPartition(topic, partition, offset)
+        place = TopicPartition(
+            topic, partition, offset if since_ms <= 0 else _offset_at(consumer, topic, partition, since_ms)
+        )
         consumer.assign([place])
         end: int | None = None
         deadline = time.monotonic() + READ_TIMEOUT_S
@@ -72,6 +103,16 @@ def read_partition(clients: Clients, topic: str, partition: int, offset: int, li
                 raise SessionEnded(f"reading {topic}/{partition} back: no answer in {READ_TIMEOUT_S} s")
     finally:
         consumer.close()
+
+
+def _offset_at(consumer: Consumer, topic: str, partition: int, since_ms: int) -> int:
+    """The offset of the first record that was written at a time (epoch ms) or later; where there is none yet, of the end."""
+    end = consumer.get_watermark_offsets(TopicPartition(topic, partition), READ_TIMEOUT_S)[1]
+    (found,) = consumer.offsets_for_times([TopicPartition(topic, partition, since_ms)], READ_TIMEOUT_S)
+    if found.error is not None:
+        raise SessionEnded(f"reading {topic}/{partition} back: {found.error}")
+    # behind the end that was asked for first may lie what has been committed since
+    return found.offset if found.offset >= 0 else end
 
 
 def refuse_short_log(session: Session, partition: int) -> None:

@@ -275,6 +275,14 @@ def _sweep(replies: list[bytes], written: dict[str, bytes | None], floor_ms: int
     return out
 
 
+def oldest_conversion_ms(view: CounterPartition, run: Run, limit_ms: int) -> int:
+    """The time (epoch ms) of the oldest conversion that is held, at most `limit_ms`."""
+    for bucket in range(CONVERTER_BUCKETS):
+        for packed in run([("HGETALL", view.converters.key(bucket))])[0][1::2]:
+            limit_ms = min((limit_ms, *(conversion.time_ms for conversion in unpack(packed).conversions)))
+    return limit_ms
+
+
 def reconcile_partition(
     view: CounterPartition,
     partition: int,
@@ -287,22 +295,20 @@ def reconcile_partition(
     """Compares the rebuilt state of one partition with its published rows: takes their revisions over, and gives out
     what differs.
 
-    `published` holds the latest row by key; it keeps rows of conversions that are too old to be held any more, which
-    stand as they are.
+    `published` holds the latest row by key, of all conversions that are held; rows of older ones stand as they are.
     """
     changed: list[CountDelta] = []
-    left = dict(published)
     for bucket in range(CONVERTER_BUCKETS):
         replies = run([("HGETALL", view.converters.key(bucket))])[0]
         out: dict[str, bytes | None] = {}
         for name, packed in zip(replies[::2], replies[1::2], strict=True):
             state = unpack(packed)
             advertiser_id, user_id = name.decode().split("\x1f")
-            changed += _reconcile_user(advertiser_id, user_id, state, left, partition, policy, settings, fold)
+            changed += _reconcile_user(advertiser_id, user_id, state, published, partition, policy, settings, fold)
             out[name.decode()] = pack(state)
         fold.writes.setdefault(partition, []).extend(view.converters.write_commands(out))
     floor_ms = view.stream_ms - policy.conversion_retention_ms()
-    for key, value in left.items():
+    for key, value in published.items():
         row = rows.decode_attributed(value)
         if row.event_time >= floor_ms:
             _publish(partition, [(key, None)], settings, fold)

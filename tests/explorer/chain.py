@@ -5,11 +5,11 @@ latest history, and a revision which every batch raises. So a record that is los
 shows in the histories, and a batch that is cut otherwise than it was shows in the revisions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import inf
 from typing import Final, NamedTuple
 
-from app.engine.fold import Batch, Fold, Run
+from app.engine.fold import Batch, Fold, Published, Record, Run, latest
 
 TOTAL: Final = b"total"
 TAG: Final = "x"
@@ -80,19 +80,25 @@ class ChainStage:
         self.folding = (*self.folding, *((number, tuple(batch.ranges.items())) for number, batch in batches.items()))
         return fold
 
-    def reconcile(self, partition: int, published: dict[bytes, bytes], run: Run) -> Fold:
+    def published_since_ms(self, partition: int, before: Iterator[list[Record]], run: Run) -> int:
+        """Every row may change."""
+        return 0
+
+    def reconcile(self, partition: int, published: Iterator[Published], since_ms: int, run: Run) -> Iterator[Fold]:
         """What was published keeps its revision where the rebuilt row is the same; the others are corrected."""
         fold = Fold()
         pairs = run([("HGETALL", rows_key(partition))])[0]
         rebuilt = {key: decode(value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
-        told = {key: decode(value) for key, value in published.items()}
+        told = {key: decode(value) for key, value in latest(published).items()}
         assert told.keys() <= rebuilt.keys(), f"published, but not counted again: {told.keys() - rebuilt.keys()}"
         changed: Rows = {}
         for key, row in rebuilt.items():
             old = told.get(key, Row("", 0))
             changed[key] = old if row.history == old.history else Row(row.history, old.revision + 1)
         self._effect(fold, partition, changed, {key: row for key, row in changed.items() if row != told.get(key)})
-        return fold
+        if len(changed) > 1:  # a first part of the state goes before the rest and what is published
+            yield Fold(writes=fold.writes)
+        yield fold
 
     def _effect(self, fold: Fold, partition: int, rows: Rows, published: Rows) -> None:
         if rows:

@@ -14,7 +14,8 @@ from confluent_kafka import Producer
 
 from app.contract import rows
 from app.engine.clients import KafkaClients
-from app.engine.rebuild import read_latest, read_partition
+from app.engine.fold import latest
+from app.engine.rebuild import read_back, read_partition
 from app.generate import Generated, Mix, events, owner_partition, producer_properties
 from app.policy.load import load_policy
 from app.windows import deltas
@@ -149,8 +150,8 @@ def published_counts(deployment: Deployment, before_ms: int) -> dict[bytes, dict
     """The latest count row of each key whose window begins before an instant, without its revision."""
     settings, found = deployment.settings, {}
     for partition in range(settings.partitions):
-        latest = read_latest(KafkaClients(settings), settings.counts_topic, partition)
-        for key, value in latest.items():
+        published = latest(read_back(KafkaClients(settings), settings.counts_topic, partition, 0))
+        for key, value in published.items():
             row = rows.decode_count(value)
             if row.window_start < before_ms:
                 found[key] = {name: getattr(row, name) for name in (*rows.MEASURES, "window_start")}

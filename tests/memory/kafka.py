@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaError, TopicPartition
 
 from tests.memory.log import Broker, Fate, MemoryMessage, Outcome, Place, Transaction, failure
 
@@ -174,6 +174,18 @@ class MemoryConsumer:
     ) -> tuple[int, int]:
         log = self.broker.logs[partition.topic, partition.partition]
         return log.first, len(log.entries) if cached else log.stable_end()
+
+    def offsets_for_times(self, places: list[TopicPartition], timeout: float = -1) -> list[TopicPartition]:
+        found = []
+        for place in places:
+            log = self.broker.logs[place.topic, place.partition]
+            since = (
+                message.offset()
+                for message, _ in log.entries[log.first : log.stable_end()]
+                if message is not None and message.timestamp()[1] >= place.offset
+            )
+            found.append(TopicPartition(place.topic, place.partition, next(since, OFFSET_END)))
+        return found
 
     def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
         return [

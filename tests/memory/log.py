@@ -153,7 +153,9 @@ class ProducerId:
 
 
 class Broker:
-    """Topics, transactional ids and the committed offsets of groups. `now_ms` is the time that new records get."""
+    """Topics, transactional ids and the committed offsets of groups. `now_ms` is the broker's clock, which workers' records
+    get: never behind a producer's, whose records it would refuse.
+    """
 
     def __init__(self, topics: dict[str, int]) -> None:
         self.logs = {
@@ -166,6 +168,7 @@ class Broker:
 
     def append(self, topic: str, partition: int, **record: Any) -> int:
         """One record from a producer without transactions; its offset."""
+        self.now_ms = max(self.now_ms, record.get("timestamp") or 0)
         return self.logs[topic, partition].append(record, self.now_ms, None)
 
     def committed(self, topic: str) -> list[MemoryMessage]:

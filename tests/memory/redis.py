@@ -197,6 +197,10 @@ def _hgetall(memory: Memory, key: bytes) -> list[bytes]:
     return [part for pair in (memory.look(key, dict) or {}).items() for part in pair]
 
 
+def _hlen(memory: Memory, key: bytes) -> int:
+    return len(memory.look(key, dict) or {})
+
+
 def _sadd(memory: Memory, key: bytes, *members: bytes) -> int:
     assert members, "SADD without a member is refused"
     held = memory.change(key, set)
@@ -275,6 +279,7 @@ _COMMANDS: Final[dict[str, Callable[..., Any]]] = {
     "HMGET": _hmget,
     "HGETALL": _hgetall,
     "HKEYS": _hkeys,
+    "HLEN": _hlen,
     "SCAN": _scan,
     "SADD": _sadd,
     "SREM": _srem,

@@ -147,7 +147,6 @@ class Story:
         """The next records reach Kafka."""
         coming, self.to_come = self.to_come[:count], self.to_come[count:]
         for record in coming:
-            self.deployment.broker.now_ms = record.timestamp_ms
             self.deployment.broker.append(
                 self.topics[record.topic],
                 record.partition,
