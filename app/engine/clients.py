@@ -11,6 +11,8 @@ from confluent_kafka.admin import AdminClient
 
 from app.settings import Settings
 
+# How long a rebalance waits for members that neither joined nor left, as a coordinator that has just moved may know of.
+REBALANCE_MS: Final = 60_000
 HEARTBEAT_MAX_MS: Final = 3_000  # what Kafka has as its default
 _TRIES: Final = 4  # to be told of topics, in the time that one answer may take
 _RIGHTS: Final = "deploy/kafka-acls.sh gives what each principal needs"
@@ -215,6 +217,7 @@ def consumer_properties(settings: Settings, group: str, worker: str) -> dict[str
         "queued.max.messages.kbytes": 65_536,
         "queued.min.messages": 100_000,
         "fetch.wait.max.ms": 100,
+        "max.poll.interval.ms": max(REBALANCE_MS, settings.session_timeout_ms),
     }
     if settings.group_protocol == "classic":
         properties |= {

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from app.columns.table import StateDamaged
-from app.engine.state import StateRefused
+from app.engine.state import OffsetsRefused, StateRefused
 
 Command = tuple[Any, ...]
 NEXT: Final = "next:"
@@ -156,7 +156,7 @@ def _refuse_impossible(
     for topic, reached in known.items():
         if reached > log[topic][1]:
             way = f"set them to the state's ({_as_offsets(ledger, partition)}), or " if ledger.offsets else ""
-            raise StateRefused(
+            raise OffsetsRefused(
                 f"partition {partition}: the group {group} has committed offset {reached} of {topic}, whose log ends at {log[topic][1]}: it lost "
                 f"records, or the offsets were set by hand; {way}run `onecount reset`"
             )
@@ -167,12 +167,12 @@ def _refuse_impossible(
             )
         reached = known.get(topic)
         if reached is None:
-            raise StateRefused(
+            raise OffsetsRefused(
                 f"partition {partition}: the group {group} has no committed offset for {topic}, but the state reaches to {offset}: they expired or "
                 f"were deleted; set them to the state's ({_as_offsets(ledger, partition)}), or run `onecount reset`"
             )
         if offset > reached:
-            raise StateRefused(
+            raise OffsetsRefused(
                 f"partition {partition}: the state reaches to offset {offset} of {topic}, but the group {group} has committed {reached} only: they were set "
                 f"back by hand; set them to the state's ({_as_offsets(ledger, partition)}), or run `onecount reset`"
             )

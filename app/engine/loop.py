@@ -24,11 +24,12 @@ from app.engine.policy_topic import end_offset, establish, version_count, write_
 from app.engine.rebuild import finish_rebuild, refuse_short_log
 from app.engine.session import Session, SessionEnded
 from app.engine.stages import make_stage
-from app.engine.state import StateRefused
+from app.engine.state import OffsetsRefused, StateRefused
 from app.engine.store import ClusterStore, RedisStore, StoreUnavailable, open_store, unsafe_settings
 from app.policy.model import Policy
 from app.settings import Settings
 
+ASK_AGAIN_S = 5.0  # longer than a coordinator takes to read the offsets of its groups
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 # How often the policy record and Redis's settings are looked at anew: well within the notice that a new version of the
 # policy must give, and the longest that a worker counts on a Redis that was told to evict.
@@ -63,7 +64,7 @@ class Worker:
         """Counts until `stop` is set. Raises `StateRefused`, `StoreRefused` or `PolicyError` where going on would
         count wrongly.
         """
-        failures = 0
+        failures, has_doubt = 0, False
         while not self.stop.is_set():
             self.observer.beat()
             store = session = None
@@ -81,9 +82,16 @@ class Worker:
                 self.versions = len(policy.versions)
                 self._run_session(session, store, known)
                 failures = 0
+            except OffsetsRefused as error:
+                if has_doubt:
+                    raise
+                has_doubt = True
+                self.observer.session("doubt", f"asking the group once more: {error}")
+                self.stop.wait(ASK_AGAIN_S)
             except (SessionEnded, StoreUnavailable, StateDamaged, KafkaException) as error:
                 self.observer.session("ended", explained(error))
-                failures = 1 if session is not None and session.folded else failures + 1
+                has_counted = session is not None and session.folded > 0
+                failures, has_doubt = 1 if has_counted else failures + 1, has_doubt and not has_counted
                 self.stop.wait(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
             finally:
                 if session is not None:
@@ -143,15 +151,20 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
         _carry(session, batches, observer)
     for partition, owned in list(session.owned.items()):
         if owned.mode is not Mode.LIVE and owned.is_caught_up():
-            if owned.mode is Mode.REBUILD:
+            is_rebuilt = owned.mode is Mode.REBUILD
+            if is_rebuilt:
                 finish_rebuild(session, partition)
             owned.mode = Mode.LIVE
+            if is_rebuilt:
+                break  # the next one follows with the next turn, as the group must hear of this worker meanwhile
     observer.owned(session)
     return sum(len(batch.records) for batch in batches.values())
 
 
 def _prove(session: Session) -> None:
     """Before a partition's first batch: refuses offsets and logs by which it cannot be counted."""
+    if unconfirmed := [partition for partition, owned in session.owned.items() if not owned.is_confirmed]:
+        session.confirm_offsets(unconfirmed)
     fresh = [partition for partition, owned in session.owned.items() if not owned.is_proven]
     if not fresh:
         return

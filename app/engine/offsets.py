@@ -14,7 +14,7 @@ from app.engine.clients import Clients
 from app.engine.owned import Owned
 from app.engine.rebuild import read_partition
 from app.engine.session import Session
-from app.engine.state import StateRefused
+from app.engine.state import OffsetsRefused
 
 _RESET: Final = "run `onecount reset`"
 _TIMEOUT_S: Final = 10.0
@@ -28,7 +28,7 @@ class Marks(NamedTuple):
 
 
 def refuse_unproven(session: Session, partitions: list[int]) -> None:
-    """Raises `StateRefused` where the group's offsets of these partitions are not those of what is published."""
+    """Raises `OffsetsRefused` where the group's offsets of these partitions are not those of what is published."""
     doubts = [
         (partition, topic)
         for partition in partitions
@@ -50,7 +50,7 @@ def refuse_unproven(session: Session, partitions: list[int]) -> None:
         session.watch(
             partitions
         )  # ends the session of a worker that was overtaken: what it did not know is the next owner's
-        raise StateRefused("; ".join(line for line in found if line))
+        raise OffsetsRefused("; ".join(line for line in found if line))
 
 
 def _is_in_doubt(owned: Owned, has_state: bool, topic: str) -> bool:

@@ -1,5 +1,6 @@
 """One partition that a worker owns: how far it was read, what waits to be folded, and what makes a batch."""
 
+import time
 from collections.abc import Sequence
 from itertools import chain
 from math import inf
@@ -23,6 +24,7 @@ class Owned:
     def __init__(
         self, epoch: int, mode: Mode, offsets: dict[str, int], committed: dict[str, int | None], span_ms: float = inf
     ) -> None:
+        self.opened_at = time.monotonic()
         self.epoch = epoch
         self.span_ms = span_ms  # the longest time that a batch of several topics may span
         self.mode = self.opened_as = mode
@@ -32,6 +34,7 @@ class Owned:
         self.pending: dict[str, list[Run]] = {}
         self.at_end: set[str] = set()
         self.paused: set[str] = set()  # topics that are far ahead of another one, and not fetched meanwhile
+        self.is_confirmed = False  # whether the group's coordinator has said C again
         self.is_proven = False  # whether its offsets and its log were found to fit each other
         self.first: dict[str, int] = {}  # the first offset that each topic's log held when the partition was opened
         self.by_hand: set[str] = set()  # the topics whose offset in the group no worker has committed

@@ -19,6 +19,7 @@ from app.engine.state import StateRefused
 HOUR_MS = 3_600_000
 READ_TIMEOUT_S = 10  # without a record or the end of the log: nobody answers
 CLOCK_MS: Final = 86_400_000  # more than a broker's clock is behind those that the events' times come from
+SETTLED_S: Final = 2.0  # without state, C alone says what is published: it is asked for again after so long
 STRETCH: Final = 1_000  # records of the deltas, read backwards; each further stretch is four times as long
 
 
@@ -27,6 +28,8 @@ def finish_rebuild(session: Session, partition: int) -> None:
     correction.
     """
     clients, stage, owned = session.clients, session.stage, session.owned[partition]
+    time.sleep(max(0.0, owned.opened_at + SETTLED_S - time.monotonic()))
+    session.confirm_offsets([partition])
     offsets = {topic: max(offset, owned.committed.get(topic) or 0) for topic, offset in owned.next.items()}
     leading = session.reading.topics[0]
     before = read_backwards(clients, leading, partition, owned.first[leading], offsets[leading])

@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from app.columns.table import StateDamaged
 from app.engine import ledger
@@ -118,7 +118,8 @@ class Session:
                     TopicPartition(topic, partition, offset) for topic, offset in self.owned[partition].read.items()
                 ]
         except StateRefused as error:
-            self.failure = error if self.failure is None else StateRefused(f"{self.failure}; {error}")
+            same = type(error) if type(error) is type(self.failure) else StateRefused
+            self.failure = error if self.failure is None else same(f"{self.failure}; {error}")
         except BaseException as error:  # noqa: BLE001 - raised again from `poll`
             self.failure = error
         return [TopicPartition(topic, partition) for topic in self.reading.topics]
@@ -182,6 +183,20 @@ class Session:
                 f"Kafka: {error.args[0].str()}; if this goes on, a transaction holds the offsets of group {self.reading.group}"
                 " back that Kafka never ended: see `A transaction that never ends` in docs/runbook.md"
             ) from error
+
+    def confirm_offsets(self, partitions: Sequence[int]) -> None:
+        """Asks the group for C once more. Ends the session where it is another one: Kafka's coordinator (4.2 at least), if it
+        moves away and back while it loads, answers with what it has read so far.
+        """
+        places = [TopicPartition(topic, partition) for partition in partitions for topic in self.reading.topics]
+        for place in self._kafka(self._committed, places):
+            said = self.owned[place.partition].committed[place.topic]
+            if place.offset != (OFFSET_INVALID if said is None else said):
+                raise SessionEnded(
+                    f"the group {self.reading.group} said that {place.topic}/{place.partition} was counted up to {said}, and now {place.offset}"
+                )
+        for partition in partitions:
+            self.owned[partition].is_confirmed = True
 
     def _forget(self, partition: int, epoch: int) -> ledger.Ledger:
         """Empties a partition's state but for its epoch, so that it is rebuilt; the ledger that is left."""

@@ -9,6 +9,12 @@ class StateRefused(Exception):
     """
 
 
+class OffsetsRefused(StateRefused):
+    """The group's offsets contradict the state. A coordinator that has just moved may have said so before it had read them
+    all, so the worker asks once more before it stops.
+    """
+
+
 class StateOutdated(Exception):
     """The state was written by an older release, whose form is not read any more: it is rebuilt."""
 

@@ -2,14 +2,15 @@
 
 import pytest
 
-from app.engine import ledger
+from app.engine import ledger, rebuild
 from tests.explorer.explore import EXPLORED
 
 
 @pytest.fixture(autouse=True)
-def _epochs_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Epochs are raised by chance, so that no two are alike; here, worlds that differ by them only are one state."""
+def _simpler_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs are raised by chance, so that no two are alike; here, worlds that differ by them only are one state. Nobody waits."""
     monkeypatch.setattr(ledger, "EPOCH_STEP_MAX", 1)
+    monkeypatch.setattr(rebuild, "SETTLED_S", 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

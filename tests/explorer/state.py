@@ -90,7 +90,7 @@ def _owned(world: World, session: Session, partition: int, epoch: int) -> Any:
     owned = session.owned.get(partition)
     if owned is None:
         return standing
-    plain = {name: value for name, value in vars(owned).items() if name not in ("epoch", "pending")}
+    plain = {name: value for name, value in vars(owned).items() if name not in ("epoch", "opened_at", "pending")}
     pending = {topic: [(run.first, run.last) for run in runs] for topic, runs in owned.pending.items()}
     stored = getattr(session, "stored", {}).get(partition)
     return *standing, owned.epoch - epoch, _frozen(plain), _frozen(pending), _frozen(stored)

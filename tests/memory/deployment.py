@@ -209,6 +209,7 @@ def deployed(deployment: Deployment) -> Iterator[Deployment]:
         patch.object(session_module, "passing", deployment.passing),
         patch.object(loop, "passing", deployment.passing),
         patch.object(rebuild, "passing", deployment.passing),
+        patch.object(rebuild, "SETTLED_S", 0),
         patch.object(loop, "time", clock),
     ):
         try:

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from app.columns.table import StateDamaged
 from app.contract.events import TOUCH_ATTRIBUTES
 from app.engine.fold import Command
 from app.policy.model import Action, Bounds, Platform, Policy, Version
 from tests.memory.deployment import Deployment, deployed
+from tests.memory.kafka import MemoryConsumer
 from tests.memory.redis import MemoryStore
 from tests.property.checks import differences
 from tests.property.policies import FOREVER_MS, START_MS, UNIT_MS
@@ -196,6 +198,44 @@ def test_a_write_that_redis_took_back_and_ran_later_after_all_is_found_out(
         for owned in worker.session.owned.values()
     ]
     assert any(isinstance(why, StateDamaged) for why in discarded)
+
+
+@pytest.mark.parametrize("loses_state", [False, True])
+@pytest.mark.parametrize("role", ["counter", "aggregator"])
+def test_a_coordinator_that_has_not_read_all_offsets_yet_is_not_believed(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, role: str, loses_state: bool
+) -> None:
+    send(deployment, "click", "k1", 0)
+    deployment.drain()
+    topic = "onecount.deltas" if role == "aggregator" else "ads.events"
+    places = [TopicPartition(topic, 0), *([TopicPartition("onecount.rekeyed", 0)] if role == "counter" else [])]
+    early = deployment.workers[f"{role}-0"].session.consumer.committed(places, 1)  # type: ignore[union-attr]
+    disk = deployment.memory.copy()
+    send(deployment, "click", "k2", 0.1)
+    deployment.drain()
+    if loses_state:
+        deployment.empty_redis(role)
+    else:  # the write of the last batch is lost: M is what the coordinator says C to be
+        deployment.memory.fall_back(disk)
+    for name in deployment.workers:
+        worker = deployment.workers[name]
+        assert worker.session is not None
+        worker.session.close()
+        worker.session = None
+    genuine = MemoryConsumer.committed
+    said = []
+
+    def committed(consumer: MemoryConsumer, asked: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        if asked[0].topic == topic and not said:
+            said.append(asked)
+            return early
+        return genuine(consumer, asked, timeout)
+
+    monkeypatch.setattr(MemoryConsumer, "committed", committed)
+    send(deployment, "click", "k3", 0.2)
+    deployment.drain()
+    assert any("was counted up to" in worker.ended for worker in deployment.workers.values())
+    assert_exact(deployment)
 
 
 def with_version(policy: Policy, effective_at: float, **platforms: Platform) -> Policy:
