@@ -15,7 +15,7 @@ from app import __version__
 from app.engine.clients import KafkaClients, explained, why_unreachable
 from app.engine.session import SessionEnded
 from app.engine.state import StateRefused
-from app.engine.store import StoreRefused, StoreUnavailable, open_store, unsafe_settings
+from app.engine.store import StoreRefused, StoreUnavailable, look_at, open_store, unsafe_settings
 from app.policy.load import PolicyError, load_policy, warnings
 from app.settings import Settings, from_environment
 
@@ -177,7 +177,7 @@ def _kafka_trouble(settings: Settings, error: KafkaException) -> str:
 def _redis_findings(settings: Settings) -> list[str]:
     try:
         with closing(open_store(settings.redis_url.get_secret_value(), settings.request_timeout_ms / 1000)) as store:
-            return [f"Redis: {line}" for line in unsafe_settings(store)]
+            return [f"Redis: {line}" for line in unsafe_settings(look_at(store))]
     except (StoreUnavailable, StoreRefused) as error:
         return [str(error)]
 

@@ -16,15 +16,18 @@ from app.engine.clients import KafkaClients
 from app.engine.loop import Worker
 from app.engine.state import StateRefused
 from app.engine.store import StoreRefused
-from app.observe.logs import configure_logs
-from app.observe.metrics import Metrics
+from app.observe.logs import KafkaLog, configure_logs
+from app.observe.metrics import Metrics, live_s
 from app.policy.load import PolicyError
 from app.settings import Settings
 
+FAILED = 1
 REFUSED = 3  # the exit code of a worker that must not go on: restarting it changes nothing
 GRACE_S = 45.0
 STOP_TIMEOUT_S = 30.0  # a client that hangs while it closes must not outlive this; an end at once loses nothing
 _RESTART_S = (0.5, 1.0, 2.0, 5.0, 10.0)
+# A worker that nobody can watch does not count; one that was just stopped may still have the port, so it is tried again.
+_PORTS = "workers of one host take ONECOUNT_METRICS_PORT and the ports after it, so give each role a range of its own"
 _log = structlog.get_logger()
 
 
@@ -35,14 +38,20 @@ def run_worker(settings: Settings, role: str, slot: int, supervisor: int | None 
     if settings.pin_workers:
         pin(slot)
     name = f"{settings.worker_id}-{slot}"
-    metrics = Metrics(role, name, settings.dead_letter_ratio_limit)
-    worker = Worker(settings, role, name, metrics, KafkaClients(settings))
+    metrics = Metrics(role, name, settings.dead_letter_ratio_limit, live_s(settings.request_timeout_ms))
+    kafka_log = KafkaLog(metrics.kafka_line, role=role, worker=name)
+    worker = Worker(settings, role, name, metrics, KafkaClients(settings, kafka_log.logger))
     _on_stop(worker.stop.set)
     Thread(target=_end_at_last, args=(worker.stop, role, name), name="end", daemon=True).start()
     if supervisor is not None:
         Thread(target=_stop_without_parent, args=(worker.stop, supervisor), name="parent", daemon=True).start()
     if settings.metrics_port is not None:
-        port = metrics.serve(settings.metrics_port + slot if settings.metrics_port else 0)
+        port = settings.metrics_port + slot if settings.metrics_port else 0
+        try:
+            port = metrics.serve(port)
+        except OSError as error:
+            _log.error("no metrics", role=role, worker=name, port=port, why=f"{error}; {_PORTS}")
+            return FAILED
         _log.info("metrics", role=role, worker=name, port=port)
     _log.info("started", role=role, worker=name, **settings.model_dump(mode="json", exclude={"kafka"}))
     # the long-lived state must not be walked by every collection; batches make few cycles

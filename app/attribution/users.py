@@ -35,7 +35,7 @@ class Change(NamedTuple):
     rows: list[tuple[bytes, AttributedRow | None]]
     deltas: list[CountDelta]
     refused: list[tuple[Adjustment, str]]
-    corrections: int
+    corrected: list[str]  # the platform of each decision that was published before
 
 
 def take_in(
@@ -73,8 +73,7 @@ def _add(held: list[Any], new: list[Any]) -> int:
 def changes(advertiser_id: str, user_id: str, state: UserState, before: Settlement, policy: Policy) -> Change:
     """What differs between the settlement `before` and the state now; raises the revision of each row that changes."""
     after = settle(state.conversions, state.adjustments, policy)
-    change = Change([], [], [], 0)
-    corrections = 0
+    change = Change([], [], [], [])
     revisions = _Revisions(state)
     for key, decision in after.decisions.items():
         old = before.decisions.get(key)
@@ -82,14 +81,15 @@ def changes(advertiser_id: str, user_id: str, state: UserState, before: Settleme
             continue
         platform, conversion = key[2], decision.conversion
         revision = revisions.raise_for(key, conversion)
-        corrections += old is not None
+        if old is not None:
+            change.corrected.append(platform)
         row_key = rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id)
         change.rows.append((row_key, attributed_row(advertiser_id, user_id, platform, decision, revision, policy)))
         change.deltas.extend(_deltas(advertiser_id, platform, old, decision, policy))
     for key, old in before.decisions.items():
         if key not in after.decisions:
             name, event_id, platform = key
-            corrections += 1
+            change.corrected.append(platform)
             change.rows.append((rows.attributed_key(advertiser_id, user_id, platform, name, event_id), None))
             change.deltas.extend(_deltas(advertiser_id, platform, old, None, policy))
     for adjustment in state.adjustments if after.refusals else ():
@@ -97,7 +97,7 @@ def changes(advertiser_id: str, user_id: str, state: UserState, before: Settleme
         if reason is not None and not adjustment.is_refused:
             adjustment.is_refused = True
             change.refused.append((adjustment, reason))
-    return change._replace(corrections=corrections)
+    return change
 
 
 class _Revisions:

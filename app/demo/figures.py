@@ -22,8 +22,8 @@ NOISE: Final = "noise"
 REPLAYS: Final = "replays"
 _SUMMED: Final = {
     "onecount_late_events_total": LATE,
-    "onecount_rekeyed_total": REKEYED,
-    "onecount_noise_total": NOISE,
+    "onecount_rekeyed_events_total": REKEYED,
+    "onecount_noise_conversions_total": NOISE,
 }
 _SCRAPE_TIMEOUT_S: Final = 1.0
 _RATE_OVER_S: Final = 3.0

@@ -14,6 +14,7 @@ from operator import add
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import orjson
 
 from app.contract import rows
@@ -137,7 +138,13 @@ class AggregatorStage:
         """Adds the batch's deltas to the counts; upserts for each row that changed, and for each row of a window that
         became final.
         """
-        fold = Fold()
+        stamps = [
+            record.timestamp()[1]
+            for partition, batch in batches.items()
+            if partition not in suppressed
+            for record in batch.records
+        ]
+        fold = Fold(stamps_ms=np.array(stamps, dtype=np.int64))
         plans = {partition: self._plan(self.opened[partition], batch, run) for partition, batch in batches.items()}
         replies = iter(run([command for _, _, commands in plans.values() for command in commands]))
         for partition, (changed, ended, commands) in plans.items():
@@ -298,6 +305,10 @@ class AggregatorStage:
     def slowest_stream_ms(self) -> int:
         """The smallest watermark (epoch ms) of the open partitions."""
         return min((opened.watermark_ms() for opened in self.opened.values()), default=0)
+
+    def held(self) -> dict[str, int]:
+        """An aggregator has no tables."""
+        return {}
 
     def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
         """An aggregator has nothing to say on its own."""

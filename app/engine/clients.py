@@ -60,27 +60,33 @@ class Clients(Protocol):
 
 
 class KafkaClients:
-    """Real clients, by the settings."""
+    """Real clients, by the settings. `logger` makes the logger of a kind of client ("consumer", "producer", "reader", "admin"),
+    which is given its lines as it is polled; without one librdkafka writes them to standard error.
+    """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, logger: Callable[[str], Any] | None = None) -> None:
         self.settings = settings
+        self._logger = logger
+
+    def _to(self, client: str) -> dict[str, Any]:
+        return {} if self._logger is None else {"logger": self._logger(client)}
 
     def producer(self, transactional_id: str) -> Producer:
         """A transactional producer. Its `commit_transaction` raises KafkaException, with the topic, for a record that its
         principal may not write; librdkafka itself only says how many were not delivered.
         """
         report = {"on_delivery": _undelivered(), "delivery.report.only.error": True}
-        return _PunctualProducer(producer_properties(self.settings, transactional_id) | report)
+        return _PunctualProducer(producer_properties(self.settings, transactional_id) | report, **self._to("producer"))
 
     def consumer(self, group: str, worker: str) -> Consumer:
         """A consumer of the group, not subscribed yet."""
-        return Consumer(consumer_properties(self.settings, group, worker))
+        return Consumer(consumer_properties(self.settings, group, worker), **self._to("consumer"))
 
     def reader(self) -> Consumer:
         """A consumer outside any group, for reading a partition back. Its `consume` raises KafkaException where the
         brokers refuse its identity, which any other client waits out without a word.
         """
-        return Consumer(reader_properties(self.settings) | {"error_cb": _raise_refusal})
+        return Consumer(reader_properties(self.settings) | {"error_cb": _raise_refusal}, **self._to("reader"))
 
     def topics(self, names: Iterable[str]) -> dict[str, Topic]:
         """Those of the topics that exist. Raises KafkaException where the brokers do not say.
@@ -97,7 +103,7 @@ class KafkaClients:
                     raise
 
     def _describe(self, names: list[str]) -> dict[str, Topic]:
-        admin = AdminClient(self.settings.client(error_cb=_raise_refusal))
+        admin = AdminClient(self.settings.client(error_cb=_raise_refusal), **self._to("admin"))
         timeout_s = self.settings.request_timeout_ms / 1000 / _TRIES
         found = {}
         for name, answer in admin.describe_topics(TopicCollection(names), request_timeout=timeout_s).items():
@@ -212,6 +218,8 @@ def consumer_properties(settings: Settings, group: str, worker: str) -> dict[str
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
         "enable.partition.eof": True,
+        # how often the client asks where each log begins, for the lag as a share of what is retained
+        "statistics.interval.ms": 15_000,
         "group.protocol": settings.group_protocol,
         "fetch.message.max.bytes": 8 * 2**20,
         "queued.max.messages.kbytes": 65_536,

@@ -81,6 +81,7 @@ class CounterStage:
 
     def _intake(self, messages: list[Record], parts: np.ndarray, suppressed: set[int], fold: Fold) -> Decoded:
         stamps = np.fromiter([message.timestamp()[1] for message in messages], dtype=np.int64, count=len(messages))
+        fold.stamps_ms = stamps[~np.isin(parts, list(suppressed))] if suppressed else stamps
         decoded = decode_batch(
             [message.value() for message in messages],
             [message.key() for message in messages],
@@ -267,6 +268,14 @@ class CounterStage:
     def slowest_stream_ms(self) -> int:
         """The smallest stream time (epoch ms) of the open partitions that have one."""
         return min((view.stream_ms for view in self.opened.values() if view.stream_ms), default=0)
+
+    def held(self) -> dict[str, int]:
+        """How many ids and touches the open partitions remember."""
+        views = self.opened.values()
+        return {
+            "ids": sum(len(table) for view in views for table in view.seen.tables.values()),
+            "touches": sum(len(table) for view in views for table in view.touches.segments.values()),
+        }
 
     def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
         """Advances the watermarks of idle partitions by the clock, so that their windows become final."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from app.publish.records import Consumed as Record
 from app.publish.records import Outputs
 
@@ -27,12 +29,14 @@ class Fold:
 
     A record to publish is a dict of `produce_batch`: value and key, and for re-keyed ones timestamp and headers.
     `views`: the small state that the stage wants back when a partition is opened; it is stored in the ledger.
+    `stamps_ms`: the Kafka timestamps of the records whose effects are published.
     """
 
     outputs: Outputs = field(default_factory=dict)
     writes: dict[int, list[Command]] = field(default_factory=dict)
     views: dict[int, bytes] = field(default_factory=dict)
     counted: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    stamps_ms: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 class Stage(Protocol):
@@ -69,6 +73,9 @@ class Stage(Protocol):
 
     def slowest_stream_ms(self) -> int:
         """The smallest stream time (epoch ms) of the open partitions; 0 or less where there is none."""
+
+    def held(self) -> dict[str, int]:
+        """How many records the open partitions have in each kind of table; empty where a stage has none."""
 
     def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
         """What to publish for partitions that have had no record for the idle timeout."""

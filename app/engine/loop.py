@@ -25,7 +25,7 @@ from app.engine.rebuild import finish_rebuild, refuse_short_log
 from app.engine.session import Session, SessionEnded
 from app.engine.stages import make_stage
 from app.engine.state import OffsetsRefused, StateRefused
-from app.engine.store import ClusterStore, RedisStore, StoreUnavailable, open_store, unsafe_settings
+from app.engine.store import ClusterStore, RedisStore, Server, StoreUnavailable, look_at, open_store, unsafe_settings
 from app.policy.model import Policy
 from app.settings import Settings
 
@@ -41,8 +41,10 @@ class Observer(Protocol):
 
     def beat(self) -> None: ...
     def step(self, name: str, seconds: float) -> None: ...
-    def batch(self, fold: Fold, records: int) -> None: ...
-    def session(self, state: str, detail: str) -> None: ...
+    def batch(self, fold: Fold, published_ms: float) -> None: ...
+    def transaction(self, result: str) -> None: ...
+    def session(self, cause: str, why: str) -> None: ...
+    def redis(self, servers: list[Server]) -> None: ...
     def policy(self, policy: Policy) -> None: ...
     def owned(self, session: Session) -> None: ...
 
@@ -70,13 +72,13 @@ class Worker:
             store = session = None
             try:
                 store = open_store(self.settings.redis_url.get_secret_value(), self.settings.request_timeout_ms / 1000)
-                refuse_unsafe(store)
+                self._look_at(store)
                 self.topics, fresh = refuse_changed_topics(self.settings, self.role, self.clients)
                 policy, known = establish(self.settings, self.clients, runs=self.versions > 0)
                 if fresh:
                     write_topics(self.settings, self.clients, fresh)
                 stage, reading = make_stage(self.role, self.settings, policy, self.clients)
-                session = Session(self.settings, stage, store, self.clients, reading, self.worker)
+                session = Session(self.settings, stage, store, self.clients, reading, self.worker, self.observer.beat)
                 session.start()
                 self.observer.policy(policy)
                 self.versions = len(policy.versions)
@@ -86,10 +88,12 @@ class Worker:
                 if has_doubt:
                     raise
                 has_doubt = True
-                self.observer.session("doubt", f"asking the group once more: {error}")
+                self.observer.session("kafka", f"asking the group once more: {error}")
                 self.stop.wait(ASK_AGAIN_S)
             except (SessionEnded, StoreUnavailable, StateDamaged, KafkaException) as error:
-                self.observer.session("ended", explained(error))
+                if session is not None and session.unsettled is not None:
+                    self.observer.transaction(session.unsettled)
+                self.observer.session(_cause_of(error), explained(error))
                 has_counted = session is not None and session.folded > 0
                 failures, has_doubt = 1 if has_counted else failures + 1, has_doubt and not has_counted
                 self.stop.wait(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
@@ -109,21 +113,30 @@ class Worker:
             step(session, self.settings, self.observer)
             if was_rebuilding and not _is_rebuilding(session):
                 give_back()
-            idle.look(session)
+            idle.look(session, self.observer)
             if time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
-                refuse_unsafe(store)
+                self._look_at(store)
+                session.producer.poll(0)  # for what it has to log; an idle one is not called otherwise
                 policy_end = self._look_around(policy_end)
+
+    def _look_at(self, store: RedisStore | ClusterStore) -> None:
+        """Tells the observer of Redis. Raises `StateRefused` where it may evict what was counted."""
+        servers = look_at(store)
+        self.observer.redis(servers)
+        found = unsafe_settings(servers)
+        if found:
+            raise StateRefused("; ".join(found))
 
     def _look_around(self, known_end: int) -> int:
         """The policy record's end. A version that this worker does not judge by yet ends the session, and so does a topic
         that changed: the next one reads the version, and refuses the topic.
         """
         if self.clients.topics(self.topics) != self.topics:
-            raise SessionEnded("a topic was given more partitions, deleted, or created again")
+            raise SessionEnded("a topic was given more partitions, deleted, or created again", "topics")
         end = end_offset(self.settings, self.clients)
         if end != known_end and version_count(self.settings, self.clients) != self.versions:
-            raise SessionEnded("the policy has a new version")
+            raise SessionEnded("the policy has a new version", "policy")
         return end
 
 
@@ -131,11 +144,11 @@ def _is_rebuilding(session: Session) -> bool:
     return any(owned.mode is Mode.REBUILD for owned in session.owned.values())
 
 
-def refuse_unsafe(store: RedisStore | ClusterStore) -> None:
-    """Raises `StateRefused` where Redis may evict what was counted."""
-    found = unsafe_settings(store)
-    if found:
-        raise StateRefused("; ".join(found))
+def _cause_of(error: Exception) -> str:
+    """Why a session ended, as it is counted."""
+    if isinstance(error, SessionEnded):
+        return error.cause
+    return "redis" if isinstance(error, StoreUnavailable) else "state" if isinstance(error, StateDamaged) else "kafka"
 
 
 def step(session: Session, settings: Settings, observer: Observer) -> int:
@@ -152,8 +165,8 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
     for partition, owned in list(session.owned.items()):
         if owned.mode is not Mode.LIVE and owned.is_caught_up():
             is_rebuilt = owned.mode is Mode.REBUILD
-            if is_rebuilt:
-                finish_rebuild(session, partition)
+            if is_rebuilt and finish_rebuild(session, partition):
+                observer.transaction("committed")
             owned.mode = Mode.LIVE
             if is_rebuilt:
                 break  # the next one follows with the next turn, as the group must hear of this worker meanwhile
@@ -202,15 +215,16 @@ def _carry(session: Session, batches: dict[int, Batch], observer: Observer) -> N
     if live:
         session.confirm(list(live))
         session.publish(fold, live)  # 4.
+        observer.transaction("committed")
     marks.append(time.perf_counter())
+    published_ms = time.time() * 1000
     rebuilding = {partition for partition in suppressed if owned[partition].mode is Mode.REBUILD}
     session.write(fold, offsets, rebuilding)  # 5.
     marks.append(time.perf_counter())
     for name, begun, ended in zip(("watch", "fold", "publish", "write"), marks, marks[1:], strict=False):
         observer.step(name, ended - begun)
-    count = sum(len(batch.records) for batch in batches.values())
-    session.folded += count
-    observer.batch(fold, count)
+    session.folded += sum(len(batch.records) for batch in batches.values())
+    observer.batch(fold, published_ms)
 
 
 def _reached(start: dict[str, int], batch: Batch) -> dict[str, int]:
@@ -226,7 +240,7 @@ class IdleClock:
     def __init__(self) -> None:
         self.seen: dict[int, tuple[dict[str, int], float]] = {}
 
-    def look(self, session: Session) -> None:
+    def look(self, session: Session, observer: Observer) -> None:
         """Publishes what the stage has to say for the partitions that are idle now."""
         now = time.monotonic()
         timeout_s = session.stage.idle_timeout_ms / 1000
@@ -243,3 +257,4 @@ class IdleClock:
         fold = session.stage.idle(idle, int(time.time() * 1000))
         if fold.outputs:
             session.publish(fold, {partition: dict(session.owned[partition].next) for partition in idle})
+            observer.transaction("committed")

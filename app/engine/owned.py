@@ -30,6 +30,7 @@ class Owned:
         self.mode = self.opened_as = mode
         self.next = offsets  # M: the first offset of each topic that is not in the state
         self.read = dict(offsets)  # the first offset of each topic that was not consumed yet
+        self.read_ms: dict[str, int] = {}  # the time of the last record of each topic that was
         self.committed = committed  # C, as it was when the partition was opened
         self.pending: dict[str, list[Run]] = {}
         self.at_end: set[str] = set()
@@ -52,6 +53,7 @@ class Owned:
                 return 0
         run = Run(records, records[0].offset(), records[-1].offset())
         self.read[topic] = run.last + 1
+        self.read_ms[topic] = _time_ms(records[-1])
         self.at_end.discard(topic)
         self.pending.setdefault(topic, []).append(run)
         return len(records)
@@ -108,6 +110,11 @@ class Owned:
     def held(self, topic: str) -> int:
         """How many consumed records of a topic wait."""
         return sum(len(run.records) for run in self.pending.get(topic, ()))
+
+    def oldest_ms(self, topic: str) -> int | None:
+        """The time (epoch ms) of a topic's first record that waits, or of the last one before it; None while none was consumed."""
+        runs = self.pending.get(topic)
+        return _time_ms(runs[0].records[0]) if runs else self.read_ms.get(topic)
 
     def is_caught_up(self) -> bool:
         """Whether everything that is published is in the state again."""

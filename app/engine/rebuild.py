@@ -5,7 +5,7 @@ run: a row is written after what it tells of has happened, so all rows from a ti
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
@@ -21,11 +21,12 @@ READ_TIMEOUT_S = 10  # without a record or the end of the log: nobody answers
 CLOCK_MS: Final = 86_400_000  # more than a broker's clock is behind those that the events' times come from
 SETTLED_S: Final = 2.0  # without state, C alone says what is published: it is asked for again after so long
 STRETCH: Final = 1_000  # records of the deltas, read backwards; each further stretch is four times as long
+BEAT_RECORDS: Final = 50_000  # well within a second
 
 
-def finish_rebuild(session: Session, partition: int) -> None:
+def finish_rebuild(session: Session, partition: int) -> bool:
     """At C: what is published is read back, and whatever differs from the rebuilt state leaves as an ordinary
-    correction.
+    correction; whether anything did.
     """
     clients, stage, owned = session.clients, session.stage, session.owned[partition]
     time.sleep(max(0.0, owned.opened_at + SETTLED_S - time.monotonic()))
@@ -34,9 +35,9 @@ def finish_rebuild(session: Session, partition: int) -> None:
     leading = session.reading.topics[0]
     before = read_backwards(clients, leading, partition, owned.first[leading], offsets[leading])
     session.watch([partition])
-    since_ms = stage.published_since_ms(partition, before, session.store.run)
-    published = read_back(clients, session.reading.published_topic, partition, since_ms)
-    parts = stage.reconcile(partition, published, since_ms, session.store.run)
+    since_ms = stage.published_since_ms(partition, before, session.run)
+    published = read_back(clients, session.reading.published_topic, partition, since_ms, session.beat)
+    parts = stage.reconcile(partition, published, since_ms, session.run)
     part = next(parts)
     for following in parts:
         session.write(part, {partition: offsets}, rebuilding={partition})
@@ -47,13 +48,19 @@ def finish_rebuild(session: Session, partition: int) -> None:
         session.publish(part, {partition: offsets})
     session.write(part, {partition: offsets}, rebuilding=set())
     passing("rebuilt")
+    return bool(part.outputs)
 
 
-def read_back(clients: Clients, topic: str, partition: int, since_ms: int) -> Iterator[Published]:
+def read_back(
+    clients: Clients, topic: str, partition: int, since_ms: int, beat: Callable[[], None] = lambda: None
+) -> Iterator[Published]:
     """The committed rows of a partition in their order, as (key, value); None for a deleted one. At least all that were
-    written since a time (epoch ms), or all where it is 0 or less.
+    written since a time (epoch ms), or all where it is 0 or less. Calls `beat` now and then, as it may take minutes.
     """
-    for message in read_partition(clients, topic, partition, OFFSET_BEGINNING, None, since_ms - CLOCK_MS):
+    records = read_partition(clients, topic, partition, OFFSET_BEGINNING, None, since_ms - CLOCK_MS)
+    for count, message in enumerate(records):
+        if count % BEAT_RECORDS == 0:
+            beat()
         yield message.key(), message.value()
 
 

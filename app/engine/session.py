@@ -5,8 +5,9 @@ what the old one left open, a new membership proves who owns what, and `reopen` 
 far the last batch got. So a timed-out commit, a fenced producer, a lost Redis reply and a crash are one case.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from math import inf
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from app.columns.table import StateDamaged
 from app.engine import ledger
 from app.engine.clients import Clients
 from app.engine.failpoint import passing
-from app.engine.fold import Fold, Stage
+from app.engine.fold import Command, Fold, Stage
 from app.engine.keys import find_keys
 from app.engine.ledger import Mode
 from app.engine.owned import Owned
@@ -29,7 +30,23 @@ _SLICE = 2_000  # records a call to consume, so that a batch's bytes are looked 
 
 
 class SessionEnded(Exception):
-    """Ownership or a transaction is in doubt; begin a new session, which settles it."""
+    """Ownership or a transaction is in doubt; begin a new session, which settles it. `cause`: one of the catalogue's, for who
+    counts them.
+    """
+
+    def __init__(self, why: str, cause: str = "kafka") -> None:
+        super().__init__(why)
+        self.cause = cause
+
+
+class Lag(NamedTuple):
+    """How far the owned partitions are behind: records, the time (epoch ms) of the oldest one (None: none waits, or it is
+    not known yet), and the largest share of what a log still holds, where retention has deleted anything.
+    """
+
+    records: int
+    oldest_ms: int | None
+    retention_ratio: float
 
 
 class Reading(NamedTuple):
@@ -49,8 +66,16 @@ class Session:
     """
 
     def __init__(
-        self, settings: Settings, stage: Stage, store: Store, clients: Clients, reading: Reading, worker: str
+        self,
+        settings: Settings,
+        stage: Stage,
+        store: Store,
+        clients: Clients,
+        reading: Reading,
+        worker: str,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        self.beat = beat  # called while something goes on for long, so that nobody takes this worker for dead
         self.settings = settings
         self.stage = stage
         self.store = store
@@ -59,6 +84,8 @@ class Session:
         self.stored: dict[int, dict[str, int]] = {}  # the offsets in each owned partition's ledger
         self.failure: BaseException | None = None
         self.folded = 0  # records carried through all steps
+        self.unsettled: str | None = None  # what becomes of the transaction at hand if the session ends now
+        self.partitions = 0  # of each input topic
         self.timeout_s = settings.request_timeout_ms / 1000
         self.clients = clients
         self.producer = clients.producer(f"{reading.group}-{worker}")
@@ -141,8 +168,9 @@ class Session:
 
     def reopen(self, partition: int) -> None:
         """Takes a partition over: fences the former owner, and finds out from the ledger and the group how to go on."""
+        self.beat()
         if partition >= self.partitions:
-            raise SessionEnded("the input has more partitions than when this session began")
+            raise SessionEnded("the input has more partitions than when this session began", "topics")
         key = ledger.ledger_key(self.stage.tag, partition)
         taken = ledger.read_ledger(self.store.run(ledger.take_commands(key)))  # 1. the epoch, 2. M
         places = [TopicPartition(topic, partition) for topic in self.reading.topics]
@@ -156,12 +184,12 @@ class Session:
         discarded: Exception | None = None
         try:
             ledger.refuse_torn(taken, key)
-            self.stage.open(partition, taken.view if taken.offsets else None, self.store.run)
+            self.stage.open(partition, taken.view if taken.offsets else None, self.run)
         except (StateOutdated, StateDamaged) as error:
             discarded = error
             taken = self._forget(partition, taken.epoch)
             opening = ledger.decide(taken, partition, self.partitions, committed, begun, log, self.reading.group)
-            self.stage.open(partition, None, self.store.run)
+            self.stage.open(partition, None, self.run)
         owned = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed, self.stage.span_ms)
         owned.first = {topic: begins for topic, (begins, _) in log.items()}
         owned.by_hand = {place.topic for place in found if place.offset >= 0 and not place.metadata}
@@ -198,6 +226,11 @@ class Session:
         for partition in partitions:
             self.owned[partition].is_confirmed = True
 
+    def run(self, commands: Iterable[Command]) -> list[Any]:
+        """As the store's, for what asks it many times over: each answer is a sign of life."""
+        self.beat()
+        return self.store.run(commands)
+
     def _forget(self, partition: int, epoch: int) -> ledger.Ledger:
         """Empties a partition's state but for its epoch, so that it is rebuilt; the ledger that is left."""
         key = ledger.ledger_key(self.stage.tag, partition)
@@ -207,7 +240,9 @@ class Session:
         if keys:
             commands.append(("UNLINK", *sorted(keys)))
         if found is None or int(found) != epoch or not self.store.guarded_write(commands):
-            raise SessionEnded(f"another worker took partition {partition} over while its state was emptied")
+            raise SessionEnded(
+                f"another worker took partition {partition} over while its state was emptied", "ownership"
+            )
         return ledger.Ledger(epoch, None, {}, None, False)
 
     def poll(self, count: int, timeout_s: float) -> tuple[int, int]:
@@ -257,14 +292,23 @@ class Session:
             if owned is not None:
                 owned.at_end.add(message.topic())
 
-    def lag_records(self) -> int:
-        """How many records of the owned partitions are not consumed yet, as far as the client knows."""
-        lag = 0
+    def lag(self) -> Lag:
+        """How far behind the owned partitions are, as far as the client knows."""
+        records, oldest_ms, ratio = 0, None, 0.0
         for partition, owned in self.owned.items():
             for topic, offset in owned.read.items():
-                high = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)[1]
-                lag += max(high - offset, 0) if topic not in owned.at_end else 0
-        return lag
+                place = TopicPartition(topic, partition)
+                first, end = self.consumer.get_watermark_offsets(place, cached=True)
+                first = max(first, owned.first.get(topic, 0))
+                waiting = owned.held(topic) + (max(end - offset, 0) if topic not in owned.at_end else 0)
+                if not waiting:
+                    continue
+                records += waiting
+                since_ms = owned.oldest_ms(topic)
+                oldest_ms = min(since_ms or inf, oldest_ms or inf)
+                if first > 0:
+                    ratio = max(ratio, min(waiting / max(end - first, 1), 1.0))
+        return Lag(records, None if oldest_ms in (None, inf) else int(oldest_ms), ratio)
 
     def watch(self, partitions: Sequence[int]) -> None:
         """Guards this batch's write: it will fail if anyone raises one of these epochs from here on.
@@ -289,17 +333,21 @@ class Session:
         for partition, found in zip(partitions, replies, strict=True):
             epoch, *offsets = (None if value is None else int(value) for value in found)
             if epoch != self.owned[partition].epoch:
-                raise SessionEnded(f"partition {partition} was taken over by another worker, or its state was emptied")
+                raise SessionEnded(
+                    f"partition {partition} was taken over by another worker, or its state was emptied", "ownership"
+                )
             stored = self.stored[partition]
             if offsets != [stored.get(topic) for topic in self.reading.topics]:
                 raise SessionEnded(
-                    f"partition {partition}: its state is not what this worker left: Redis lost writes, or another worker wrote"
+                    f"partition {partition}: its state is not what this worker left: Redis lost writes, or another worker wrote",
+                    "ownership",
                 )
 
     def publish(self, fold: Fold, offsets: dict[int, dict[str, int]]) -> None:
         """One transaction: the outputs, and the input offsets of the partitions whose outputs they are."""
         passing("folded")
         self._kafka(self.producer.begin_transaction)
+        self.unsettled = "aborted"
         passing("transaction_begun")
         for (topic, partition), records in fold.outputs.items():
             self._produce(topic, partition, records)
@@ -318,7 +366,9 @@ class Session:
                 self.timeout_s,
             )
         passing("offsets_sent")
+        self.unsettled = "ambiguous"
         self._kafka(self.producer.commit_transaction, self.timeout_s)
+        self.unsettled = None
         passing("committed")
 
     def _produce(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
@@ -343,7 +393,7 @@ class Session:
                 *(found, fold.views.get(partition), partition in rebuilding),
             )
         if not self.store.guarded_write(commands):
-            raise SessionEnded("another worker took a partition over while its batch was written")
+            raise SessionEnded("another worker took a partition over while its batch was written", "ownership")
         for partition, found in offsets.items():
             self.owned[partition].next.update(found)
             self.owned[partition].written += 1

@@ -131,7 +131,7 @@ def _reading(
             # late: a conversion that it may be credited with is settled already
             advertiser, user = touches.names["advertiser_id"].texts.at(index), touches.users.at(index)
             UserWork.of(work, advertiser or "", user or "", int(touches.bases[index]))
-            fold.counted["late",] += 1
+            fold.counted["late", touches.names["platform"].texts.at(index) or ""] += 1
     wanted = view.touches.wanted(_lookups(work.values(), policy))
     reads, fields = view.converters.read_commands(list(work))
     swept = view.bucket_to_sweep()
@@ -194,7 +194,8 @@ def _settle_partition(
                 )
                 letter = records.dead_letter_of(adjustment.source, adjustment.key, adjustment.raw, rejection)
                 records.add(fold.outputs, settings.dlq_topic, partition, letter)
-        fold.counted["corrected",] += change.corrections
+        for platform in change.corrected:
+            fold.counted["corrected", platform] += 1
         noted += [(user.base, conversion.time_ms) for conversion in user.conversions]
         prune(state, floor_ms)
         out[field] = pack(state) if state.conversions or state.adjustments else None
@@ -254,7 +255,7 @@ def _credits(
 def _publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], settings: Settings, fold: Fold) -> None:
     for key, row in changed:
         if row is not None:
-            fold.counted["conversion", row.platform, row.status] += 1
+            fold.counted["conversion", row.platform, row.method, row.status] += 1
         value = None if row is None else rows.encode(row)
         records.add(fold.outputs, settings.attributed_topic, partition, {"key": key, "value": value})
 

@@ -5,6 +5,7 @@ twice. Commands are packed by hiredis: the many-member commands of a batch are p
 by redis-py.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -282,18 +283,40 @@ def _refusal(error: redis.ResponseError) -> Exception:
     return StoreRefused(f"Redis: {text}")
 
 
-def unsafe_settings(store: RedisStore | ClusterStore) -> list[str]:
+class Server(NamedTuple):
+    """What one server says of itself (INFO), and how long that took."""
+
+    address: str
+    info: dict[str, str]
+    latency_s: float
+
+    def number(self, name: str) -> int:
+        """One of its numbers, e.g. `used_memory`; 0 where it does not tell."""
+        return int(self.info.get(name, 0))
+
+
+def look_at(store: RedisStore | ClusterStore) -> list[Server]:
+    """Each server that holds keys. Raises `StoreUnavailable`, also for a replica."""
+    found = []
+    for server in store.servers():
+        begun = time.perf_counter()
+        said = server.run([("INFO",)])[0]
+        latency_s = time.perf_counter() - begun
+        info = dict(line.split(":", 1) for line in said.decode().splitlines() if ":" in line)
+        if info.get("role") == "slave":
+            raise StoreUnavailable(f"Redis at {server.address} is a replica; {_MENDED['READONLY']}")
+        found.append(Server(server.address, info, latency_s))
+    return found
+
+
+def unsafe_settings(servers: Iterable[Server]) -> list[str]:
     """What in the servers' settings would lose state, or has lost some; empty where all is well.
 
     Any maxmemory-policy but noeviction would evict counted ids and touches, and so change counts without a trace.
-    Raises `StoreUnavailable` for a replica.
     """
     found = []
-    for server in store.servers():
-        info = dict(line.split(":", 1) for line in server.run([("INFO",)])[0].decode().splitlines() if ":" in line)
-        if info.get("role") == "slave":
-            raise StoreUnavailable(f"Redis at {server.address} is a replica; {_MENDED['READONLY']}")
-        name, evicted = info.get("maxmemory_policy", "unknown"), int(info.get("evicted_keys", 0))
+    for server in servers:
+        name, evicted = server.info.get("maxmemory_policy", "unknown"), server.number("evicted_keys")
         if name != "noeviction":
             found.append(
                 f"{server.address}: maxmemory-policy is {name}: set it to noeviction, or counted events would be evicted"

@@ -1,13 +1,26 @@
-"""Every metric, once: what it is, what it means, and what to do when it looks wrong. docs/metrics.md and the
-dashboards rest on it.
+"""Every metric, once: what it is, what it means, and what to do when it looks wrong. docs/metrics.md is made from it, the
+dashboards and alarms are held against it.
 """
 
+from itertools import chain
 from typing import Final, NamedTuple
+
+# Steps take from parts of a millisecond to the longest wait for an answer.
+STEP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# A batch is closed after 0.2 s by default; an hour is a standstill.
+LATENCY_BUCKETS_S: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+
+SESSION_CAUSES: Final = ("kafka", "redis", "ownership", "topics", "policy", "state")
+RESULTS: Final = ("committed", "aborted", "ambiguous")
+STEPS: Final = ("read", "watch", "fold", "publish", "write")
+MODES: Final = ("live", "replay", "rebuild")
+KAFKA_CLIENTS: Final = ("consumer", "producer", "reader", "admin")
+LEVELS: Final = ("error", "warning", "info")
 
 
 class Metric(NamedTuple):
     """One metric family. `labels` are few-valued by design: no user, campaign or offset. `remedy` is what an operator
-    does.
+    does. `role`: the only one that has it; empty for both.
     """
 
     name: str
@@ -16,143 +29,289 @@ class Metric(NamedTuple):
     help: str
     meaning: str
     remedy: str
+    role: str = ""
+    buckets: tuple[float, ...] = ()
 
 
-CATALOGUE: Final = (
-    Metric(
-        "onecount_events_total",
-        "counter",
-        ("platform", "type", "outcome"),
-        "Events by platform, type and outcome.",
-        "outcome accepted or duplicate; platform is empty for visits, adjustments and conversions that name none",
-        "a jump of duplicates: a producer sends twice; no accepted ones: see onecount_rejected_total and the lag",
+GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
+    "What is counted": (
+        Metric(
+            "onecount_events_total",
+            "counter",
+            ("platform", "type", "outcome"),
+            "Events by platform, type and outcome.",
+            "`outcome`: `accepted` or `duplicate`; `platform` is empty for visits, adjustments and conversions that name none. What is "
+            "folded again in a replay or rebuild is counted again",
+            "a jump of duplicates: a producer sends twice; no accepted ones: see the rejected ones and the lag",
+            "counter",
+        ),
+        Metric(
+            "onecount_rejected_events_total",
+            "counter",
+            ("reason",),
+            "Events refused, by reason; each is on the dead-letter topic.",
+            "the event broke the contract or its time is out of bounds; nothing was counted for it",
+            "read the dead letters of that reason and mend their producer",
+            "counter",
+        ),
+        Metric(
+            "onecount_dead_letter_ratio",
+            "gauge",
+            (),
+            "Dead letters by judged events, over the last minute.",
+            "0 to 1; 0 while fewer than 20 events came in that minute",
+            "above its limit: `onecount_rejected_events_total` names the reasons, the dead letters the producer",
+            "counter",
+        ),
+        Metric(
+            "onecount_dead_letter_ratio_limit",
+            "gauge",
+            (),
+            "The ratio above which there is an alarm.",
+            "the setting `ONECOUNT_DEAD_LETTER_RATIO_LIMIT`",
+            "set it to what is normal here, and a little more",
+            "counter",
+        ),
+        Metric(
+            "onecount_noise_conversions_total",
+            "counter",
+            (),
+            "Conversions of unknown actions, or of actions without a business outcome.",
+            "they are in no count",
+            "add the action to the policy with its outcome, or stop sending it",
+            "counter",
+        ),
+        Metric(
+            "onecount_conversions_total",
+            "counter",
+            ("platform", "method", "status"),
+            "Conversion rows published, by platform, its counting method, and status.",
+            "counts publications, so a corrected conversion counts again; the exact counts are in `conversions.counts`",
+            "many `unattributed`: touches are missing, or their user ids differ",
+            "counter",
+        ),
+        Metric(
+            "onecount_late_events_total",
+            "counter",
+            ("platform",),
+            "Touches older than a conversion of their user that was settled already.",
+            "their users are settled again",
+            "a steady share is normal; a jump means that a producer is behind",
+            "counter",
+        ),
+        Metric(
+            "onecount_corrections_total",
+            "counter",
+            ("platform",),
+            "Published decisions that a later event changed.",
+            "each left a row with a higher revision, and deltas",
+            "many: events come late, or adjustments are many",
+            "counter",
+        ),
+        Metric(
+            "onecount_rekeyed_events_total",
+            "counter",
+            (),
+            "Events found on a partition that does not own their user.",
+            "they are sent to their owner, and go through Kafka twice",
+            "set the producers' partitioner to the policy's",
+            "counter",
+        ),
+        Metric(
+            "onecount_count_rows_total",
+            "counter",
+            (),
+            "Rows of `conversions.counts` upserted.",
+            "one for each row that changed in a batch, and one when its window becomes final",
+            "none while the counters publish: see the aggregator's lag and its log",
+            "aggregator",
+        ),
     ),
-    Metric(
-        "onecount_rejected_total",
-        "counter",
-        ("reason",),
-        "Events refused, by reason; each is on the dead-letter topic.",
-        "the event broke the contract or its time is out of bounds; nothing was counted for it",
-        "read the dead letters of that reason and mend their producer",
+    "Whether it is on time": (
+        Metric(
+            "onecount_latency_seconds",
+            "histogram",
+            (),
+            "From a record's Kafka timestamp to the commit that published what it changed.",
+            "counter: from the producer to `conversions.attributed` and the deltas; aggregator: from there to `conversions.counts`. "
+            "Both added up is end to end. Records that are only replayed are left out",
+            "`onecount_batch_seconds` says which step is slow; imported history has old timestamps and looks slow",
+            "",
+            LATENCY_BUCKETS_S,
+        ),
+        Metric(
+            "onecount_lag_records",
+            "gauge",
+            (),
+            "Records of the owned partitions that are not counted yet.",
+            "how far behind the worker is",
+            "growing: add workers, or see which step takes the time",
+        ),
+        Metric(
+            "onecount_lag_seconds",
+            "gauge",
+            (),
+            "How long the oldest record that is not counted yet has waited.",
+            "by its Kafka timestamp; 0 while nothing waits",
+            "as for the records",
+        ),
+        Metric(
+            "onecount_lag_retention_ratio",
+            "gauge",
+            (),
+            "The share of what the log still holds that is not counted yet, of the worst partition.",
+            "0 to 1; at 1 retention deletes events before they are counted; 0 while it has deleted nothing",
+            "above a half: count faster, or raise the retention of the raw topics now",
+        ),
+        Metric(
+            "onecount_watermark_delay_seconds",
+            "gauge",
+            (),
+            "Wall clock minus the slowest owned stream time.",
+            "how old the newest counted event is; windows become final behind it",
+            "growing with no lag: the producers stopped",
+        ),
+        Metric(
+            "onecount_batch_seconds",
+            "histogram",
+            ("step",),
+            "Time of each step of the loop, per batch.",
+            "`read` waits for records; `watch`: one round trip to Redis; `fold` counts; `publish`: the Kafka transaction; "
+            "`write`: the Redis transaction",
+            "`publish`: the brokers are slow; `watch` or `write`: Redis is slow; `fold`: more workers",
+            "",
+            STEP_BUCKETS_S,
+        ),
     ),
-    Metric(
-        "onecount_dead_letter_ratio",
-        "gauge",
-        (),
-        "Dead letters by judged events, over the last minute.",
-        "0 to 1; 0 while fewer than 20 events came in that minute",
-        "above onecount_dead_letter_ratio_limit: onecount_rejected_total names the reasons, the dead letters the producer",
+    "The worker": (
+        Metric(
+            "onecount_ready",
+            "gauge",
+            (),
+            "1 while partitions are owned and open.",
+            "0 during outages and rebalances, and for a worker too many",
+            "see the log line",
+        ),
+        Metric(
+            "onecount_owned_partitions",
+            "gauge",
+            ("mode",),
+            "Partitions that the worker owns, by how their records are folded.",
+            "`live`: published; `replay` and `rebuild`: state that Redis lacks is folded again, nothing is published",
+            "`rebuild`: find out why Redis lost its data",
+        ),
+        Metric(
+            "onecount_topic_partitions",
+            "gauge",
+            (),
+            "Partitions of the worker's input, as of its last session.",
+            "the workers of a stage together own so many",
+            "fewer owned for minutes: some partition is counted by nobody",
+        ),
+        Metric(
+            "onecount_transactions_total",
+            "counter",
+            ("result",),
+            "Kafka transactions by result.",
+            "`aborted`: given up before the commit, the batch is counted anew; `ambiguous`: the commit failed or was not answered in "
+            "time, and the next session reads from the group what became of it",
+            "ambiguous ones that repeat: the brokers are slow or go; the log line says which error",
+        ),
+        Metric(
+            "onecount_session_ends_total",
+            "counter",
+            ("cause",),
+            "Sessions that ended before the worker was told to stop; a new one begins each time.",
+            "`cause`: `kafka`, `redis` (no answer, or an error), `ownership` (taken over after a pause), `topics`, `policy` (changed), "
+            "`state` (damaged)",
+            "the log line `session ended, beginning anew` says why",
+        ),
+        Metric(
+            "onecount_reopenings_total",
+            "counter",
+            ("cause",),
+            "Partitions opened, by what was found.",
+            "`live`: nothing was in flight; `replay`: a batch was published and not yet in Redis; `rebuild`: Redis lost its state",
+            "`rebuild`: find out why Redis lost its data",
+        ),
+        Metric(
+            "onecount_policy_version",
+            "gauge",
+            (),
+            "The newest policy version known.",
+            "the same on all workers; 0 before the first session",
+            "restart one that differs for longer than 10 s",
+        ),
+        Metric(
+            "onecount_worker_info",
+            "gauge",
+            ("role", "worker", "version"),
+            "1; its labels tell who the worker is.",
+            "one series a worker",
+            "several versions at once, but for a rolling upgrade: deploy the newer one",
+        ),
     ),
-    Metric(
-        "onecount_dead_letter_ratio_limit",
-        "gauge",
-        (),
-        "The ratio above which there is an alarm.",
-        "the setting ONECOUNT_DEAD_LETTER_RATIO_LIMIT",
-        "set it to what is normal here, and a little more",
+    "Kafka": (
+        Metric(
+            "onecount_kafka_log_lines_total",
+            "counter",
+            ("client", "level"),
+            "Lines that librdkafka logged, by client and level.",
+            "quiet when healthy; each is in the log as `librdkafka`, with its text",
+            "errors: brokers go, or refuse; the lines say which",
+        ),
     ),
-    Metric(
-        "onecount_noise_total",
-        "counter",
-        (),
-        "Conversions of unknown actions, or of actions without a business outcome.",
-        "they are in no count",
-        "add the action to the policy with its outcome, or stop sending it",
+    "Redis": (
+        Metric(
+            "onecount_redis_latency_seconds",
+            "gauge",
+            (),
+            "One INFO, asked every 10 s; of a cluster the slowest master's.",
+            "the network and Redis's queue, with hardly any work; `onecount_batch_seconds` has the work",
+            "above some milliseconds: `redis-cli --latency`, `SLOWLOG GET`, a fork, swap",
+        ),
+        Metric(
+            "onecount_redis_memory_bytes",
+            "gauge",
+            (),
+            "Memory in use, of all masters.",
+            "`used_memory`; others' keys in the same Redis are in it",
+            "docs/architecture.md has the formula of what it should be",
+        ),
+        Metric(
+            "onecount_redis_memory_limit_bytes",
+            "gauge",
+            (),
+            "`maxmemory` of all masters; 0 where one has none.",
+            "where it is reached Redis refuses writes, and counting waits",
+            "set one: without it the kernel may kill Redis",
+        ),
+        Metric(
+            "onecount_redis_memory_ratio",
+            "gauge",
+            (),
+            "Memory in use by `maxmemory`, of the fullest master.",
+            "0 to 1; 0 where there is no limit",
+            "above 0.85: raise `maxmemory`, add masters, or shorten the policy's windows",
+        ),
+        Metric(
+            "onecount_state_records",
+            "gauge",
+            ("table",),
+            "Records in the owned partitions' tables in Redis: ids of accepted events, and touches.",
+            "Redis's memory by all workers' ids is the bytes per event; ids and touches expire by stream time",
+            "growing without an end: stream time stands still, see the watermark delay",
+            "counter",
+        ),
     ),
-    Metric(
-        "onecount_conversions_total",
-        "counter",
-        ("platform", "status"),
-        "Conversion rows published, by platform and status.",
-        "counts publications, so a corrected conversion counts again",
-        "many unattributed: touches are missing or their ids differ",
-    ),
-    Metric(
-        "onecount_late_events_total",
-        "counter",
-        (),
-        "Touches older than a conversion of their user that was settled already.",
-        "their users are settled again",
-        "a steady share is normal; a jump means a producer is behind",
-    ),
-    Metric(
-        "onecount_corrections_total",
-        "counter",
-        (),
-        "Published decisions that a later event changed.",
-        "each left a row with a higher revision and deltas",
-        "many: events come late, or adjustments are many",
-    ),
-    Metric(
-        "onecount_rekeyed_total",
-        "counter",
-        (),
-        "Events found on a partition that does not own their user.",
-        "they are sent to their owner",
-        "set the producers' partitioner to the policy's",
-    ),
-    Metric(
-        "onecount_rows_total",
-        "counter",
-        (),
-        "Count rows upserted by the aggregator.",
-        "one per changed row and batch",
-        "none",
-    ),
-    Metric(
-        "onecount_lag_records",
-        "gauge",
-        (),
-        "Records not consumed yet, over the owned partitions.",
-        "how far behind the worker is",
-        "growing: add workers, or see which step takes the time",
-    ),
-    Metric(
-        "onecount_watermark_delay_seconds",
-        "gauge",
-        (),
-        "Wall clock minus the slowest owned stream time.",
-        "how old the newest counted event is",
-        "growing with no lag: the producers stopped",
-    ),
-    Metric(
-        "onecount_batch_seconds",
-        "histogram",
-        ("step",),
-        "Time of each step of the loop, per batch.",
-        "read, watch, fold, publish, write",
-        "publish: the brokers are slow; watch or write: Redis is slow",
-    ),
-    Metric(
-        "onecount_transactions_total",
-        "counter",
-        ("result",),
-        "Sessions and batches: committed or ended in doubt.",
-        "committed counts batches, doubt counts sessions that began anew",
-        "doubt that repeats: read the log line",
-    ),
-    Metric(
-        "onecount_reopenings_total",
-        "counter",
-        ("cause",),
-        "Partitions opened, by how: live, replay, rebuild.",
-        "replay: a batch was published and not yet in Redis; rebuild: Redis lost its state",
-        "rebuild: find out why Redis lost its data",
-    ),
-    Metric(
-        "onecount_policy_version",
-        "gauge",
-        (),
-        "The newest policy version known.",
-        "the same on all workers",
-        "restart one that differs",
-    ),
-    Metric(
-        "onecount_ready",
-        "gauge",
-        (),
-        "1 while partitions are owned and open.",
-        "0 during outages and rebalances",
-        "see the log line",
-    ),
-)
+}
+
+CATALOGUE: Final = tuple(chain.from_iterable(GROUPS.values()))
+# What prometheus-client tells of the process, and Prometheus of its targets and alarms; dashboards and alarms may ask for them.
+FOREIGN: Final = {
+    "process_cpu_seconds_total": "CPU time of the process.",
+    "process_resident_memory_bytes": "Memory of the process.",
+    "process_start_time_seconds": "When the process started, as epoch seconds.",
+    "up": "1 while Prometheus reaches the worker.",
+    "ALERTS": "Alarms that are pending or firing.",
+}

@@ -1,47 +1,90 @@
 """The observer of a worker: metrics by the catalogue, health, and quiet logs."""
 
 import time
+from itertools import product
+from socketserver import ThreadingMixIn
 from threading import Thread
-from typing import Any
+from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import orjson
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, make_wsgi_app
 
 from app import __version__
+from app.contract.events import TOUCH_TYPES
 from app.contract.reasons import ALL_REASONS
-from app.contract.rows import STATUSES
-from app.observe.catalogue import CATALOGUE
+from app.contract.rows import STATUSES, UNATTRIBUTED
+from app.observe.catalogue import CATALOGUE, KAFKA_CLIENTS, LEVELS, MODES, RESULTS, SESSION_CAUSES, STEPS, Metric
 from app.observe.dead_letters import DeadLetterRatio
+from app.observe.latencies import Latencies
 
-_KINDS: dict[str, Any] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
-LIVE_S = 60.0  # without a beat for this long the loop hangs
+_KINDS: Final[dict[str, Any]] = {"counter": Counter, "gauge": Gauge}
+LIVE_S: Final = 60.0  # without a beat for this long the loop hangs; see `live_s`
+_REQUEST_S: Final = 10.0  # how long a request to the worker's port may take to arrive
+# What there is to be shown as 0 from the start; platforms and methods come with the policy.
+_ZEROS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
+    "onecount_rejected_events_total": (ALL_REASONS,),
+    "onecount_transactions_total": (RESULTS,),
+    "onecount_session_ends_total": (SESSION_CAUSES,),
+    "onecount_reopenings_total": (MODES,),
+    "onecount_owned_partitions": (MODES,),
+    "onecount_batch_seconds": (STEPS,),
+    "onecount_kafka_log_lines_total": (KAFKA_CLIENTS, LEVELS),
+    "onecount_state_records": (("ids", "touches"),),
+}
+_NAMED: Final = {  # what a batch counts, by the first part of its key; the rest are the labels
+    "rejected": "onecount_rejected_events_total",
+    "conversion": "onecount_conversions_total",
+    "noise": "onecount_noise_conversions_total",
+    "late": "onecount_late_events_total",
+    "corrected": "onecount_corrections_total",
+    "rekeyed": "onecount_rekeyed_events_total",
+    "rows": "onecount_count_rows_total",
+}
 _log = structlog.get_logger()
+
+
+def live_s(request_timeout_ms: int) -> float:
+    """How long the loop may be silent before it counts as hanging: longer than any chain of unanswered calls without a beat
+    between them, so that an outage of Kafka or Redis makes no worker dead.
+    """
+    return max(LIVE_S, 6 * request_timeout_ms / 1000)
 
 
 class Metrics:
     """What a worker's loop tells of itself. One instance a process."""
 
-    def __init__(self, role: str, worker: str, dead_letter_ratio_limit: float = 1.0) -> None:
+    def __init__(
+        self, role: str, worker: str, dead_letter_ratio_limit: float = 1.0, silent_s_max: float = LIVE_S
+    ) -> None:
         self.registry = CollectorRegistry()
         self.role, self.worker = role, worker
         self.families = {
-            metric.name: _KINDS[metric.kind](
-                metric.name.removesuffix("_total"), metric.help, metric.labels, registry=self.registry
-            )
-            for metric in CATALOGUE
+            metric.name: _family(metric, self.registry) for metric in CATALOGUE if metric.role in ("", role)
         }
-        for reason in ALL_REASONS:
-            self.families["onecount_rejected_total"].labels(reason)
-        for status in STATUSES:
-            self.families["onecount_conversions_total"].labels("", status)
+        ProcessCollector(registry=self.registry)
+        for name, values in _ZEROS.items():
+            for labels in product(*values) if name in self.families else ():
+                self.families[name].labels(*labels)
+        self.families["onecount_worker_info"].labels(role, worker, __version__).set(1)
         self.dead_letters = DeadLetterRatio(dead_letter_ratio_limit)
-        self.families["onecount_dead_letter_ratio_limit"].set(dead_letter_ratio_limit)
+        self._set("onecount_dead_letter_ratio_limit", dead_letter_ratio_limit)
+        self.silent_s_max = silent_s_max
         self.beat_at = time.monotonic()
         self.looked_at = 0.0
         self.open: dict[int, str] = {}
         self.policy_version = 0
+        self.stream_ms = 0
+        self.waiting_since_ms: int | None = None
+        # asked for when they are shown, so that they go on growing while the loop waits for Kafka or Redis
+        self.families["onecount_watermark_delay_seconds"].set_function(lambda: _age_s(self.stream_ms))
+        self.families["onecount_lag_seconds"].set_function(lambda: _age_s(self.waiting_since_ms))
+
+    def _set(self, name: str, value: float) -> None:
+        """Sets a gauge, where this role has it."""
+        if name in self.families:
+            self.families[name].set(value)
 
     def beat(self) -> None:
         """The loop turned once more."""
@@ -51,35 +94,63 @@ class Metrics:
         """How long a step of a batch took."""
         self.families["onecount_batch_seconds"].labels(name).observe(seconds)
 
-    def batch(self, fold: Any, records: int) -> None:
-        """A batch went through all its steps."""
-        families = self.families
-        families["onecount_transactions_total"].labels("committed").inc()
+    def batch(self, fold: Any, published_ms: float) -> None:
+        """A batch went through all its steps; what it published could be read from `published_ms` (epoch ms) on."""
+        self.families["onecount_latency_seconds"].observe((published_ms - fold.stamps_ms) / 1000)
         self.dead_letters.add(
             judged=sum(count for key, count in fold.counted.items() if key[0] in ("accepted", "duplicate", "rejected")),
             refused=sum(count for key, count in fold.counted.items() if key[0] == "rejected"),
         )
-        for key, count in fold.counted.items():
-            match key:
-                case ("accepted" | "duplicate" as outcome, platform, kind):
-                    families["onecount_events_total"].labels(platform, kind, outcome).inc(count)
-                case ("rejected", reason):
-                    families["onecount_rejected_total"].labels(reason).inc(count)
-                case ("conversion", platform, status):
-                    families["onecount_conversions_total"].labels(platform, status).inc(count)
-                case (name,):
-                    families[_PLAIN[name]].inc(count)
+        for (what, *labels), count in fold.counted.items():
+            if what in ("accepted", "duplicate"):
+                self.families["onecount_events_total"].labels(*labels, what).inc(count)
+            else:
+                family = self.families[_NAMED[what]]
+                (family.labels(*labels) if labels else family).inc(count)
 
-    def session(self, state: str, detail: str) -> None:
+    def transaction(self, result: str) -> None:
+        """A transaction was committed, given up, or nobody knows yet."""
+        self.families["onecount_transactions_total"].labels(result).inc()
+
+    def session(self, cause: str, why: str) -> None:
         """A session ended in doubt; a new one begins."""
-        self.families["onecount_transactions_total"].labels("doubt").inc()
+        self.families["onecount_session_ends_total"].labels(cause).inc()
         self._opened({}, {})
-        _log.warning("session ended, beginning anew", role=self.role, worker=self.worker, why=detail)
+        _log.warning("session ended, beginning anew", role=self.role, worker=self.worker, cause=cause, why=why)
 
     def policy(self, policy: Any) -> None:
-        """The policy that this worker judges by."""
+        """The policy that this worker judges by; its platforms' series begin with 0."""
         self.policy_version = policy.versions[-1].number
         self.families["onecount_policy_version"].set(self.policy_version)
+        if self.role != "counter":
+            return
+        methods = {(name, rule.method) for version in policy.versions for name, rule in version.platforms.items()}
+        events, conversions = self.families["onecount_events_total"], self.families["onecount_conversions_total"]
+        kinds = [(name, kind) for name, _ in methods for kind in (*TOUCH_TYPES, "conversion")]
+        for (platform, kind), outcome in product(
+            [*kinds, ("", "visit"), ("", "conversion"), ("", "adjustment")], ("accepted", "duplicate")
+        ):
+            events.labels(platform, kind, outcome)
+        for (platform, method), status in product(methods, STATUSES):
+            conversions.labels(platform, method, status)
+        conversions.labels("", "", UNATTRIBUTED)
+        for platform, _ in methods:
+            self.families["onecount_late_events_total"].labels(platform)
+            self.families["onecount_corrections_total"].labels(platform)
+
+    def redis(self, servers: list[Any]) -> None:
+        """What Redis's servers say of themselves."""
+        used = [server.number("used_memory") for server in servers]
+        limits = [server.number("maxmemory") for server in servers]
+        ratios = [each / limit for each, limit in zip(used, limits, strict=True) if limit]
+        self._set("onecount_redis_latency_seconds", max(server.latency_s for server in servers))
+        self._set("onecount_redis_memory_bytes", sum(used))
+        self._set("onecount_redis_memory_limit_bytes", sum(limits) if all(limits) else 0)
+        self._set("onecount_redis_memory_ratio", max(ratios, default=0))
+
+    def kafka_line(self, client: str, level: str) -> None:
+        """librdkafka logged a line."""
+        self.families["onecount_kafka_log_lines_total"].labels(client, level).inc()
 
     def owned(self, session: Any) -> None:
         """Which partitions are open, and once a second how far behind they are."""
@@ -98,11 +169,18 @@ class Metrics:
         if now - self.looked_at < 1:
             return
         self.looked_at = now
-        self.families["onecount_lag_records"].set(session.lag_records())
+        self._look_at_lag(session)
         self._look_at_dead_letters()
-        stream_ms = session.stage.slowest_stream_ms()
-        if stream_ms > 0:
-            self.families["onecount_watermark_delay_seconds"].set(time.time() - stream_ms / 1000)
+        for table, count in session.stage.held().items():
+            self.families["onecount_state_records"].labels(table).set(count)
+
+    def _look_at_lag(self, session: Any) -> None:
+        lag = session.lag()
+        self.families["onecount_lag_records"].set(lag.records)
+        self.families["onecount_lag_retention_ratio"].set(lag.retention_ratio)
+        self.families["onecount_topic_partitions"].set(session.partitions)
+        self.waiting_since_ms = lag.oldest_ms
+        self.stream_ms = session.stage.slowest_stream_ms()
 
     def _discarded(self, found: dict[int, Any]) -> None:
         """Says whose state was found to be of an older release, or damaged, and is rebuilt."""
@@ -126,7 +204,7 @@ class Metrics:
                 role=self.role, worker=self.worker, ratio=round(letters.ratio(), 4), limit=letters.limit,
                 judged=letters.judged, refused=letters.refused,
             )  # fmt: skip
-        self.families["onecount_dead_letter_ratio"].set(letters.ratio())
+        self._set("onecount_dead_letter_ratio", letters.ratio())
 
     def _opened(self, opened: dict[int, str], causes: dict[int, str]) -> None:
         """Counts and logs what changed: `opened` is each partition's mode now, `causes` the one it was opened with."""
@@ -151,10 +229,14 @@ class Metrics:
             _log.info("rebuilt", role=self.role, worker=self.worker, partitions=rebuilt)
         self.open = opened
         self.families["onecount_ready"].set(int(bool(opened)))
+        for mode in MODES:
+            self.families["onecount_owned_partitions"].labels(mode).set(list(opened.values()).count(mode))
 
     def serve(self, port: int) -> int:
-        """Answers /metrics, /live, /ready and /info on `port` (0: the system picks one); the port."""
-        server = make_server("0.0.0.0", port, self._answer, WSGIServer, _Quiet)
+        """Answers /metrics, /live, /ready and /info on `port` (0: the system picks one); the port. Raises OSError if it is
+        taken.
+        """
+        server = make_server("0.0.0.0", port, self._answer, _Server, _Quiet)
         Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         return server.server_port
 
@@ -162,7 +244,7 @@ class Metrics:
         path = environ["PATH_INFO"]
         if path == "/metrics":
             return make_wsgi_app(self.registry)(environ, start_response)
-        live = time.monotonic() - self.beat_at < LIVE_S
+        live = time.monotonic() - self.beat_at < self.silent_s_max
         healthy = {"/live": live, "/ready": live and bool(self.open), "/info": True}.get(path)
         status = "404 Not Found" if healthy is None else "200 OK" if healthy else "503 Service Unavailable"
         info = {
@@ -173,15 +255,28 @@ class Metrics:
         return [orjson.dumps(info)]
 
 
-_PLAIN = {
-    "noise": "onecount_noise_total",
-    "late": "onecount_late_events_total",
-    "corrected": "onecount_corrections_total",
-    "rekeyed": "onecount_rekeyed_total",
-    "rows": "onecount_rows_total",
-}
+def _family(metric: Metric, registry: CollectorRegistry) -> Any:
+    """The family of a catalogue's entry."""
+    if metric.kind != "histogram":
+        return _KINDS[metric.kind](metric.name.removesuffix("_total"), metric.help, metric.labels, registry=registry)
+    if metric.labels:
+        return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
+    return Latencies(metric.name, metric.help, metric.buckets, registry)
+
+
+def _age_s(time_ms: int | None) -> float:
+    """How long ago a time (epoch ms) was; 0 where there is none."""
+    return max(time.time() - time_ms / 1000, 0.0) if time_ms is not None and time_ms > 0 else 0.0
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a request: one that asks slowly must not keep a probe of /live from its answer."""
+
+    daemon_threads = True
 
 
 class _Quiet(WSGIRequestHandler):
+    timeout = _REQUEST_S
+
     def log_message(self, format: str, *arguments: Any) -> None:
         """Scrapes are not worth a log line."""

@@ -7,7 +7,15 @@ import pytest
 from redis.crc import key_slot
 
 from app.engine.maintenance import remove_keys
-from app.engine.store import ClusterStore, RedisStore, StoreRefused, StoreUnavailable, open_store, unsafe_settings
+from app.engine.store import (
+    ClusterStore,
+    RedisStore,
+    StoreRefused,
+    StoreUnavailable,
+    look_at,
+    open_store,
+    unsafe_settings,
+)
 from app.local import LocalRedisCluster, LocalServiceError, local_redis, local_redis_cluster
 
 pytestmark = pytest.mark.integration
@@ -85,10 +93,10 @@ def test_a_guarded_write_leaves_out_the_partition_that_changed_and_no_other(
 
 
 def test_every_master_is_asked_for_its_settings_and_its_keys(cluster: LocalRedisCluster, store: ClusterStore) -> None:
-    assert unsafe_settings(store) == []
+    assert unsafe_settings(look_at(store)) == []
     evicting = cluster.masters[-1]
     cluster.ask(evicting, "CONFIG SET", "maxmemory-policy", "allkeys-lru")
-    assert [line.partition(":")[2].partition(":")[0] for line in unsafe_settings(store)] == [
+    assert [line.partition(":")[2].partition(":")[0] for line in unsafe_settings(look_at(store))] == [
         str(cluster.nodes[evicting].port)
     ]
     cluster.ask(evicting, "CONFIG SET", "maxmemory-policy", "noeviction")

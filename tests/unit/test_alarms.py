@@ -10,11 +10,14 @@ import structlog
 import yaml
 
 from app.engine.fold import Fold
-from app.observe.catalogue import CATALOGUE
+from app.engine.session import Lag
+from app.observe.catalogue import CATALOGUE, FOREIGN
 from app.observe.dead_letters import SPAN_S, DeadLetterRatio
+from app.observe.grafana import alarm_entries, runbook_path
 from app.observe.metrics import Metrics
 from app.settings import Settings
-from tests.unit.test_deploy import PROMETHEUS, ROOT, _metrics
+from tests.promql import metric_names
+from tests.unit.test_deploy import COMPOSE, PROMETHEUS, ROOT
 
 FOLDER = ROOT / "deploy/prometheus"
 RULES = [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
@@ -35,10 +38,11 @@ class QuietSession:
 
     def __init__(self) -> None:
         self.owned: dict[int, object] = {}
-        self.stage = SimpleNamespace(slowest_stream_ms=lambda: 0)
+        self.stage = SimpleNamespace(slowest_stream_ms=lambda: 0, held=dict)
+        self.partitions = 4
 
-    def lag_records(self) -> int:
-        return 0
+    def lag(self) -> Lag:
+        return Lag(0, None, 0.0)
 
 
 def test_the_ratio_is_of_the_last_minute() -> None:
@@ -96,7 +100,7 @@ def test_the_workers_metrics_and_log_tell_of_it() -> None:
     fold = Fold()
     fold.counted.update({("accepted", "meta", "view"): 85, ("duplicate", "meta", "view"): 5, ("rejected", "empty"): 10})
     with structlog.testing.capture_logs() as lines:
-        metrics.batch(fold, 100)
+        metrics.batch(fold, 0.0)
         metrics.owned(QuietSession())
         metrics.looked_at = 0
         metrics.owned(QuietSession())
@@ -114,12 +118,21 @@ def test_a_limit_that_is_no_ratio_is_refused(limit: str) -> None:
 
 
 def test_an_alarm_asks_only_for_metrics_of_the_catalogue_and_says_what_to_do() -> None:
-    series = {entry.name for entry in CATALOGUE} | {"up"}
+    entries = alarm_entries((ROOT / "docs/runbook.md").read_text())
+    series = {entry.name for entry in CATALOGUE} | FOREIGN.keys()
     for rule in RULES:
-        assert _metrics(rule["expr"]) - series == set(), rule["alert"]
-        assert set(rule["annotations"]) == {"summary", "description"}, rule["alert"]
+        assert metric_names(rule["expr"]) - series == set(), rule["alert"]
+        assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}, rule["alert"]
+        assert rule["annotations"]["runbook_url"].endswith(runbook_path(rule["alert"], entries)), rule["alert"]
         assert rule["labels"]["severity"] in ("warning", "critical"), rule["alert"]
-    assert len({rule["alert"] for rule in RULES}) == len(RULES)
+    assert list(entries) == [rule["alert"] for rule in RULES]
+    assert len(set(entries)) == len(RULES) <= 10
+
+
+def test_an_alarms_runbook_opens_in_the_grafana_of_compose() -> None:
+    (port,) = COMPOSE["services"]["grafana"]["ports"]
+    for rule in RULES:
+        assert rule["annotations"]["runbook_url"].startswith(f"http://localhost:{port.rpartition(':')[2]}/d/")
 
 
 def test_prometheus_reads_the_alarms_that_are_mounted_beside_its_configuration() -> None:
@@ -127,41 +140,162 @@ def test_prometheus_reads_the_alarms_that_are_mounted_beside_its_configuration()
     assert {job["job_name"] for job in PROMETHEUS["scrape_configs"]} == {"onecount"}  # which `up` is asked for
 
 
-CASES = """\
-rule_files: [{rules}]
-evaluation_interval: 15s
-tests:
-  - interval: 15s
-    input_series:
-      - {{series: 'onecount_dead_letter_ratio{{instance="counter-1:9464"}}', values: '0x8 0.2x8 0.01x20'}}
-      - {{series: 'onecount_dead_letter_ratio{{instance="counter-2:9464"}}', values: '0.04x40'}}
-      - {{series: 'onecount_dead_letter_ratio_limit{{instance="counter-1:9464"}}', values: '0.05x40'}}
-      - {{series: 'onecount_dead_letter_ratio_limit{{instance="counter-2:9464"}}', values: '0.05x40'}}
-      - {{series: 'up{{job="onecount", instance="counter-2:9464"}}', values: '1x4 0x40'}}
-    alert_rule_test:
-      - {{eval_time: 1m, alertname: OnecountDeadLetters, exp_alerts: []}}
-      - eval_time: 3m
-        alertname: OnecountDeadLetters
-        exp_alerts:
-          - exp_labels: {{severity: warning, instance: "counter-1:9464"}}
-            exp_annotations:
-              summary: "counter-1:9464 refused 20% of the last minute's events"
-              description: "{description}"
-      - {{eval_time: 6m, alertname: OnecountDeadLetters, exp_alerts: []}}
-      - {{eval_time: 1m, alertname: OnecountWorkerDown, exp_alerts: []}}
-"""
+COUNTER = {"job": "onecount", "stage": "counter"}
+ONE, TWO = (COUNTER | {"instance": f"counter-{number}:9464"} for number in (1, 2))
+AGGREGATOR = {"job": "onecount", "stage": "aggregator", "instance": "aggregator-1:9464"}
 
 
-def test_the_alarms_fire_when_they_should(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not here; it comes with Prometheus, on Debian: apt-get install prometheus")
-    checked = subprocess.run(
-        [promtool, "check", "config", FOLDER / "prometheus.yml"], capture_output=True, text=True, check=False
-    )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    cases = tmp_path / "cases.yml"
-    (letters,) = [rule for rule in RULES if rule["alert"] == "OnecountDeadLetters"]
-    cases.write_text(CASES.format(rules=FOLDER / "alerts.yml", description=letters["annotations"]["description"]))
-    ran = subprocess.run([promtool, "test", "rules", cases], capture_output=True, text=True, check=False)
+def series(name: str, labels: dict[str, str]) -> str:
+    """A series as PromQL writes it."""
+    return f"{name}{{{', '.join(f'{label}={value!r}' for label, value in labels.items())}}}".replace("'", '"')
+
+
+# By alarm: series a quarter of a minute apart, in promtool's notation; when it must be silent; when it must fire, with which
+# labels and summary.
+Given = tuple[str, dict[str, str], str]
+CASES: dict[str, list[tuple[list[Given], tuple[str, ...], tuple[str, dict[str, str], str]]]] = {
+    "OnecountWorkerDown": [
+        ([("up", ONE, "1x4 0x40"), ("up", TWO, "1x44")], ("1m", "1m45s"), ("4m", ONE, "counter-1:9464 does not answer")),
+    ],
+    "OnecountNothingCounts": [
+        (
+            [("onecount_ready", ONE, "1x4 0x40"), ("onecount_ready", TWO, "1x12 0x40"), ("onecount_ready", AGGREGATOR, "1x60")],
+            ("2m30s", "3m45s"),
+            ("5m", COUNTER, "No counter owns a partition"),
+        ),
+    ],
+    "OnecountPartitionsWithoutOwner": [
+        (
+            [
+                ("onecount_topic_partitions", ONE, "4x60"),
+                ("onecount_topic_partitions", TWO, "4x60"),
+                ("onecount_owned_partitions", ONE | {"mode": "live"}, "2x20 1x60"),
+                ("onecount_owned_partitions", ONE | {"mode": "rebuild"}, "0x60"),
+                ("onecount_owned_partitions", TWO | {"mode": "live"}, "2x8 0x3 2x60"),  # a rebalance on the way
+            ],
+            ("2m30s", "4m45s", "7m"),
+            ("8m", COUNTER, "1 partitions have no counter"),
+        ),
+    ],
+    "OnecountDeadLetters": [
+        (
+            [
+                ("onecount_dead_letter_ratio", ONE, "0x8 0.2x8 0.01x20"),
+                ("onecount_dead_letter_ratio", TWO, "0.04x40"),
+                ("onecount_dead_letter_ratio_limit", ONE, "0.05x40"),
+                ("onecount_dead_letter_ratio_limit", TWO, "0.05x40"),
+            ],
+            ("1m", "6m"),
+            ("3m", ONE, "counter-1:9464 refused 20% of the last minute's events"),
+        ),
+    ],
+    "OnecountFallsBehind": [
+        (
+            [
+                ("onecount_lag_seconds", ONE, "10x20 70+15x60"),
+                ("onecount_lag_records", ONE, "500x20 1000+500x60"),
+                ("onecount_lag_seconds", TWO, "600x20 595-5x60"),  # catches up
+                ("onecount_lag_records", TWO, "9000x20 8000-100x60"),
+            ],
+            ("5m", "9m"),
+            ("11m", ONE, "counter-1:9464 is 6m 25s behind, and it grows"),
+        ),
+    ],
+    "OnecountRetentionRunsOut": [
+        (
+            [("onecount_lag_retention_ratio", ONE, "0.1x20 0.6x60"), ("onecount_lag_retention_ratio", TWO, "0.5x80")],
+            ("5m", "9m"),
+            ("11m", ONE, "counter-1:9464 has not counted 60% of what Kafka still holds"),
+        ),
+    ],
+    "OnecountStateLost": [
+        (
+            [
+                ("onecount_reopenings_total", ONE | {"cause": "rebuild"}, "0x20 1x100"),
+                ("onecount_reopenings_total", TWO | {"cause": "rebuild"}, "0x120"),
+                ("onecount_reopenings_total", TWO | {"cause": "live"}, "0x20 4x100"),
+                ("onecount_owned_partitions", TWO | {"mode": "rebuild"}, "0x120"),
+            ],
+            ("4m", "17m"),
+            ("6m", ONE, "counter-1:9464 rebuilds state that Redis lost"),
+        ),
+        (  # it had begun before Prometheus saw the worker
+            [
+                ("onecount_reopenings_total", ONE | {"cause": "rebuild"}, "2x120"),
+                ("onecount_owned_partitions", ONE | {"mode": "rebuild"}, "2x20 0x100"),
+            ],
+            ("17m",),
+            ("6m", ONE, "counter-1:9464 rebuilds state that Redis lost"),
+        ),
+    ],
+    "OnecountBeginsAnew": [
+        (
+            [
+                ("onecount_session_ends_total", ONE | {"cause": "kafka"}, "0x20 0+1x8 8x60"),
+                ("onecount_session_ends_total", ONE | {"cause": "redis"}, "0x90"),
+                ("onecount_session_ends_total", TWO | {"cause": "redis"}, "0x20 3x70"),
+            ],
+            ("5m", "14m"),
+            ("8m", ONE, "counter-1:9464 began 8 new sessions in 5 minutes"),
+        ),
+    ],
+    "OnecountPolicyDiffers": [
+        (
+            [
+                ("onecount_policy_version", ONE, "1x20 2x60"),
+                ("onecount_policy_version", TWO, "1x22 2x18 1x60"),  # half a minute later; then it is an old one
+                ("onecount_policy_version", AGGREGATOR, "0x4 1x18 2x60"),  # has begun to start
+            ],
+            ("1m", "5m15s", "9m", "11m"),
+            ("13m", {"job": "onecount"}, "Workers judge by different versions of the policy"),
+        ),
+    ],
+    "OnecountRedisFills": [
+        (
+            [("onecount_redis_memory_ratio", ONE, "0.8x20 0.9x60"), ("onecount_redis_memory_ratio", AGGREGATOR, "0.8x20 0.9x60")],
+            ("5m", "9m"),
+            ("11m", {"job": "onecount"}, "A Redis server is 90% full"),
+        ),
+    ],
+}  # fmt: skip
+
+
+def promtool(*arguments: object) -> None:
+    """Runs it, and shows what it says if it finds anything wrong."""
+    program = shutil.which("promtool")
+    assert program is not None, "promtool comes with Prometheus; run: make setup tools"
+    ran = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_prometheus_takes_the_configuration_and_the_alarms() -> None:
+    promtool("check", "config", FOLDER / "prometheus.yml")
+
+
+def test_every_alarm_has_a_case() -> None:
+    assert list(CASES) == [rule["alert"] for rule in RULES]
+
+
+@pytest.mark.parametrize("alarm", CASES)
+def test_an_alarm_fires_when_it_should_and_only_then(alarm: str, tmp_path: Path) -> None:
+    (rule,) = [rule for rule in RULES if rule["alert"] == alarm]
+    tests = []
+    for given, silent, (minute, labels, summary) in CASES[alarm]:
+        fired = {
+            "exp_labels": labels | rule["labels"],
+            "exp_annotations": rule["annotations"] | {"summary": summary},
+        }
+        checks = [{"eval_time": each, "alertname": alarm, "exp_alerts": []} for each in silent]
+        checks.append({"eval_time": minute, "alertname": alarm, "exp_alerts": [fired]})
+        tests.append(
+            {
+                "interval": "15s",
+                "input_series": [{"series": series(name, each), "values": values} for name, each, values in given],
+                "alert_rule_test": checks,
+            }
+        )
+    cases = tmp_path / "cases.yml"
+    cases.write_text(
+        yaml.safe_dump({"rule_files": [str(FOLDER / "alerts.yml")], "evaluation_interval": "15s", "tests": tests})
+    )
+    promtool("test", "rules", cases)

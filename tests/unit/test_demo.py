@@ -183,7 +183,7 @@ def test_a_workers_page_gives_its_counters_and_whether_it_is_ready() -> None:
     events.labels("meta", "view", "duplicate").inc(2)
     events.labels("meta", "click", "duplicate").inc(3)
     events.labels("meta", "click", "accepted").inc(7)
-    metrics.families["onecount_late_events_total"].inc(4)
+    metrics.families["onecount_late_events_total"].labels("meta").inc(4)
     metrics.families["onecount_reopenings_total"].labels("replay").inc()
     found, ready = read_metrics(generate_latest(metrics.registry).decode())
     assert +found == {DUPLICATES: 5, "late": 4, REPLAYS: 1}
