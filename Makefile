@@ -13,7 +13,7 @@ UV := .cache/uv
 # 3.11 that works here. To change it later, make clean first.
 export PYTHON
 
-.PHONY: help setup machine demo test faults soak lint bench lock clean
+.PHONY: help setup machine test-machine demo test faults soak lint bench lock clean
 
 help: ## List the targets
 	@echo "onecount: make TARGET"
@@ -23,6 +23,9 @@ setup: $(VENV)/installed ## Install what is missing: Python packages, Java, Redi
 
 machine:
 	@deploy/setup.sh
+
+test-machine: setup
+	@deploy/setup.sh --tests
 
 # Made anew when the locked packages or the project's own metadata change.
 $(VENV)/installed: requirements.lock pyproject.toml | machine
@@ -35,7 +38,7 @@ $(VENV)/installed: requirements.lock pyproject.toml | machine
 demo: setup ## Run the whole thing here, with its own Kafka and Redis: make demo [INPUT=events.jsonl]
 	@$(VENV)/bin/onecount demo $(if $(INPUT),--input $(INPUT))
 
-test: setup ## Run all tests: make test [ARGS="-k redis"]
+test: test-machine ## Run all tests: make test [ARGS="-k redis"]
 	@$(RUN) -m pytest $(ARGS)
 
 faults: setup ## Run the whole fault suite, each case SEEDS times (1): make faults [SEEDS=3] [SEED=17] [ARGS="-k redis"]

@@ -3,6 +3,7 @@
 # Changes nothing when all is there. Debian and Ubuntu are installed on; elsewhere it says what is missing.
 #
 #   deploy/setup.sh                  install what is missing
+#   deploy/setup.sh --tests          and what only the tests need: Prometheus
 #   deploy/setup.sh --print-python   the Python to use: $PYTHON, else the newest of 3.13, 3.12, 3.11 that works
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -44,6 +45,7 @@ redis_version() { # 7 for 7.0.15
 has_python() { [ -x .venv/bin/python ] || find_python >/dev/null; }
 has_java() { [ "$(java_version || true)" -ge "$JAVA_MIN" ] 2>/dev/null; }
 has_redis() { [ "$(redis_version || true)" -ge "$REDIS_MIN" ] 2>/dev/null; }
+has_prometheus() { command -v prometheus >/dev/null && command -v promtool >/dev/null; }
 has_jars() { cmp -s "$POM" "$KAFKA_CACHE/pom.xml"; } # the pom is copied last
 
 missing() { # as Debian's packages
@@ -51,6 +53,7 @@ missing() { # as Debian's packages
   has_java || echo java-runtime
   has_redis || echo redis-server
   has_jars || command -v mvn >/dev/null || echo maven
+  [ -z "$FOR_TESTS" ] || has_prometheus || echo prometheus
 }
 
 # --- Installing ---------------------------------------------------------------------------------------------------
@@ -75,26 +78,26 @@ java_package() { # releases differ in which they have, and in what default-jre m
 }
 
 install_packages() {
-  local packages=$1 new_redis=
+  local packages=$1 services=
   as_root apt-get update -qq
   if [[ $packages == *java-runtime* ]]; then packages=${packages/java-runtime/$(java_package)}; fi
 
-  # Debian starts a service as soon as it is installed, and at every boot. We only want the program: nothing of ours
-  # takes port 6379. An older redis-server that is here already is somebody's, and its service stays as it is.
-  if [[ $packages == *redis-server* ]] && ! command -v redis-server >/dev/null; then
-    new_redis=yes
-    if [ ! -e "$POLICY" ]; then
-      trap 'as_root rm -f "$POLICY"' EXIT
-      printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
-      as_root chmod +x "$POLICY"
-    fi
+  # Debian starts a service as soon as it is installed, and at every boot. We only want the programs: nothing of ours
+  # takes port 6379 or 9090. What is here already, if older, is somebody's, and its service stays as it is.
+  if [[ $packages == *redis-server* ]] && ! command -v redis-server >/dev/null; then services=redis-server; fi
+  if [[ $packages == *prometheus* ]] && ! command -v prometheus >/dev/null; then services+=" prometheus"; fi
+  if [ -n "$services" ] && [ ! -e "$POLICY" ]; then
+    trap 'as_root rm -f "$POLICY"' EXIT
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+    as_root chmod +x "$POLICY"
   fi
   # shellcheck disable=SC2086 # one word a package
   as_root env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq --no-install-recommends $packages </dev/null >/dev/null
-  if [ -n "$new_redis" ]; then
-    as_root update-rc.d redis-server disable >/dev/null 2>&1 || true # for systemd too, where there is one
-  fi
+  local service
+  for service in $services; do
+    as_root update-rc.d "$service" disable >/dev/null 2>&1 || true # for systemd too, where there is one
+  done
 }
 
 copy_jars() {
@@ -113,6 +116,9 @@ if [ "${1:-}" = --print-python ]; then
   find_python || fail "no Python 3.11 to 3.13 with venv${PYTHON:+ is $PYTHON}; install one or say make PYTHON=..."
   exit
 fi
+
+FOR_TESTS=
+if [ "${1:-}" = --tests ]; then FOR_TESTS=yes; fi
 
 KAFKA_CACHE=.cache/kafka-$(sed -nE 's/.*<kafka\.version>(.+)<.*/\1/p' "$POM")
 

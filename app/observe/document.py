@@ -20,7 +20,7 @@ it is (`instance`) and its stage (`stage`: counter or aggregator) are added by P
 A repeat of an event with another payload is dropped like any repeat and not told apart ([decisions.md](decisions.md), 11),
 so there is no metric of conflicts.
 """
-_COLUMNS = ("metric", "kind", "labels", "what it is", "what it means", "when it looks wrong")
+_COLUMNS = ("metric", "kind", "labels", "of", "what it is", "what it means", "when it looks wrong")
 
 
 def metrics_document() -> str:
@@ -38,9 +38,9 @@ def metrics_document() -> str:
 def _table(metrics: tuple[Metric, ...]) -> str:
     lines = [f"| {' | '.join(_COLUMNS)} |", f"|{' --- |' * len(_COLUMNS)}"]
     for metric in metrics:
-        kind = f"{metric.kind}, {metric.role}s only" if metric.role else metric.kind
         labels = ", ".join(f"`{label}`" for label in metric.labels)
-        cells = (f"`{metric.name}`", kind, labels, metric.help, metric.meaning, metric.remedy)
+        who = f"{metric.role}s" if metric.role else "all"
+        cells = (f"`{metric.name}`", metric.kind, labels, who, metric.help, metric.meaning, metric.remedy)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
