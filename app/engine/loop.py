@@ -79,7 +79,9 @@ class Worker:
                     write_topics(self.settings, self.clients, fresh)
                 stage, reading = make_stage(self.role, self.settings, policy, self.clients)
                 session = Session(self.settings, stage, store, self.clients, reading, self.worker, self.observer.beat)
+                self.observer.beat()  # each step above and below may have waited for an answer
                 session.start()
+                self.observer.beat()
                 self.observer.policy(policy)
                 self.versions = len(policy.versions)
                 self._run_session(session, store, known)

@@ -294,7 +294,7 @@ class Session:
 
     def lag(self) -> Lag:
         """How far behind the owned partitions are, as far as the client knows."""
-        records, oldest_ms, ratio = 0, None, 0.0
+        records, oldest_ms, ratio = 0, inf, 0.0
         for partition, owned in self.owned.items():
             for topic, offset in owned.read.items():
                 place = TopicPartition(topic, partition)
@@ -305,10 +305,10 @@ class Session:
                     continue
                 records += waiting
                 since_ms = owned.oldest_ms(topic)
-                oldest_ms = min(since_ms or inf, oldest_ms or inf)
-                if first > 0:
-                    ratio = max(ratio, min(waiting / max(end - first, 1), 1.0))
-        return Lag(records, None if oldest_ms in (None, inf) else int(oldest_ms), ratio)
+                oldest_ms = oldest_ms if since_ms is None else min(oldest_ms, since_ms)
+                if 0 < first < end:
+                    ratio = max(ratio, min(waiting / (end - first), 1.0))
+        return Lag(records, None if oldest_ms == inf else int(oldest_ms), ratio)
 
     def watch(self, partitions: Sequence[int]) -> None:
         """Guards this batch's write: it will fail if anyone raises one of these epochs from here on.

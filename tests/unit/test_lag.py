@@ -1,0 +1,70 @@
+"""How far behind a session says it is, and that long work shows signs of life."""
+
+from unittest.mock import patch
+
+import pytest
+
+from app.engine import rebuild
+from app.engine.session import Lag
+from app.policy.load import load_policy
+from tests.integration.deployment import POLICY
+from tests.memory.deployment import Deployment
+from tests.memory.log import MemoryMessage
+
+TOPIC = "ads.events"
+
+
+@pytest.fixture
+def deployment() -> Deployment:
+    """One counter in memory, and twenty records that are no events, a second apart; the first five are gone."""
+    made = Deployment(load_policy(POLICY)[0])
+    for number in range(20):
+        made.broker.append(TOPIC, 0, value=b"{}", timestamp=1_000 * (number + 1))
+    made.broker.logs[TOPIC, 0].first = 5
+    return made
+
+
+def test_the_lag_is_of_records_that_are_not_counted_and_of_what_the_log_holds(deployment: Deployment) -> None:
+    assert deployment.turn("counter-0", grant=3) == 3
+    session = deployment.workers["counter-0"].session
+    assert session is not None
+    assert session.lag() == Lag(12, 8_000, 12 / 15)
+    assert deployment.turn("counter-0", grant=3) == 3
+    assert session.lag() == Lag(9, 11_000, 9 / 15)
+    session.owned[0].add(TOPIC, [MemoryMessage((TOPIC, 0), 11, timestamp_ms=12_000)])
+    assert session.lag() == Lag(9, 12_000, 9 / 15), "one that was consumed and not folded waits too"
+    session.owned[0].pending.clear()
+    session.owned[0].read[TOPIC] = 11
+    deployment.drain()
+    assert session.lag() == Lag(0, None, 0.0)
+
+
+def test_a_log_of_which_nothing_was_deleted_is_in_no_danger(deployment: Deployment) -> None:
+    deployment.broker.logs[TOPIC, 0].first = 0
+    deployment.turn("counter-0", grant=3)
+    session = deployment.workers["counter-0"].session
+    assert session is not None
+    assert session.lag().retention_ratio == 0.0
+
+
+def test_reading_back_what_is_published_shows_signs_of_life() -> None:
+    messages = [MemoryMessage((TOPIC, 0), at, str(at % 7).encode(), b"value") for at in range(100)]
+    beats: list[int] = []
+    with (
+        patch.object(rebuild, "read_partition", return_value=iter(messages)),
+        patch.object(rebuild, "BEAT_RECORDS", 10),
+    ):
+        latest = rebuild.read_latest(None, TOPIC, 0, lambda: beats.append(1))  # type: ignore[arg-type]
+    assert len(latest) == 7
+    assert len(beats) == 10
+
+
+def test_each_answer_of_redis_in_a_long_work_is_a_sign_of_life(deployment: Deployment) -> None:
+    deployment.turn("counter-0", grant=3)
+    session = deployment.workers["counter-0"].session
+    assert session is not None
+    beats: list[int] = []
+    session.beat = lambda: beats.append(1)
+    session.stage.open(0, None, session.run)
+    session.stage.reconcile(0, {}, session.run)
+    assert len(beats) > 1
