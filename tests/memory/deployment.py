@@ -162,9 +162,9 @@ class Deployment:
             return
         clock = loop.IdleClock()
         try:
-            clock.look(worker.session)
+            clock.look(worker.session, Silent())
             clock.seen = {partition: (read, float("-inf")) for partition, (read, _) in clock.seen.items()}
-            clock.look(worker.session)
+            clock.look(worker.session, Silent())
         except SessionEnded as error:
             worker.ended = f"SessionEnded: {error}"
             self._end(worker, worker.session)
