@@ -94,10 +94,7 @@ def rendered_runbook(entries: dict[str, str]) -> dict[str, Any]:
 def _document(
     name: str, title: str, text: str, panels: list[dict[str, Any]], variables: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    others = {
-        "type": "dashboards", "title": "onecount", "tags": ["onecount"], "asDropdown": False, "icon": "external link",
-        "includeVars": True, "keepTime": True, "targetBlank": False, "tooltip": "", "url": "",
-    }  # fmt: skip
+    others = _link("onecount", type="dashboards", tags=["onecount"], includeVars=True)
     return {
         "uid": f"onecount-{name}", "title": title, "description": text, "tags": ["onecount"], "editable": False,
         "schemaVersion": _SCHEMA_VERSION, "version": 1, "timezone": "browser", "graphTooltip": 1, "refresh": "10s",
@@ -106,10 +103,17 @@ def _document(
     }  # fmt: skip
 
 
+def _link(title: str, **more: Any) -> dict[str, Any]:
+    return {
+        "title": title, "type": "link", "url": "", "tags": [], "icon": "doc", "tooltip": "", "asDropdown": False,
+        "includeVars": False, "keepTime": True, "targetBlank": False, **more,
+    }  # fmt: skip
+
+
 def _variable(variable: Variable) -> dict[str, Any]:
     query = f"label_values({variable.metric}, {variable.name})"
     return {
-        "name": variable.name, "label": variable.label, "type": "query", "datasource": SOURCE, "definition": query,
+        "name": variable.name, "label": variable.label, "type": "query", "datasource": SOURCE,
         "query": {"query": query, "refId": "values", "qryType": 1}, "refresh": 2, "sort": 1, "multi": True, "includeAll": True,
         "allValue": ".*", "current": {"text": ["All"], "value": ["$__all"]}, "hide": 0, "options": [], "regex": "",
     }  # fmt: skip
@@ -121,11 +125,7 @@ def _heading(number: int, title: str, y: int) -> dict[str, Any]:
 
 
 def _panel(number: int, panel: Panel, place: dict[str, int], entries: dict[str, str]) -> dict[str, Any]:
-    links = (
-        [{"title": f"Runbook: {panel.alarm}", "url": runbook_path(panel.alarm, entries), "targetBlank": False}]
-        if panel.alarm
-        else []
-    )
+    links = [_link(f"Runbook: {panel.alarm}", url=runbook_path(panel.alarm, entries))] if panel.alarm else []
     steps = [{"color": "green", "value": None}]
     colors = _COLORS[1:] if len(panel.limits) == 2 else _COLORS[2:]
     steps += [{"color": color, "value": limit} for color, limit in zip(colors, panel.limits, strict=False)]
