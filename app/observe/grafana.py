@@ -163,7 +163,13 @@ def _drawing(panel: Panel) -> dict[str, Any]:
 
 def _options(panel: Panel) -> dict[str, Any]:
     if panel.kind == "timeseries":
-        legend = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
+        wide = panel.width * 2 >= COLUMNS
+        legend = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []} | (
+            # many series are 0 where all is well: the others first
+            {"displayMode": "table", "placement": "right", "calcs": ["max"], "sortBy": "Max", "sortDesc": True}
+            if wide
+            else {}
+        )
         return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
     if panel.kind == "table":
         return {"showHeader": True, "cellHeight": "sm"}
