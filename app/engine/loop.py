@@ -95,7 +95,7 @@ class Worker:
             except (SessionEnded, StoreUnavailable, StateDamaged, KafkaException) as error:
                 if session is not None and session.unsettled is not None:
                     self.observer.transaction(session.unsettled)
-                self.observer.session(_cause_of(error), explained(error))
+                self.observer.session(cause_of(error), explained(error))
                 has_counted = session is not None and session.folded > 0
                 failures, has_doubt = 1 if has_counted else failures + 1, has_doubt and not has_counted
                 self.stop.wait(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
@@ -146,7 +146,7 @@ def _is_rebuilding(session: Session) -> bool:
     return any(owned.mode is Mode.REBUILD for owned in session.owned.values())
 
 
-def _cause_of(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """Why a session ended, as it is counted."""
     if isinstance(error, SessionEnded):
         return error.cause

@@ -1,27 +1,34 @@
-"""How far behind a session says it is, and that long work shows signs of life."""
+"""What a session tells of itself: how far behind it is, what becomes of its transaction, signs of life in long work."""
 
+from collections.abc import Iterator
 from unittest.mock import patch
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
+from app.columns.table import StateDamaged
 from app.engine import rebuild
-from app.engine.session import Lag
+from app.engine.loop import cause_of
+from app.engine.session import Lag, SessionEnded
+from app.engine.store import StoreUnavailable
+from app.observe.catalogue import SESSION_CAUSES
 from app.policy.load import load_policy
 from tests.integration.deployment import POLICY
-from tests.memory.deployment import Deployment
-from tests.memory.log import MemoryMessage
+from tests.memory.deployment import Deployment, deployed
+from tests.memory.log import Fate, MemoryMessage
 
 TOPIC = "ads.events"
 
 
 @pytest.fixture
-def deployment() -> Deployment:
+def deployment() -> Iterator[Deployment]:
     """One counter in memory, and twenty records that are no events, a second apart; the first five are gone."""
     made = Deployment(load_policy(POLICY)[0])
     for number in range(20):
         made.broker.append(TOPIC, 0, value=b"{}", timestamp=1_000 * (number + 1))
     made.broker.logs[TOPIC, 0].first = 5
-    return made
+    with deployed(made):
+        yield made
 
 
 def test_the_lag_is_of_records_that_are_not_counted_and_of_what_the_log_holds(deployment: Deployment) -> None:
@@ -68,3 +75,42 @@ def test_each_answer_of_redis_in_a_long_work_is_a_sign_of_life(deployment: Deplo
     session.stage.open(0, None, session.run)
     session.stage.reconcile(0, {}, session.run)
     assert len(beats) > 1
+
+
+@pytest.mark.parametrize("fate", Fate)
+def test_a_commit_that_is_not_answered_is_ambiguous_whatever_became_of_it(deployment: Deployment, fate: Fate) -> None:
+    assert deployment.turn("counter-0", grant=3) == 3
+    session = deployment.workers["counter-0"].session
+    assert session is not None
+    assert session.unsettled is None
+    deployment.broker.transactional_id(session.producer.name).fates.append(fate)
+    deployment.turn("counter-0", grant=3)
+    assert deployment.workers["counter-0"].session is None
+    assert session.unsettled == "ambiguous"
+
+
+def test_a_transaction_that_ends_before_its_commit_is_aborted(deployment: Deployment) -> None:
+    def lose(step: str) -> None:
+        if step == "produced":
+            raise SessionEnded("gone")
+
+    assert deployment.turn("counter-0", grant=3) == 3
+    session = deployment.workers["counter-0"].session
+    assert session is not None
+    deployment.turn("counter-0", grant=3, at_step=lose)
+    assert session.unsettled == "aborted"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (StoreUnavailable("gone"), "redis"),
+        (StateDamaged("torn"), "state"),
+        (KafkaException(KafkaError(KafkaError._TIMED_OUT)), "kafka"),
+        (SessionEnded("refused"), "kafka"),
+        (SessionEnded("the policy has a new version", "policy"), "policy"),
+    ],
+)
+def test_the_end_of_a_session_has_a_cause_of_the_catalogue(error: Exception, cause: str) -> None:
+    assert cause_of(error) == cause
+    assert cause in SESSION_CAUSES
