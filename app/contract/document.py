@@ -1,57 +1,107 @@
-"""The contract as documents: JSON Schema per kind of record, and AsyncAPI 3 over the topics.
+"""The contract as documents: JSON Schema per kind of record, AsyncAPI 3 over the topics, and the tables of contract.md.
 
-`python -m app.contract.document docs/contract` writes them; a test compares what is committed with the code.
+`python -m app.contract.document docs` writes them; a test compares what is committed with the code.
 """
 
+import inspect
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import yaml
 
 from app.contract.events import EVENT_TYPES, REQUIRED, Event
+from app.contract.meanings import MEANINGS
 from app.contract.reasons import ALL_REASONS
 from app.contract.rows import STATUSES, AttributedRow, CountRow, DeadLetter
+from app.contract.topics import DAY_MS, TopicSpec, topic_specs
 
-_TOPICS = {
-    "event": (
+PAGE: Final = "contract.md"
+_PARTITIONS: Final = 4  # the default of ONECOUNT_PARTITIONS
+_REBUILD_MS: Final = 97 * DAY_MS  # of deploy/policy.yaml: order_window and correction_horizon
+_SCHEMA_FORMAT: Final = "application/schema+json;version=draft-07"  # the latest that AsyncAPI 3.0 names
+_TOPICS: Final = {
+    spec.name: spec
+    for spec in topic_specs(
+        ("ads.events",),
+        "ads.events.dlq",
+        "onecount.rekeyed",
+        "onecount.deltas",
+        "onecount.policy",
+        "conversions.attributed",
+        "conversions.counts",
+        _REBUILD_MS,
+    )
+}
+
+
+class Kind(NamedTuple):
+    """One kind of record that others write or read: its topic, and what its Kafka key is (as a JSON Schema)."""
+
+    topic: str
+    action: str
+    struct: type[msgspec.Struct]
+    description: str
+    key: dict[str, Any]
+
+
+def _key_array(names: str, example: list[Any]) -> dict[str, Any]:
+    return {
+        "type": "array",
+        "items": {"type": ["string", "integer", "null"]},
+        "description": f"JSON: [{names}]",
+        "examples": [example],
+    }
+
+
+_KINDS: Final = {
+    "event": Kind(
         "ads.events",
         "receive",
         Event,
-        "Raw events from ad platforms, sites and servers. Kafka key: user_id.",
-        "user_id",
+        "Raw events from ad platforms, sites and servers. Partitioned by murmur2 of the key, or as the policy's `partitioner` says.",
+        {"type": "string", "description": "user_id"},
     ),
-    "attributed": (
+    "attributed": Kind(
         "conversions.attributed",
         "send",
         AttributedRow,
-        "Upserts, a row a conversion and platform; a null value deletes. Read committed records only.",
-        "[advertiser_id, user_id, platform, conversion_name, event_id]",
+        "Upserts, a row a conversion and platform; a null value deletes. All rows of a user lie on one partition. Read committed records only.",
+        _key_array(
+            "advertiser_id, user_id, platform, conversion_name, event_id", ["shop", "u1", "meta", "purchase", "c1"]
+        ),
     ),
-    "count": (
+    "count": Kind(
         "conversions.counts",
         "send",
         CountRow,
-        "Upserts, absolute counts of a window and its dimensions. Read committed records only; the last revision holds.",
-        "[window_start, platform, advertiser_id, ...dimensions, conversion_name, currency]",
+        "Upserts, absolute counts of a window and its dimensions; never deleted. Read committed records only; the last record of a key holds.",
+        _key_array(
+            "window_start, platform, advertiser_id, ...dimensions, conversion_name, currency",
+            [1764000360000, "meta", "shop", "spring", "purchase", "EUR"],
+        ),
     ),
-    "dead_letter": (
+    "dead_letter": Kind(
         "ads.events.dlq",
         "send",
         DeadLetter,
-        "Refused events with their reason.",
-        "the refused record's key",
+        "Refused events with their reason; a log, no upserts. Read committed records only.",
+        {"type": "string", "description": "the refused record's key, its first 1,024 bytes"},
     ),
 }
 
 
 def schema_of(name: str) -> dict[str, Any]:
     """The JSON Schema of one kind of record."""
-    struct = _TOPICS[name][2]
-    (found,), definitions = msgspec.json.schema_components([struct], ref_template="#/$defs/{name}")
+    struct = _KINDS[name].struct
+    (found,), definitions = msgspec.json.schema_components([struct], ref_template="#/definitions/{name}")
     body = definitions.pop(found["$ref"].rsplit("/", 1)[1])
+    body["description"] = inspect.getdoc(struct)
+    for field, meaning in MEANINGS.get(struct, {}).items():
+        body["properties"][field]["description"] = meaning
     if struct is Event:
         body["properties"]["event_type"]["enum"] = list(EVENT_TYPES)
         body["properties"]["adjustment"] = {"enum": ["retract", "restate", None], "default": None}
@@ -64,47 +114,113 @@ def schema_of(name: str) -> dict[str, Any]:
     if struct is DeadLetter:
         body["properties"]["reason"]["enum"] = list(ALL_REASONS)
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": "http://json-schema.org/draft-07/schema#",
         **body,
-        **({"$defs": definitions} if definitions else {}),
+        **({"definitions": definitions} if definitions else {}),
     }
 
 
 def asyncapi() -> dict[str, Any]:
-    """The AsyncAPI 3 document of the topics that others write or read."""
+    """The AsyncAPI 3 document of the topics that others write or read, as `topics create` makes them by default."""
     channels, operations, messages = {}, {}, {}
-    for name, (topic, action, _, description, key) in _TOPICS.items():
+    for name, kind in _KINDS.items():
         channels[name] = {
-            "address": topic,
-            "description": description,
+            "address": kind.topic,
+            "description": kind.description,
             "messages": {name: {"$ref": f"#/components/messages/{name}"}},
+            "bindings": {"kafka": _channel_binding(_TOPICS[kind.topic])},
         }
-        operations[f"{action}_{name}"] = {"action": action, "channel": {"$ref": f"#/channels/{name}"}}
+        operations[f"{kind.action}_{name}"] = {
+            "action": kind.action,
+            "channel": {"$ref": f"#/channels/{name}"},
+            "messages": [{"$ref": f"#/channels/{name}/messages/{name}"}],
+        }
         messages[name] = {
             "contentType": "application/json",
-            "payload": {"$ref": f"./{name}.schema.json"},
-            "bindings": {"kafka": {"key": {"type": "string", "description": key}}},
+            "payload": {"schemaFormat": _SCHEMA_FORMAT, "schema": {"$ref": f"./{name}.schema.json"}},
+            "bindings": {"kafka": {"key": kind.key, "bindingVersion": "0.5.0"}},
         }
     return {
         "asyncapi": "3.0.0",
         "info": {"title": "onecount", "version": "0.1.0", "description": "Ad events in, exact conversion counts out."},
+        "defaultContentType": "application/json",
         "channels": channels,
         "operations": operations,
         "components": {"messages": messages},
     }
 
 
+def _channel_binding(spec: TopicSpec) -> dict[str, Any]:
+    config: dict[str, Any] = {"cleanup.policy": spec.config["cleanup.policy"].split(",")}
+    for name, value in spec.config.items():
+        if name != "cleanup.policy":
+            config[name] = int(value) if value.lstrip("-").isdigit() else value
+    return {
+        "topic": spec.name,
+        "partitions": spec.partitions or _PARTITIONS,
+        "topicConfiguration": config,
+        "bindingVersion": "0.5.0",
+    }
+
+
+# --- The tables of contract.md
+
+
+def field_table(struct: type[msgspec.Struct]) -> str:
+    """Every field of a row with its JSON type and meaning, as a Markdown table."""
+    name = next(name for name, kind in _KINDS.items() if kind.struct is struct)
+    properties = schema_of(name)["properties"]
+    lines = ["| field | type | meaning |", "| --- | --- | --- |"]
+    for field, meaning in MEANINGS[struct].items():
+        lines.append(f"| `{field}` | {_type_of(properties[field])} | {meaning} |")
+    return "\n".join(lines)
+
+
+def _type_of(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_type_of(each) for each in schema["anyOf"])
+    if schema["type"] == "object":
+        return f"object of {_type_of(schema['additionalProperties'])}"
+    return schema["type"]
+
+
+def topic_table() -> str:
+    """Key, partitions, cleanup and retention of the topics that others read, as a Markdown table."""
+    lines = ["| topic | key | partitions | cleanup | kept for |", "| --- | --- | --- | --- | --- |"]
+    for kind in _KINDS.values():
+        spec, key = _TOPICS[kind.topic], kind.key["description"].removeprefix("JSON: ")
+        policy = spec.config["cleanup.policy"]
+        days = int(spec.config.get("retention.ms") or spec.config["delete.retention.ms"]) // DAY_MS
+        kept = f"{days} days" if policy == "delete" else f"ever, a key's last record; deletions {days} days"
+        partitions = f"as {spec.follows}" if spec.follows else "`ONECOUNT_PARTITIONS`"
+        lines.append(f"| `{spec.name}` | {key} | {partitions} | {policy} | {kept} |")
+    return "\n".join(lines)
+
+
+def with_tables(page: str) -> str:
+    """contract.md with its tables made anew: each stands between `<!-- table: NAME -->` and `<!-- end -->`."""
+    tables = {"topics": topic_table()} | {struct.__name__: field_table(struct) for struct in MEANINGS}
+
+    def table(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n{tables[found[1]]}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
 def documents() -> dict[str, str]:
-    """Every document's text by its file name."""
-    found = {f"{name}.schema.json": json.dumps(schema_of(name), indent=2) + "\n" for name in _TOPICS}
+    """The text of every document that is generated as a whole, by its file name."""
+    found = {f"{name}.schema.json": json.dumps(schema_of(name), indent=2) + "\n" for name in _KINDS}
     return found | {"asyncapi.yaml": yaml.safe_dump(asyncapi(), sort_keys=False, width=120)}
 
 
 def write_documents(folder: Path) -> None:
-    """Writes every document into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes every document below `folder`, and the tables of its page."""
+    target = folder / "contract"
+    target.mkdir(parents=True, exist_ok=True)
     for name, text in documents().items():
-        (folder / name).write_text(text)
+        (target / name).write_text(text)
+    page = folder / PAGE
+    page.write_text(with_tables(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,26 @@
 check`.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 DAY_MS = 86_400_000
+# A copy of an upsert topic that stands still for this long still reads every deletion when it goes on.
+DELETIONS_KEPT_MS: Final = 14 * DAY_MS
 _TIMESTAMP_BOUNDS = ("message.timestamp.before.max.ms", "message.timestamp.after.max.ms")
+# Where more is as good as what stands in a spec; -1 is without end.
+AT_LEAST: Final = ("retention.ms", "delete.retention.ms", "min.compaction.lag.ms")
 
 
 class TopicSpec(NamedTuple):
-    """How one topic must look. `partitions` None means: as the raw topics."""
+    """How one topic must look. `partitions` None means: as the raw topics, when it is made.
+
+    `follows`: the topic from whose partition p its partition p is written, so that it needs as many.
+    """
 
     name: str
     partitions: int | None
     config: dict[str, str]
+    follows: str | None = None
 
 
 def topic_specs(
@@ -29,19 +37,29 @@ def topic_specs(
     """Every topic, the raw ones first. `rebuild_ms`: how far back (ms) a rebuild of lost state must read the raw
     topics.
     """
-    log = {"cleanup.policy": "delete", "retention.ms": str(rebuild_ms + DAY_MS), "message.timestamp.type": "CreateTime"}
+    log = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(rebuild_ms + DAY_MS),
+        "retention.bytes": "-1",  # a broker's own limit would make the log too short for a rebuild
+        "message.timestamp.type": "CreateTime",
+    }
     # A copy keeps the time of the raw record, which the raw topic's broker has let in: no broker may refuse it here.
     copies = log | {name: str(2**63 - 1) for name in _TIMESTAMP_BOUNDS}
     # What workers write gets the broker's time: a broker refuses records from an hour ahead of its clock, and a worker
     # whose clock is fast would write nothing at all.
     written = {"message.timestamp.type": "LogAppendTime"}
-    upserts = {"cleanup.policy": "compact", "min.compaction.lag.ms": "3600000"} | written
+    upserts = {
+        "cleanup.policy": "compact",
+        "min.compaction.lag.ms": "3600000",
+        "delete.retention.ms": str(DELETIONS_KEPT_MS),
+    } | written
+    raw = events_topics[0]
     return [
         *(TopicSpec(name, None, log) for name in events_topics),
-        TopicSpec(rekeyed, None, copies),
-        TopicSpec(dlq, None, {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)} | written),
+        TopicSpec(rekeyed, None, copies, raw),
+        TopicSpec(dlq, None, {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)} | written, raw),
         TopicSpec(deltas, None, {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS)} | written),
-        TopicSpec(attributed, None, upserts),
-        TopicSpec(counts, None, upserts),
+        TopicSpec(attributed, None, upserts, raw),
+        TopicSpec(counts, None, upserts, deltas),
         TopicSpec(policy, 1, {"cleanup.policy": "compact"} | written),
     ]

@@ -1,8 +1,10 @@
 """Creates onecount's topics, and compares what is there with what they must look like."""
 
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from collections.abc import Mapping
 
-from app.contract.topics import TopicSpec, topic_specs
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType, TopicMetadata
+
+from app.contract.topics import AT_LEAST, TopicSpec, topic_specs
 from app.policy.model import Policy
 from app.settings import Settings
 
@@ -47,7 +49,7 @@ def create_topics(settings: Settings, policy: Policy, retention_ms: int | None =
 
 
 def check_topics(settings: Settings, policy: Policy) -> list[str]:
-    """What differs from how the topics must be, a line each; empty where all is well."""
+    """What differs from how the topics must be, a line each with what to do; empty where all is well."""
     admin = AdminClient(settings.client())
     timeout_s = settings.request_timeout_ms / 1000
     present = admin.list_topics(timeout=timeout_s).topics
@@ -55,18 +57,51 @@ def check_topics(settings: Settings, policy: Policy) -> list[str]:
     counts = {name: len(present[name].partitions) for name in settings.input_topics() if name in present}
     if len(set(counts.values())) > 1:
         found.append(f"the input topics differ in their partition counts: {counts}; a user would have several owners")
-    for spec in specs_of(settings, policy):
-        if spec.name not in present:
-            found.append(f"{spec.name} is missing: run `onecount topics create`")
+    specs = specs_of(settings, policy)
+    found += [f"{spec.name} is missing: run `onecount topics create`" for spec in specs if spec.name not in present]
+    there = [spec for spec in specs if spec.name in present]
+    resources = {spec.name: ConfigResource(ResourceType.TOPIC, spec.name) for spec in there}
+    configs = admin.describe_configs(list(resources.values())) if there else {}
+    for spec in there:
+        found += _partition_findings(spec, present, settings)
+        actual = configs[resources[spec.name]].result(timeout_s)
+        found += _config_findings(spec, {name: actual[name].value for name in spec.config})
+    return found
+
+
+def _partition_findings(spec: TopicSpec, present: Mapping[str, TopicMetadata], settings: Settings) -> list[str]:
+    """Whether a topic has the partitions that are written to, each with enough replicas."""
+    partitions = present[spec.name].partitions
+    found = []
+    followed = present.get(spec.follows or "")
+    # the input topics are compared for equality above
+    if followed is not None and spec.name not in settings.input_topics() and len(partitions) < len(followed.partitions):
+        found.append(
+            f"{spec.name} has {len(partitions)} partitions, it needs as many as {spec.follows}: "
+            f"kafka-topics --alter --topic {spec.name} --partitions {len(followed.partitions)}"
+        )
+    if spec.partitions is not None and len(partitions) != spec.partitions:
+        found.append(f"{spec.name} has {len(partitions)} partitions, it must have {spec.partitions}: make it anew")
+    replicas = min((len(partition.replicas) for partition in partitions.values()), default=0)
+    if replicas < settings.replication:
+        found.append(
+            f"{spec.name} has a partition with {replicas} replicas, ONECOUNT_REPLICATION is {settings.replication}: "
+            "add some with kafka-reassign-partitions"
+        )
+    return found
+
+
+def _config_findings(spec: TopicSpec, actual: Mapping[str, str | None]) -> list[str]:
+    """Whether each setting is what the spec says, or more where more is as good."""
+    found = []
+    for name, value in spec.config.items():
+        is_bound = name in AT_LEAST
+        if actual[name] == value or (
+            is_bound and (int(actual[name] or 0) == -1 or int(actual[name] or 0) >= int(value))
+        ):
             continue
-        resource = ConfigResource(ResourceType.TOPIC, spec.name)
-        config = admin.describe_configs([resource])[resource].result(timeout_s)
-        for name, value in spec.config.items():
-            actual = config[name].value
-            if name == "retention.ms" and (int(actual) == -1 or int(actual) >= int(value)):
-                continue
-            if actual != value:
-                found.append(
-                    f"{spec.name}: {name} is {actual}, it must be {'at least ' if name == 'retention.ms' else ''}{value}"
-                )
+        found.append(
+            f"{spec.name}: {name} is {actual[name]}, it must be {'at least ' if is_bound else ''}{value}: kafka-configs --alter "
+            f"--entity-type topics --entity-name {spec.name} --add-config {name}={value}"
+        )
     return found

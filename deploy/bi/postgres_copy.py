@@ -1,0 +1,190 @@
+"""Keeps `conversions.counts` and `conversions.attributed` as two PostgreSQL tables, always the latest row of each key.
+
+    pip install "psycopg[binary]" confluent-kafka
+    python deploy/bi/postgres_copy.py --database postgresql://bi@localhost/bi --bootstrap localhost:9092
+    psql postgresql://bi@localhost/bi -f deploy/bi/answers.sql
+
+Goes on until stopped; `--once` ends at what is committed now. The rows of a batch and the offsets that they end at are
+one database transaction, and Kafka is told nothing: whatever is killed when, no row is lost, doubled or outdated.
+
+What guards what:
+- A row is overwritten by a larger offset of its key only, which all lie on one partition. `revision` would not do: a
+  deletion has none, and a row that comes back after one may begin at 1 again.
+- The offsets move on only from where this process saw them: of two copies that run at once one ends with an error.
+- Topics that were made anew (`onecount reset`) have another id: the tables are emptied and filled from the start, in
+  the transaction of the first batch. The same where the copy stood still for longer than Kafka keeps deletions.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from output_topics import Behind, Offsets, OutputTopics, Record, why_from_the_start
+
+SCHEMA: Final = Path(__file__).with_name("postgres.sql")
+PAUSE_S: Final = 1.0
+PROOF_OF_READING_S: Final = 60.0
+EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - the tables hold UTC without a zone
+PLACE: Final = ("key_sha256", "kafka_partition", "kafka_offset")
+TIMES: Final = ("window_start", "window_end", "event_time", "touch_time")
+
+
+class Table(NamedTuple):
+    """A table, and its columns behind those of `PLACE`."""
+
+    name: str
+    columns: tuple[str, ...]
+
+    def upsert(self) -> str:
+        """Writes a row, unless the table holds what its key said later."""
+        columns = (*PLACE, *self.columns)
+        changes = ", ".join(f"{column} = excluded.{column}" for column in columns[1:])
+        return (
+            f"INSERT INTO {self.name} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))}) "
+            f"ON CONFLICT (key_sha256) DO UPDATE SET {changes} WHERE {self.name}.kafka_offset < excluded.kafka_offset"
+        )
+
+    def delete(self) -> str:
+        """Removes a row, unless the table holds what its key said later."""
+        return f"DELETE FROM {self.name} WHERE key_sha256 = %s AND kafka_offset < %s"
+
+
+DIMENSIONS: Final = ("campaign_id", "ad_id", "creative_id", "landing_page", "offer_id", "source", "medium")
+COUNTS: Final = Table(
+    "counts",
+    ("window_start", "window_end", "platform", "advertiser_id", *DIMENSIONS, "conversion_name", "currency", "views",
+     "engaged_views", "clicks", "conversions", "value", "cost", "revision", "final"),
+)  # fmt: skip
+CONVERSIONS: Final = Table(
+    "conversions",
+    ("advertiser_id", "user_id", "platform", "conversion_name", "event_id", "event_time", "order_id", "status",
+     "conversions", "value", "currency", "action_class", "intent", "outcome", "method", "policy_version",
+     "duplicate_of", "touch_type", "touch_event_id", "touch_time", "time_to_convert_ms", *DIMENSIONS, "revision"),
+)  # fmt: skip
+
+
+def copy_once(database: psycopg.Connection, source: OutputTopics, tables: dict[str, Table]) -> int:
+    """Copies all that is committed now, a transaction a batch; how many records. `tables`: by topic."""
+    ids = source.ids()
+    reached, known_ids, read_at_s = _reached(database)
+    why = why_from_the_start(known_ids, ids, read_at_s) if reached else None
+    if why:
+        print(f"reading from the start, since {why}", file=sys.stderr)
+    ends = source.ends()
+    start = {} if why else reached
+    copied, forget = 0, why is not None
+    for batch in source.read(start, ends):
+        nexts = start | {(record.topic, record.partition): record.offset + 1 for record in batch}
+        with database.transaction():
+            if forget:
+                _forget(database, tables.values())
+                reached = {}
+            _write(database, batch, tables)
+            _move(database, reached, nexts, ids)
+        start = reached = nexts
+        forget = False
+        copied += len(batch)
+    # The ends lie behind the last records; and the time of reading is kept up while nothing comes.
+    if forget or reached != ends or time.time() - read_at_s > PROOF_OF_READING_S:
+        with database.transaction():
+            if forget:
+                _forget(database, tables.values())
+                reached = {}
+            _move(database, reached, ends, ids)
+    return copied
+
+
+def _reached(database: psycopg.Connection) -> tuple[Offsets, dict[str, str], float]:
+    """The offsets to go on from, the ids of the topics they are of, and when they were last written (epoch s)."""
+    with database.transaction():
+        found = database.execute("SELECT topic, partition, topic_id, next_offset, read_at FROM copied_to").fetchall()
+    offsets = {(topic, partition): next_offset for topic, partition, _, next_offset, _ in found}
+    ids = {topic: topic_id for topic, _, topic_id, _, _ in found}
+    return offsets, ids, min((read_at.timestamp() for *_, read_at in found), default=0.0)
+
+
+def _forget(database: psycopg.Connection, tables: Iterable[Table]) -> None:
+    for table in tables:
+        database.execute(f"DELETE FROM {table.name}")
+    database.execute("DELETE FROM copied_to")
+
+
+def _write(database: psycopg.Connection, batch: list[Record], tables: dict[str, Table]) -> None:
+    """The last record of each key: an upsert, or a deletion."""
+    latest = {(record.topic, record.key): record for record in batch}
+    with database.cursor() as cursor:
+        for topic, table in tables.items():
+            records = [record for record in latest.values() if record.topic == topic]
+            gone = [record for record in records if record.value is None]
+            cursor.executemany(table.delete(), [(_hash(record.key), record.offset) for record in gone])
+            cursor.executemany(table.upsert(), [_row(record, table) for record in records if record.value is not None])
+
+
+def _hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _row(record: Record, table: Table) -> tuple[Any, ...]:
+    row = json.loads(record.value or b"", parse_float=Decimal)
+    row |= row.get("dimensions", {})
+    for name in TIMES:
+        if row.get(name) is not None:
+            row[name] = EPOCH + timedelta(milliseconds=row[name])
+    return _hash(record.key), record.partition, record.offset, *(row.get(column) for column in table.columns)
+
+
+def _move(database: psycopg.Connection, reached: Offsets, nexts: Offsets, ids: dict[str, str]) -> None:
+    """Moves the offsets from where they were seen to `nexts`; `Behind` if somebody else has moved them."""
+    with database.cursor() as cursor:
+        for (topic, partition), at in nexts.items():
+            cursor.execute(
+                """INSERT INTO copied_to VALUES (%s, %s, %s, %s, now()) ON CONFLICT (topic, partition) DO UPDATE
+                   SET next_offset = excluded.next_offset, read_at = now()
+                   WHERE copied_to.next_offset = %s AND copied_to.topic_id = excluded.topic_id""",
+                (topic, partition, ids[topic], at, reached.get((topic, partition))),
+            )
+            if cursor.rowcount != 1:
+                raise Behind(f"another copy writes to this database: it has moved {topic}/{partition}; run only one")
+
+
+def main() -> None:
+    """The command line; known troubles end in one line and exit code 1."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--database", required=True, help="postgresql://user@host/name; a password in PGPASSWORD")
+    parser.add_argument("--once", action="store_true", help="end at what is committed now")
+    parser.add_argument("--bootstrap", default="localhost:9092", help="Kafka brokers")
+    parser.add_argument("-X", action="append", default=[], metavar="NAME=VALUE", help="a librdkafka property")
+    parser.add_argument("--counts-topic", default="conversions.counts")
+    parser.add_argument("--attributed-topic", default="conversions.attributed")
+    told = parser.parse_args()
+    tables = {told.counts_topic: COUNTS, told.attributed_topic: CONVERSIONS}
+    properties = {"bootstrap.servers": told.bootstrap} | dict(each.split("=", 1) for each in told.X)
+    try:
+        with (
+            psycopg.connect(told.database, autocommit=True) as database,
+            OutputTopics(list(tables), properties) as source,
+        ):
+            database.execute(SCHEMA.read_text())
+            while True:
+                copied = copy_once(database, source, tables)
+                if told.once or copied:
+                    print(f"{datetime.now(UTC):%H:%M:%S} {copied:,} records copied", flush=True)
+                if told.once:
+                    return
+                time.sleep(PAUSE_S)
+    except (Behind, psycopg.Error) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        return
+
+
+if __name__ == "__main__":
+    main()
