@@ -192,8 +192,7 @@ def topic_table() -> str:
         policy = spec.config["cleanup.policy"]
         days = int(spec.config.get("retention.ms") or spec.config["delete.retention.ms"]) // DAY_MS
         kept = f"{days} days" if policy == "delete" else f"ever, a key's last record; deletions {days} days"
-        partitions = f"as {spec.follows}" if spec.follows else "`ONECOUNT_PARTITIONS`"
-        lines.append(f"| `{spec.name}` | {key} | {partitions} | {policy} | {kept} |")
+        lines.append(f"| `{spec.name}` | {key} | {spec.partitions or '`ONECOUNT_PARTITIONS`'} | {policy} | {kept} |")
     return "\n".join(lines)
 
 

@@ -12,11 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import msgspec
+import orjson
 import psycopg
 import pytest
 from confluent_kafka import Producer
@@ -35,6 +37,7 @@ from tests.integration.deployment import Deployment, deployed
 from tests.integration.postgres import local_postgres
 
 BI = Path(__file__).resolve().parents[2] / "deploy" / "bi"
+PAGE = BI.parents[1] / "docs" / "contract.md"
 DAY_MS = 86_400_000
 DIMENSIONS = {  # of the questions that count by something
     "2. Conversions, rate and value by platform": ("platform",),
@@ -273,10 +276,14 @@ def assert_is_the_answer(deployment: Deployment, copies: Copies) -> Answer:
 # --- What happens
 
 
-def send(deployment: Deployment, events: list[dict[str, Any]]) -> None:
+def send(deployment: Deployment, events: list[dict[str, Any]], at_their_time: bool = False) -> None:
+    """Produces events as an outside producer does; `at_their_time`: with the records' timestamps of then."""
     producer = Producer({"bootstrap.servers": deployment.settings.bootstrap, "partitioner": "murmur2_random"})
     for event in events:
-        producer.produce(deployment.settings.events_topics[0], json.dumps(event).encode(), event["user_id"].encode())
+        when = {"timestamp": event["event_time"]} if at_their_time else {}
+        producer.produce(
+            deployment.settings.events_topics[0], json.dumps(event).encode(), event["user_id"].encode(), **when
+        )
     assert producer.flush(20) == 0
 
 
@@ -323,6 +330,70 @@ def kill_half_way(command: list[str], is_half_way: Callable[[], object]) -> None
     finally:
         killed.kill()
         killed.wait()
+
+
+# --- The page's examples
+
+
+def told_story() -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """The story of docs/contract.md: what is sent, and the records that come of it, step by step."""
+    section = PAGE.read_text().partition("\n## A story\n")[2].partition("\n## ")[0]
+    decoder, objects = json.JSONDecoder(), []
+    for block in section.split("```json\n")[1:]:
+        rest = block.partition("```")[0].strip()
+        while rest:
+            found, end = decoder.raw_decode(rest)
+            objects.append(found)
+            rest = rest[end:].strip()
+    runs = [list(found) for _, found in groupby(objects, key=lambda each: "topic" in each)]
+    return list(zip(runs[::2], runs[1::2], strict=True))
+
+
+def without_progress(row: Any) -> dict[str, Any]:
+    """A row but for what depends on when it was written; an attributed row's revision does not."""
+    found = msgspec.structs.asdict(row)
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(row, AttributedRow) or name not in ("revision", "final")
+    }
+
+
+@pytest.mark.timeout(120)
+def test_the_story_of_the_page_is_what_happens(deployment: Deployment) -> None:
+    # first of this module, since its events are older than those of the others
+    topics = {
+        "conversions.attributed": deployment.settings.attributed_topic,
+        "conversions.counts": deployment.settings.counts_topic,
+    }
+    steps = told_story()
+    assert len(steps) >= 5
+    before: dict[tuple[str, bytes], Any] = {}
+    for events, told in steps:
+        send(deployment, events, at_their_time=True)
+        deployment.assert_exact()
+        after = {
+            (name, key): row for name, topic in topics.items() for key, row in published(deployment, topic).items()
+        }
+        changed = {
+            place
+            for place in before.keys() | after.keys()
+            if place not in before
+            or place not in after
+            or without_progress(before[place]) != without_progress(after[place])
+        }
+        assert {(each["topic"], orjson.dumps(each["key"])) for each in told} == changed
+        for each in told:
+            place = each["topic"], orjson.dumps(each["key"])
+            if each["value"] is None:
+                assert place not in after
+                continue
+            row = without_progress(after[place])
+            old = without_progress(before[place]) if place in before else {}
+            must = {name: value for name, value in row.items() if name not in old or old[name] != value}
+            said = {name: value for name, value in each["value"].items() if name in row}
+            assert said == must, f"{place} must say {json.dumps(must)}"
+        before = after
 
 
 @pytest.mark.slow

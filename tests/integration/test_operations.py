@@ -9,6 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    ResourceType,
+)
 
 from app.run import REFUSED
 from tests.conftest import Services
@@ -32,6 +40,44 @@ def test_check_finds_a_sound_deployment_sound_and_names_what_is_missing(deployme
     assert no_broker.returncode == 1
     assert "Kafka at 127.0.0.1:1" in no_broker.stdout
     assert "Traceback" not in missing.stderr + no_broker.stderr
+
+
+@pytest.mark.timeout(60)
+def test_topics_check_names_each_difference_and_the_command_that_mends_it(deployment: Deployment) -> None:
+    admin, settings = AdminClient({"bootstrap.servers": deployment.settings.bootstrap}), deployment.settings
+
+    def alter(topic: str, **values: str) -> None:
+        entries = [
+            ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in values.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        for future in admin.incremental_alter_configs([resource]).values():
+            future.result(10)
+
+    assert deployment.onecount("topics", "check").returncode == 0
+    alter(settings.events_topics[0], retention_bytes="1000000", retention_ms="3600000")
+    alter(settings.counts_topic, cleanup_policy="delete", delete_retention_ms="86400000")
+    alter(settings.attributed_topic, delete_retention_ms=str(90 * 86_400_000))  # more is as good
+    admin.create_partitions([NewPartitions(settings.deltas_topic, 6)])[settings.deltas_topic].result(10)
+    found = deployment.onecount("topics", "check", ONECOUNT_REPLICATION="3")
+    assert found.returncode == 1
+    lines = found.stdout.splitlines()
+    assert len(lines) == 5 + len(deployment.topics()), found.stdout
+    assert sum("replicas, ONECOUNT_REPLICATION is 3" in line for line in lines) == len(deployment.topics())
+    assert any("retention.bytes is 1000000, it must be -1" in line for line in lines)
+    assert any("delete.retention.ms is 86400000, it must be at least 1209600000" in line for line in lines)
+
+    for line in deployment.onecount("topics", "check").stdout.splitlines():
+        command = line.partition(": kafka-")[2].split()
+        if command[0] == "topics":
+            topic, partitions = command[command.index("--topic") + 1], int(command[command.index("--partitions") + 1])
+            admin.create_partitions([NewPartitions(topic, partitions)])[topic].result(10)
+        else:
+            name, value = command[command.index("--add-config") + 1].split("=")
+            alter(command[command.index("--entity-name") + 1], **{name.replace(".", "_"): value})
+    mended = deployment.onecount("topics", "check")
+    assert mended.returncode == 0, mended.stdout
 
 
 def test_impossible_settings_are_refused_at_start_in_one_line(deployment: Deployment) -> None:

@@ -1,22 +1,119 @@
-"""The committed contract documents are those of the code, and they judge as the code does."""
+"""The committed contract documents are those of the code, they are valid, and they judge as the code does."""
 
+import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
+import yaml
 
-from app.contract.document import documents, schema_of
-from app.contract.rows import encode
+from app.contract.document import PAGE, documents, schema_of, topic_table, with_tables
+from app.contract.meanings import MEANINGS
+from app.contract.rows import AttributedRow, CountRow, DeadLetter, encode
+from app.policy.load import load_policy
+from app.settings import Settings
 from tests.unit.test_contract import adjustment, conversion, view, without
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "contract"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+FOLDER = DOCS / "contract"
+POLICY = DOCS.parent / "deploy" / "policy.yaml"
+# AsyncAPI's own JSON Schema of version 3.0.0, bindings included; from its package @asyncapi/specs (Apache-2.0).
+ASYNCAPI_SCHEMA = Path(__file__).with_name("asyncapi-3.0.0.schema.json.gz")
+MADE_BY = "run: python -m app.contract.document docs"
 
 
 def test_the_committed_documents_are_those_of_the_code() -> None:
-    assert {path.name: path.read_text() for path in FOLDER.iterdir()} == documents(), (
-        "run: python -m app.contract.document docs/contract"
-    )
+    assert {path.name: path.read_text() for path in FOLDER.iterdir()} == documents(), MADE_BY
+
+
+def test_the_tables_of_the_page_are_those_of_the_code() -> None:
+    page = (DOCS / PAGE).read_text()
+    assert page.count("<!-- table: ") == len(MEANINGS) + 1
+    assert page == with_tables(page), MADE_BY
+
+
+@pytest.mark.parametrize("struct", [AttributedRow, CountRow, DeadLetter])
+def test_every_field_of_a_row_has_a_meaning(struct: type[msgspec.Struct]) -> None:
+    assert tuple(MEANINGS[struct]) == struct.__struct_fields__
+
+
+# --- AsyncAPI
+
+
+@pytest.fixture(scope="module")
+def asyncapi() -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / "asyncapi.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def asyncapi_schema() -> jsonschema.Draft7Validator:
+    return jsonschema.Draft7Validator(json.loads(gzip.decompress(ASYNCAPI_SCHEMA.read_bytes())))
+
+
+def test_the_asyncapi_document_is_valid_and_an_unsound_one_is_not(
+    asyncapi: dict[str, Any], asyncapi_schema: jsonschema.Draft7Validator
+) -> None:
+    asyncapi_schema.validate(asyncapi)
+    for path, wrong in (
+        (("channels", "count", "bindings", "kafka", "topicConfiguration", "cleanup.policy"), ["compacted"]),
+        (("channels", "count", "bindings", "kafka", "partitions"), 0),
+        (("operations", "send_count", "action"), "publish"),
+        (("components", "messages", "count", "bindings", "kafka", "keys"), {}),
+    ):
+        broken = json.loads(json.dumps(asyncapi))
+        place = broken
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = wrong
+        assert not asyncapi_schema.is_valid(broken), path
+
+
+def test_every_reference_of_the_asyncapi_document_leads_somewhere(asyncapi: dict[str, Any]) -> None:
+    def references(value: Any) -> list[str]:
+        if isinstance(value, list):
+            return [found for each in value for found in references(each)]
+        if isinstance(value, dict):
+            return (
+                [value["$ref"]] if "$ref" in value else [found for each in value.values() for found in references(each)]
+            )
+        return []
+
+    found = references(asyncapi)
+    assert len(found) >= 16
+    for reference in found:
+        if reference.startswith("./"):
+            assert (FOLDER / reference).exists(), reference
+            continue
+        place = asyncapi
+        for name in reference.removeprefix("#/").split("/"):
+            place = place[name]
+
+
+def test_the_documents_say_what_topics_create_makes_by_default(asyncapi: dict[str, Any]) -> None:
+    from app.engine.topics import specs_of
+
+    settings = Settings()
+    specs = {spec.name: spec for spec in specs_of(settings, load_policy(POLICY)[0])}
+    addresses = {channel["address"] for channel in asyncapi["channels"].values()}
+    assert addresses == {*settings.events_topics, settings.attributed_topic, settings.counts_topic, settings.dlq_topic}
+    for channel in asyncapi["channels"].values():
+        binding = channel["bindings"]["kafka"]
+        assert binding["partitions"] == settings.partitions
+        config = binding["topicConfiguration"]
+        told = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in config.items()}
+        assert told == specs[channel["address"]].config
+        assert f"| `{channel['address']}` |" in topic_table()
+
+
+# --- JSON Schema
+
+
+@pytest.mark.parametrize("name", ["event", "attributed", "count", "dead_letter"])
+def test_a_schema_is_one(name: str) -> None:
+    jsonschema.Draft7Validator.check_schema(schema_of(name))
 
 
 @pytest.mark.parametrize("event", [view(), conversion(), adjustment(), view(event_type="click", cost=1)])
