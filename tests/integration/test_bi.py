@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -430,13 +428,12 @@ def test_the_copies_are_the_answer_after_kills_and_late_corrections(
     deployment.assert_exact()
     kill_half_way(copies.load_command, lambda: list(partial.glob("*.partial/counts/*")))
     assert copies.snapshot() == first
-    endless = subprocess.Popen(copies.copy_command, stdout=subprocess.PIPE)
-    try:
-        assert endless.stdout is not None
-        assert b"records copied" in endless.stdout.readline()
-    finally:
-        os.kill(endless.pid, signal.SIGKILL)
-        endless.wait()
+    with subprocess.Popen(copies.copy_command, stdout=subprocess.PIPE) as endless:
+        try:
+            assert endless.stdout is not None
+            assert b"records copied" in endless.stdout.readline()
+        finally:
+            endless.kill()
     copies.bring_up_to_date()
     after = assert_is_the_answer(deployment, copies)
 

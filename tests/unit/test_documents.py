@@ -13,6 +13,7 @@ import yaml
 from app.contract.document import PAGE, documents, schema_of, topic_table, with_tables
 from app.contract.meanings import MEANINGS
 from app.contract.rows import AttributedRow, CountRow, DeadLetter, encode
+from app.contract.topics import DAY_MS, DELETIONS_KEPT_MS
 from app.policy.load import load_policy
 from app.settings import Settings
 from tests.unit.test_contract import adjustment, conversion, view, without
@@ -106,6 +107,15 @@ def test_the_documents_say_what_topics_create_makes_by_default(asyncapi: dict[st
         told = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in config.items()}
         assert told == specs[channel["address"]].config
         assert f"| `{channel['address']}` |" in topic_table()
+
+
+def test_the_example_consumers_know_how_long_deletions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS.parent / "deploy" / "bi"))
+    import output_topics
+
+    assert output_topics.DELETIONS_KEPT_S * 1000 == DELETIONS_KEPT_MS
+    days = DELETIONS_KEPT_MS // DAY_MS
+    assert f"Do not stand still for more than {days} days" in (DOCS / PAGE).read_text()
 
 
 # --- JSON Schema
