@@ -24,7 +24,7 @@ FROM (SELECT platform, conversion_name, currency, sum(conversions) AS conversion
       FROM counts GROUP BY platform, conversion_name, currency
       WINDOW alike AS (PARTITION BY platform)) AS added_up
 WHERE conversions > 0 OR (conversion_name = '' AND of_all_actions = 0)
-ORDER BY conversions DESC, clicks DESC, platform, action, currency;
+ORDER BY platform, conversions DESC, action, currency;
 
 -- 3. Conversions, rate and value by campaign
 SELECT advertiser_id, platform, campaign_id, conversion_name AS action, currency, views, clicks, conversions,

@@ -22,6 +22,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -281,6 +282,7 @@ def main() -> None:
     told = parser.parse_args()
     try:
         if told.command == "report":
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that `| head` ends it quietly
             report(told.out, told.json)
             return
         properties = {"bootstrap.servers": told.bootstrap} | dict(each.split("=", 1) for each in told.X)
