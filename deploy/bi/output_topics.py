@@ -100,13 +100,13 @@ class OutputTopics(AbstractContextManager["OutputTopics"]):
         self._consumer.unassign()
 
 
-def why_from_the_start(known_ids: Mapping[str, str], ids: Mapping[str, str], read_at_s: float) -> str | None:
+def why_from_the_start(known_ids: Mapping[str, str], ids: Mapping[str, str], caught_up_s: float) -> str | None:
     """Why a copy must be read anew from the topics' start, though it has got somewhere; None if it need not.
 
-    `known_ids`: of the topics that it was read from; `read_at_s`: when it last was (epoch seconds).
+    `known_ids`: of the topics that it was read from; `caught_up_s`: when it last held all that was there (epoch s).
     """
     if known_ids != ids:
         return "the topics were made anew, as `onecount reset` does"
-    if time.time() - read_at_s > DELETIONS_KEPT_S:
-        return f"the copy stood still for more than {DELETIONS_KEPT_S // 86_400} days, so deletions may be gone"
+    if time.time() - caught_up_s > DELETIONS_KEPT_S:
+        return f"the copy has not caught up for more than {DELETIONS_KEPT_S // 86_400} days, so deletions may be gone"
     return None

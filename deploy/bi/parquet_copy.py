@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import duckdb
+from confluent_kafka import KafkaException
 from output_topics import Behind, Offsets, OutputTopics, why_from_the_start
 
 ANSWERS: Final = Path(__file__).with_name("answers.sql")
@@ -287,7 +288,7 @@ def main() -> None:
             return
         properties = {"bootstrap.servers": told.bootstrap} | dict(each.split("=", 1) for each in told.X)
         print(load(told.out, {told.counts_topic: COUNTS, told.attributed_topic: CONVERSIONS}, properties))
-    except Behind as error:
+    except (Behind, KafkaException) as error:
         sys.exit(str(error))
 
 

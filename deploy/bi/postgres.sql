@@ -66,12 +66,13 @@ CREATE TABLE IF NOT EXISTS conversions (
 );
 CREATE INDEX IF NOT EXISTS conversions_event_time ON conversions (event_time);
 
--- Where the copy stands in each partition; written in the transaction that writes the rows.
+-- Where the copy stands in each partition, written in the transaction that writes the rows; and when it last held all
+-- that was there.
 CREATE TABLE IF NOT EXISTS copied_to (
     topic text NOT NULL,
     partition integer NOT NULL,
     topic_id text NOT NULL,
     next_offset bigint NOT NULL,
-    read_at timestamptz NOT NULL,
+    caught_up_at timestamptz NOT NULL,
     PRIMARY KEY (topic, partition)
 );

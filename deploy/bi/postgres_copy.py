@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import psycopg
+from confluent_kafka import KafkaException
 from output_topics import Behind, Offsets, OutputTopics, Record, why_from_the_start
 
 SCHEMA: Final = Path(__file__).with_name("postgres.sql")
@@ -74,47 +75,49 @@ CONVERSIONS: Final = Table(
 def copy_once(database: psycopg.Connection, source: OutputTopics, tables: dict[str, Table]) -> int:
     """Copies all that is committed now, a transaction a batch; how many records. `tables`: by topic."""
     ids = source.ids()
-    reached, known_ids, read_at_s = _reached(database)
-    why = why_from_the_start(known_ids, ids, read_at_s) if reached else None
+    reached, known_ids, caught_up_s = _reached(database)
+    why = why_from_the_start(known_ids, ids, caught_up_s) if reached else None
     if why:
         print(f"reading from the start, since {why}", file=sys.stderr)
+    began_s = time.time()
     ends = source.ends()
-    start = {} if why else reached
+    nexts: Offsets = {} if why else reached
     copied, forget = 0, why is not None
-    for batch in source.read(start, ends):
-        nexts = start | {(record.topic, record.partition): record.offset + 1 for record in batch}
+    for batch in source.read(nexts, ends):
+        nexts = nexts | {(record.topic, record.partition): record.offset + 1 for record in batch}
         with database.transaction():
             if forget:
-                _forget(database, tables.values())
-                reached = {}
+                reached, forget = _forget(database, tables.values()), False
             _write(database, batch, tables)
-            _move(database, reached, nexts, ids)
-        start = reached = nexts
-        forget = False
+            _move(database, reached, nexts, ids, began_s, is_end=False)
+        reached = nexts
         copied += len(batch)
-    # The ends lie behind the last records; and the time of reading is kept up while nothing comes.
-    if forget or reached != ends or time.time() - read_at_s > PROOF_OF_READING_S:
+    # The ends lie behind the last records; and the time of having caught up is kept up while nothing comes.
+    if forget or reached != ends or began_s - caught_up_s > PROOF_OF_READING_S:
         with database.transaction():
             if forget:
-                _forget(database, tables.values())
-                reached = {}
-            _move(database, reached, ends, ids)
+                reached = _forget(database, tables.values())
+            _move(database, reached, ends, ids, began_s, is_end=True)
     return copied
 
 
 def _reached(database: psycopg.Connection) -> tuple[Offsets, dict[str, str], float]:
-    """The offsets to go on from, the ids of the topics they are of, and when they were last written (epoch s)."""
+    """The offsets to go on from, the ids of the topics they are of, and when all had been read last (epoch s)."""
     with database.transaction():
-        found = database.execute("SELECT topic, partition, topic_id, next_offset, read_at FROM copied_to").fetchall()
+        found = database.execute(
+            "SELECT topic, partition, topic_id, next_offset, extract(epoch FROM caught_up_at) FROM copied_to"
+        ).fetchall()
     offsets = {(topic, partition): next_offset for topic, partition, _, next_offset, _ in found}
     ids = {topic: topic_id for topic, _, topic_id, _, _ in found}
-    return offsets, ids, min((read_at.timestamp() for *_, read_at in found), default=0.0)
+    return offsets, ids, min((float(caught_up_s) for *_, caught_up_s in found), default=0.0)
 
 
-def _forget(database: psycopg.Connection, tables: Iterable[Table]) -> None:
+def _forget(database: psycopg.Connection, tables: Iterable[Table]) -> Offsets:
+    """Empties the tables; where the copy stands now: nowhere."""
     for table in tables:
         database.execute(f"DELETE FROM {table.name}")
     database.execute("DELETE FROM copied_to")
+    return {}
 
 
 def _write(database: psycopg.Connection, batch: list[Record], tables: dict[str, Table]) -> None:
@@ -141,15 +144,21 @@ def _row(record: Record, table: Table) -> tuple[Any, ...]:
     return _hash(record.key), record.partition, record.offset, *(row.get(column) for column in table.columns)
 
 
-def _move(database: psycopg.Connection, reached: Offsets, nexts: Offsets, ids: dict[str, str]) -> None:
-    """Moves the offsets from where they were seen to `nexts`; `Behind` if somebody else has moved them."""
+def _move(
+    database: psycopg.Connection, reached: Offsets, nexts: Offsets, ids: dict[str, str], began_s: float, is_end: bool
+) -> None:
+    """Moves the offsets from where they were seen to `nexts`; `Behind` if somebody else has moved them.
+
+    `is_end`: all that was there at `began_s` has been read now, which is what the age of a copy is measured from.
+    """
     with database.cursor() as cursor:
         for (topic, partition), at in nexts.items():
             cursor.execute(
-                """INSERT INTO copied_to VALUES (%s, %s, %s, %s, now()) ON CONFLICT (topic, partition) DO UPDATE
-                   SET next_offset = excluded.next_offset, read_at = now()
+                """INSERT INTO copied_to VALUES (%s, %s, %s, %s, to_timestamp(%s))
+                   ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset,
+                       caught_up_at = CASE WHEN %s THEN excluded.caught_up_at ELSE copied_to.caught_up_at END
                    WHERE copied_to.next_offset = %s AND copied_to.topic_id = excluded.topic_id""",
-                (topic, partition, ids[topic], at, reached.get((topic, partition))),
+                (topic, partition, ids[topic], at, began_s, is_end, reached.get((topic, partition))),
             )
             if cursor.rowcount != 1:
                 raise Behind(f"another copy writes to this database: it has moved {topic}/{partition}; run only one")
@@ -180,7 +189,7 @@ def main() -> None:
                 if told.once:
                     return
                 time.sleep(PAUSE_S)
-    except (Behind, psycopg.Error) as error:
+    except (Behind, KafkaException, psycopg.Error) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         return

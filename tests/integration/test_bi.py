@@ -64,7 +64,9 @@ def deployment(services: Services, tmp_path_factory: pytest.TempPathFactory) -> 
         running.start("counter")
         running.start("aggregator")
         # the broker is fresh, and `verify` asks it at once where the groups stand
-        running.wait_until(lambda: len(running.owned("counter")) == len(running.owned("aggregator")) == 4, "both own all")
+        running.wait_until(
+            lambda: len(running.owned("counter")) == len(running.owned("aggregator")) == 4, "both own all"
+        )
         yield running
 
 
@@ -513,10 +515,10 @@ def test_the_copies_begin_anew_where_the_topics_did_or_where_deletions_may_be_mi
         given |= as_columns(msgspec.json.decode(count(180_000)[1], type=CountRow))
         places = ", ".join(f"%({name})s" for name in given)
         database.execute(f"INSERT INTO counts ({', '.join(given)}) VALUES ({places})", given)
-        database.execute("UPDATE copied_to SET read_at = read_at - interval '15 days'")
+        database.execute("UPDATE copied_to SET caught_up_at = caught_up_at - interval '15 days'")
     about = copies.snapshot() / "snapshot.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | {"read_at_s": time.time() - 15 * 86_400}))
-    assert copies.bring_up_to_date().count("stood still for more than 14 days") == 2
+    assert copies.bring_up_to_date().count("has not caught up for more than 14 days") == 2
     assert len(copies.parquet("counts")) == len(copies.database("counts")) == 2
 
 
@@ -533,12 +535,14 @@ def test_of_two_copies_at_once_one_ends_with_an_error(
     with psycopg.connect(postgres, autocommit=True) as database:
         database.execute((BI / "postgres.sql").read_text())
         database.execute("DELETE FROM copied_to")
-        postgres_copy._move(database, {}, {place: 5}, {"counts": "id"})
-        postgres_copy._move(database, {place: 5}, {place: 9}, {"counts": "id"})
+        postgres_copy._move(database, {}, {place: 5}, {"counts": "id"}, 1, is_end=False)
+        postgres_copy._move(database, {place: 5}, {place: 9}, {"counts": "id"}, 2, is_end=False)
         for stale in ({}, {place: 5}):
             with pytest.raises(output_topics.Behind, match="another copy writes to this database"):
-                postgres_copy._move(database, stale, {place: 10}, {"counts": "id"})
-        assert database.execute("SELECT next_offset FROM copied_to").fetchall() == [(9,)]
+                postgres_copy._move(database, stale, {place: 10}, {"counts": "id"}, 3, is_end=True)
+        assert postgres_copy._reached(database) == ({place: 9}, {"counts": "id"}, 1.0)  # it has not caught up since
+        postgres_copy._move(database, {place: 9}, {place: 9}, {"counts": "id"}, 4, is_end=True)
+        assert postgres_copy._reached(database) == ({place: 9}, {"counts": "id"}, 4.0)
         database.execute("DELETE FROM copied_to")
     with (
         parquet_copy._only_one(tmp_path),
