@@ -13,7 +13,7 @@ UV := .cache/uv
 # 3.11 that works here. To change it later, make clean first.
 export PYTHON
 
-.PHONY: help setup machine test-machine demo test faults soak lint bench lock clean
+.PHONY: help setup machine test-machine demo test faults soak lint docs bench lock clean
 
 help: ## List the targets
 	@echo "onecount: make TARGET"
@@ -47,10 +47,14 @@ faults: setup ## Run the whole fault suite, each case SEEDS times (1): make faul
 soak: setup ## Count for MINUTES (30) at half load while faults come at random: make soak [SEED=17]
 	@$(RUN) -m pytest tests/faults/test_soak.py -m soak -s $(ARGS)
 
-lint: setup ## Check style, formatting and which room imports which
+lint: setup ## Check style, formatting, which room imports which, and YAML
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(VENV)/bin/lint-imports
+	@$(RUN) -m yamllint --strict .
+
+docs: setup ## Build the docs site: build/docs/html/index.html; a link to nothing ends it
+	@$(RUN) -m sphinx -M html . build/docs -c docs --fail-on-warning --keep-going --nitpicky --quiet --fresh-env
 
 bench: setup ## Measure speed on workload W1
 	@$(RUN) -m tests.bench.w1
@@ -60,7 +64,7 @@ COMPILE := pip compile --quiet --universal --generate-hashes --no-emit-index-url
 
 lock: setup ## Choose the newest versions for Python 3.11 to 3.13 anew, with hashes: requirements*.lock
 	@test -x $(UV)/bin/uv || { $(RUN) -m venv $(UV) && $(UV)/bin/pip install --quiet --disable-pip-version-check uv; }
-	@$(UV)/bin/uv $(COMPILE) --upgrade --extra test pyproject.toml --output-file requirements.lock
+	@$(UV)/bin/uv $(COMPILE) --upgrade --all-extras pyproject.toml --output-file requirements.lock
 	@$(UV)/bin/uv $(COMPILE) --no-annotate --constraint requirements.lock pyproject.toml \
 	  --output-file requirements-runtime.lock
 
