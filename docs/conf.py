@@ -18,9 +18,9 @@ root_doc = "README"
 include_patterns = [f"{root_doc}.md", *(f"{page}.md" for pages in NAVIGATION.values() for page in pages), "docs/*.md"]
 exclude_patterns = [".*", "app", "build", "dist", "tests"]
 
+# A link to a file that is no page, such as app/settings.py, brings that file along; one to nothing ends the build (-W).
 extensions = ["myst_parser"]
 myst_heading_anchors = 4
-# A link to a file that is no page, such as app/settings.py, brings that file along; one to nothing ends the build (-W).
 highlight_language = "text"
 html_theme = "furo"
 html_static_path = ["site/static"]
