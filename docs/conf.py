@@ -10,8 +10,8 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 html_title = f"onecount {release}"
 
 NAVIGATION = {
-    "What it does": ["docs/counting", "docs/real-data"],
-    "In production": ["docs/deploy", "deploy/helm/onecount/README", "docs/runbook", "docs/security"],
+    "What it does": ["docs/counting", "docs/contract", "docs/real-data"],
+    "In production": ["docs/deploy", "deploy/helm/onecount/README", "docs/runbook", "docs/metrics", "docs/security"],
     "How it is built": ["docs/architecture", "docs/performance", "docs/decisions", "CHANGELOG"],
 }
 root_doc = "README"
