@@ -20,6 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+import tests.hypothesis_profile  # noqa: F401 - before any test's settings are made
 from app.local import local_kafka, local_redis
 
 Kind = Literal["environment", "testcontainers", "child processes"]
