@@ -1,10 +1,10 @@
-"""How hard hypothesis looks: HYPOTHESISPROFILE is `ci` (the default: the same examples every time) or `deep` (new ones)."""
+"""How hard hypothesis looks: HYPOTHESIS_PROFILE is `ci` (the default: the same examples every time) or `deep` (new ones)."""
 
 import os
 
 from hypothesis import HealthCheck, settings
 
-PROFILE = os.environ.get("HYPOTHESISPROFILE", "ci")
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 _COMMON = {
     "deadline": None,  # a busy machine is no bug
     "print_blob": True,
