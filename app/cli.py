@@ -16,6 +16,8 @@ from app.engine.clients import KafkaClients, explained, why_unreachable
 from app.engine.session import SessionEnded
 from app.engine.state import StateRefused
 from app.engine.store import StoreRefused, StoreUnavailable, look_at, open_store, unsafe_settings
+from app.letters.commands import app as dlq_app
+from app.letters.refusal import LettersError
 from app.policy.load import PolicyError, load_policy, warnings
 from app.settings import Settings, from_environment
 
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(no_args_is_help=True, help="Create onecount's topics, or compare what is there.")
 app.add_typer(topics_app, name="topics")
+app.add_typer(dlq_app, name="dlq")
 console = Console()
 errors = Console(stderr=True)
 
@@ -61,6 +64,7 @@ def main() -> None:
         DeliveryError,
         MappingError,
         ImportRefusedError,
+        LettersError,
         LocalServiceError,
         VerifyError,
     ) as error:

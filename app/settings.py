@@ -140,6 +140,7 @@ class Settings(BaseSettings):
             raise ValueError("events_topics must name each raw topic once")
         own = [
             self.dlq_topic,
+            self.handled_topic,
             self.rekeyed_topic,
             self.deltas_topic,
             self.policy_topic,
@@ -151,6 +152,11 @@ class Settings(BaseSettings):
         if self.counter_group == self.aggregator_group:
             raise ValueError("counter_group and aggregator_group must differ")
         return self
+
+    @property
+    def handled_topic(self) -> str:
+        """Which dead letters were sent again or dropped."""
+        return f"{self.dlq_topic}.handled"
 
     def input_topics(self) -> tuple[str, ...]:
         """What a counter reads: the raw topics and the re-keyed events, the leading topic first."""

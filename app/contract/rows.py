@@ -14,6 +14,7 @@ import orjson
 from app.contract.events import Rejection
 
 KEPT_BYTES: Final = 16 * 1024  # of a dead letter's value, so that a 10 MB poison can't make a transaction fail for ever
+KEPT_KEY_BYTES: Final = 1024
 
 # The statuses of a conversion. Only `counted` is in the counts; the others say why not.
 COUNTED: Final = "counted"
@@ -167,7 +168,7 @@ def dead_letter(
         partition=partition,
         offset=offset,
         timestamp_ms=timestamp_ms,
-        key_base64=None if key is None else base64.b64encode(key[:1024]).decode(),
+        key_base64=None if key is None else base64.b64encode(key[:KEPT_KEY_BYTES]).decode(),
         size_bytes=len(raw),
         sha256=hashlib.sha256(raw).hexdigest(),
         truncated=len(raw) > KEPT_BYTES,

@@ -27,6 +27,7 @@ class TopicSpec(NamedTuple):
 def topic_specs(
     events_topics: tuple[str, ...],
     dlq: str,
+    handled: str,
     rekeyed: str,
     deltas: str,
     policy: str,
@@ -58,6 +59,8 @@ def topic_specs(
         *(TopicSpec(name, None, log) for name in events_topics),
         TopicSpec(rekeyed, None, copies, raw),
         TopicSpec(dlq, None, {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)} | written, raw),
+        # Kept for ever, as a raw topic may be: what was sent again lies there, and `reset` writes its first letter anew.
+        TopicSpec(handled, 1, {"cleanup.policy": "compact"} | written),
         TopicSpec(deltas, None, {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS)} | written),
         TopicSpec(attributed, None, upserts, raw),
         TopicSpec(counts, None, upserts, deltas),

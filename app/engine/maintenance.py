@@ -31,7 +31,7 @@ def rebuild(settings: Settings, roles: Iterable[str]) -> int:
 
 def reset(settings: Settings, policy: Policy) -> list[str]:
     """Forgets everything that was counted: state, group offsets and output topics; what was done, a line each. The raw
-    topics stay.
+    topics stay, and with them the marks of the dead letters that were sent to them again.
 
     Raises `StillRunning`.
     """
@@ -40,11 +40,8 @@ def reset(settings: Settings, policy: Policy) -> list[str]:
     admin = AdminClient(settings.client())
     timeout_s = settings.request_timeout_ms / 1000
     present = admin.list_topics(timeout=timeout_s).topics
-    doomed = [
-        spec.name
-        for spec in specs_of(settings, policy)
-        if spec.name in present and spec.name not in settings.events_topics
-    ]
+    kept = (*settings.events_topics, settings.handled_topic)
+    doomed = [spec.name for spec in specs_of(settings, policy) if spec.name in present and spec.name not in kept]
     if doomed:
         for future in admin.delete_topics(doomed, operation_timeout=timeout_s).values():
             future.result()

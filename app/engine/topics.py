@@ -14,6 +14,7 @@ def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
     return topic_specs(
         settings.events_topics,
         settings.dlq_topic,
+        settings.handled_topic,
         settings.rekeyed_topic,
         settings.deltas_topic,
         settings.policy_topic,

@@ -52,7 +52,7 @@ def dead_letter_of(
 ) -> dict[str, Any]:
     """As `dead_letter`, of a record that was consumed earlier."""
     letter = rows.dead_letter(rejection, *source, key, value)
-    return {"value": rows.encode(letter), "key": key[:1024] if key is not None else None}
+    return {"value": rows.encode(letter), "key": key[: rows.KEPT_KEY_BYTES] if key is not None else None}
 
 
 def rekeyed(message: Consumed, key: bytes) -> dict[str, Any]:

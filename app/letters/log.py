@@ -1,0 +1,161 @@
+"""The dead letters as they lie in Kafka, and which of them an operator means."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+import msgspec
+from confluent_kafka import IsolationLevel, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from app.contract.rows import DeadLetter, decode_dead_letter
+from app.engine.clients import KafkaClients
+from app.letters.refusal import LettersError
+from app.policy.load import PolicyError, duration_ms
+from app.settings import Settings
+
+_FETCH_RECORDS: Final = 1_000
+_FETCH_S: Final = 0.5
+_SILENCE_S: Final = 60.0  # without a record that is due: nobody answers
+_SOURCE: Final = re.compile(r"([A-Za-z0-9._-]{1,249})(?::(\d{1,9})(?::(\d{1,19}))?)?")
+
+
+class Source(NamedTuple):
+    """Where refused events lie: a raw topic, one of its partitions, or one record."""
+
+    topic: str
+    partition: int | None = None
+    offset: int | None = None
+
+
+class Letter(NamedTuple):
+    """One dead letter. `refused_ms`: when it was written (epoch ms, the broker's clock)."""
+
+    content: DeadLetter
+    refused_ms: int
+
+    @property
+    def coordinates(self) -> str:
+        """Where the refused record lies, as `--source` and `show` take it."""
+        return f"{self.content.topic}:{self.content.partition}:{self.content.offset}"
+
+
+class Selection(NamedTuple):
+    """Which letters are meant; what is None or empty leaves all. Times are of the refusal (epoch ms), `until_ms` exclusive."""
+
+    reasons: frozenset[str] = frozenset()
+    since_ms: int | None = None
+    until_ms: int | None = None
+    source: Source | None = None
+
+    def takes(self, letter: Letter) -> bool:
+        """Whether the letter is one of them."""
+        content, source = letter.content, self.source
+        return (
+            (not self.reasons or content.reason in self.reasons)
+            and (self.since_ms is None or letter.refused_ms >= self.since_ms)
+            and (self.until_ms is None or letter.refused_ms < self.until_ms)
+            and (
+                source is None
+                or (
+                    content.topic == source.topic
+                    and source.partition in (None, content.partition)
+                    and source.offset in (None, content.offset)
+                )
+            )
+        )
+
+
+def parse_source(text: str) -> Source:
+    """`topic`, `topic:partition` or `topic:partition:offset`. Raises `LettersError`."""
+    match = _SOURCE.fullmatch(text)
+    if match is None:
+        raise LettersError(f"{text!r} names no record: write topic, topic:partition or topic:partition:offset")
+    topic, partition, offset = match.groups()
+    return Source(topic, None if partition is None else int(partition), None if offset is None else int(offset))
+
+
+def parse_moment(text: str, now_ms: int) -> int:
+    """Epoch milliseconds of a duration before now (`90s`, `30m`, `2h`, `7d`) or of an ISO time; one without a zone is UTC.
+
+    Raises `LettersError`.
+    """
+    try:
+        return now_ms - duration_ms(text)
+    except PolicyError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise LettersError(f"{text!r} is no time: write 30m, 2h, 7d or an ISO time such as 2026-03-01T14:00Z") from None
+
+
+def partition_count(admin: AdminClient, topic: str, timeout_s: float) -> int:
+    """How many partitions a topic has. Raises `LettersError` where there is none of that name."""
+    known = admin.list_topics(topic, timeout=timeout_s).topics[topic]
+    if known.error is not None or not known.partitions:
+        why = known.error.str() if known.error is not None else "it has no partitions"
+        raise LettersError(
+            f"the topic {topic} cannot be read ({why}): run `onecount topics create`, or give the right to it"
+        )
+    return len(known.partitions)
+
+
+class LetterLog:
+    """The dead-letter topic up to its end at the moment at which this is made; may be read several times.
+
+    `unreadable`: how many records of the last reading were no dead letters. Raises `LettersError` where the topic is
+    missing, KafkaException where the brokers do not answer.
+    """
+
+    def __init__(self, settings: Settings, clients: KafkaClients, since_ms: int | None = None) -> None:
+        self.topic = settings.dlq_topic
+        self.clients = clients
+        self.unreadable = 0
+        timeout_s = settings.request_timeout_ms / 1000
+        admin = AdminClient(settings.client())
+        places = [TopicPartition(self.topic, number) for number in range(partition_count(admin, self.topic, timeout_s))]
+        begin = OffsetSpec.earliest() if since_ms is None else OffsetSpec.for_timestamp(max(since_ms, 0))
+        firsts = admin.list_offsets(dict.fromkeys(places, begin), request_timeout=timeout_s)
+        ends = admin.list_offsets(
+            dict.fromkeys(places, OffsetSpec.latest()),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=timeout_s,
+        )
+        # a partition without a letter since then has the offset -1
+        spans = {place.partition: (firsts[place].result().offset, ends[place].result().offset) for place in places}
+        self.spans = {number: (first, end) for number, (first, end) in spans.items() if 0 <= first < end}
+
+    def read(self) -> Iterator[Letter]:
+        """Every letter, each partition in its order. Raises `LettersError` if none comes for a minute though some are due."""
+        self.unreadable = 0
+        unread = {number: end for number, (_, end) in self.spans.items()}
+        if not unread:
+            return
+        with closing(self.clients.reader()) as consumer:
+            consumer.assign([TopicPartition(self.topic, number, self.spans[number][0]) for number in unread])
+            heard_s = time.monotonic()
+            while unread:
+                for message in consumer.consume(_FETCH_RECORDS, _FETCH_S):
+                    error, number = message.error(), message.partition()
+                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                        raise LettersError(f"{self.topic}/{number} cannot be read: {error.str()}")
+                    end = unread.get(number, 0)  # 0: what still comes of a partition that is done
+                    if error is None and message.offset() < end:
+                        yield from self._decoded(message.value(), message.timestamp()[1])
+                        heard_s = time.monotonic()
+                    # the end may lie behind control records, which are not delivered: then the partition's EOF tells
+                    if message.offset() + (error is None) >= end and unread.pop(number, None) is not None:
+                        consumer.pause([TopicPartition(self.topic, number)])
+                if time.monotonic() - heard_s > _SILENCE_S:
+                    raise LettersError(f"no dead letter came for {_SILENCE_S:.0f} s; unread: {sorted(unread)}")
+
+    def _decoded(self, value: bytes | None, refused_ms: int) -> Iterator[Letter]:
+        try:
+            yield Letter(decode_dead_letter(value or b""), refused_ms)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.unreadable += 1
