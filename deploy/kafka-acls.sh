@@ -4,7 +4,7 @@
 #   KAFKA_ACLS="bin/kafka-acls.sh --bootstrap-server kafka:9093 --command-config admin.properties" deploy/kafka-acls.sh
 #
 # Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
-# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset).
+# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, dlq).
 set -euo pipefail
 : "${KAFKA_ACLS:?set KAFKA_ACLS to the kafka-acls command with its connection options}"
 
@@ -18,6 +18,7 @@ counter_group=${ONECOUNT_COUNTER_GROUP:-onecount.counter}
 aggregator_group=${ONECOUNT_AGGREGATOR_GROUP:-onecount.aggregator}
 rekeyed=(--topic "${ONECOUNT_REKEYED_TOPIC:-onecount.rekeyed}")
 dlq=(--topic "${ONECOUNT_DLQ_TOPIC:-ads.events.dlq}")
+handled=(--topic "${ONECOUNT_DLQ_TOPIC:-ads.events.dlq}.handled")
 deltas=(--topic "${ONECOUNT_DELTAS_TOPIC:-onecount.deltas}")
 policy=(--topic "${ONECOUNT_POLICY_TOPIC:-onecount.policy}")
 attributed=(--topic "${ONECOUNT_ATTRIBUTED_TOPIC:-conversions.attributed}")
@@ -53,7 +54,9 @@ allow "$producer" Write "${events[@]}"
 
 allow "$importer" Write,DescribeConfigs "${events[@]}"
 
-allow "$operator" Create,Read,DescribeConfigs "${events[@]}" "${own[@]}"
-allow "$operator" Delete "${own[@]}" # for reset, which leaves the raw topics alone
+allow "$operator" Create,Read,DescribeConfigs "${events[@]}" "${own[@]}" "${handled[@]}"
+allow "$operator" Delete "${own[@]}" # for reset, which leaves the raw topics alone, and what was sent to them again
+allow "$operator" Write "${events[@]}" "${handled[@]}" # for dlq retry and drop
+allow "$operator" Write --transactional-id "$counter_group.dlq"
 allow "$operator" Describe,Delete --group "$counter_group" --group "$aggregator_group"
 allow "$operator" Describe --group "$counter_group.verify"

@@ -18,7 +18,7 @@ from app.policy.load import PolicyError, duration_ms
 from app.settings import Settings
 
 _FETCH_RECORDS: Final = 1_000
-_FETCH_S: Final = 0.5
+_FETCH_S: Final = 0.1
 _SILENCE_S: Final = 60.0  # without a record that is due: nobody answers
 _SOURCE: Final = re.compile(r"([A-Za-z0-9._-]{1,249})(?::(\d{1,9})(?::(\d{1,19}))?)?")
 

@@ -79,6 +79,10 @@ class Marks:
         known = self.of(letter)
         return OPEN if known is None else known.mark.state
 
+    def count(self) -> int:
+        """How many letters have a mark."""
+        return self._rows.execute("SELECT count(value) FROM mark").fetchone()[0]
+
     def close(self) -> None:
         """Gives the temporary file back."""
         self._rows.close()

@@ -28,16 +28,16 @@ class Group:
     oldest_ms: int = 2**63
     newest_ms: int = 0
     example: str = ""
-    example_state: str = ""
+    example_rank: tuple[bool, int] = (False, -1)
 
     def add(self, letter: Letter, state: str) -> None:
         """Takes a letter in; the newest open one is the example, if any is open."""
         self.states[state] += 1
         self.oldest_ms = min(self.oldest_ms, letter.refused_ms)
-        better = (state == OPEN, letter.refused_ms) >= (self.example_state == OPEN, self.newest_ms)
-        if not self.example or better:
-            self.example, self.example_state = letter.coordinates, state
         self.newest_ms = max(self.newest_ms, letter.refused_ms)
+        rank = (state == OPEN, letter.refused_ms)
+        if rank > self.example_rank:
+            self.example, self.example_rank = letter.coordinates, rank
 
 
 def moment(time_ms: int) -> str:

@@ -22,11 +22,13 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
+from app.letters.desk import transactional_id as transactional_id_of_letters
 from app.local import LocalKafka, local_kafka, local_redis
 from app.local.kafka import tool_command
 from app.local.processes import pick_ports
 from tests.faults.proxy import Hold, Proxy, messages, proxy
 from tests.faults.redis_state import wait_until_counting
+from tests.integration import letters
 from tests.integration.deployment import Deployment, deployed
 
 DIRECT = "DIRECT"  # the listener that does not lead through the proxy
@@ -94,6 +96,29 @@ def test_a_late_commit_is_fenced_and_ends_no_later_transaction(behind: Deploymen
         assert present.answer() == 0
         behind.wait_until(lambda: committed(behind, "counter") != before, "the transaction is committed by its own")
     behind.finish()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("is_answer", [pytest.param(True, marks=pytest.mark.smoke), False])
+def test_a_retry_of_dead_letters_whose_commit_is_in_doubt_asks_the_marks(
+    kafka: LocalKafka, between: Proxy, topic_prefix: str, tmp_path: Path, is_answer: bool
+) -> None:
+    """Either it was done and its answer is lost, or it was not; its own late commit does nothing afterwards."""
+    direct = kafka.bootstrap_of(DIRECT)
+    with deployed(direct, "redis://nowhere", topic_prefix, tmp_path, request_timeout_ms=4_000) as deployment:
+        letters.write_letters(deployment, [letters.conversion(f"e{number}") for number in range(5)], "key_mismatch")
+        hold_back = between.hold_answer if is_answer else between.hold_request
+        hold = hold_back(transactional_id_of_letters(deployment.settings))
+        done = deployment.onecount("dlq", "retry", "--yes", ONECOUNT_BOOTSTRAP=between.address)
+        assert done.returncode == 0, done.stderr
+        assert (
+            "their marks say that it was done" if is_answer else "it was not done, and is tried again"
+        ) in done.stderr
+        assert done.stdout.endswith("5 sent again\n")
+        hold.release()
+        assert hold.answer() in ({0} if is_answer else FENCED)
+        assert letters.states(deployment) == {"retried": 5}
+        assert set(letters.raw_ids(deployment).values()) == {2}
 
 
 @pytest.mark.timeout(120)

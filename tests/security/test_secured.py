@@ -44,6 +44,14 @@ def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: Secur
     # what was lost is rebuilt from the log, and compared with what is published: rights that nothing else needs
     workers = [scram.start("counter"), scram.start("aggregator")]
     scram.onecount.assert_exact()
+    said += [
+        scram.run("onecount-operator", "dlq", "list"),
+        scram.run("onecount-operator", "dlq", "drop", "--limit", "1", "--yes"),
+        scram.run("onecount-operator", "dlq", "retry", "--limit", "2", "--force", "--yes"),
+    ]
+    assert [command.returncode for command in said[-3:]] == [0] * 3, said
+    assert said[-1].stdout.splitlines()[-1].startswith("2 sent again")
+    scram.onecount.assert_exact()
     assert [scram.onecount.stop(worker) for worker in workers] == [0, 0]
     said.append(scram.run("onecount-operator", "reset", "--yes"))
     assert said[-1].returncode == 0, said[-1]
