@@ -6,6 +6,7 @@ function for every row that it cannot vouch for, so both accept and reject the s
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Final, NamedTuple
 
@@ -18,6 +19,8 @@ MAX_DEPTH: Final = 64
 MICROS: Final = 1_000_000  # money is counted in integer millionths, so that a sum never depends on its order
 MAX_AMOUNT: Final = 1e10
 MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
+
+NEVER_MS: Final = 2**63 - 1  # after any record's time
 
 TOUCH_TYPES: Final = ("view", "click", "engaged_view")
 EVENT_TYPES: Final = (*TOUCH_TYPES, "visit", "conversion", "adjustment")
@@ -181,9 +184,10 @@ def _field_rejection(message: str) -> Rejection:
     return Rejection(reason, field.group(1), message[:200])
 
 
-def judge_fields(event: Event, platforms: frozenset[str]) -> Accepted | Rejection:
+def judge_fields(event: Event, platforms: Mapping[str, int], record_time_ms: int) -> Accepted | Rejection:
     """The rules that the types alone do not say: fields by event type, ids without control characters, the platform,
-    the time.
+    the time. `platforms`: each with the record time (epoch ms) from which on events may name it, so that a platform which
+    was refused before the policy had it is refused in every replay.
     """
     if event.event_type not in REQUIRED:
         return Rejection(
@@ -208,9 +212,9 @@ def judge_fields(event: Event, platforms: frozenset[str]) -> Accepted | Rejectio
     if (
         event.platform is not None
         and event.event_type not in ("visit", "adjustment")
-        and event.platform not in platforms
+        and platforms.get(event.platform, NEVER_MS) > record_time_ms
     ):
-        return Rejection(reasons.UNKNOWN_PLATFORM, "platform", f"{event.platform[:64]!r} is not in the policy")
+        return Rejection(reasons.UNKNOWN_PLATFORM, "platform", f"{event.platform[:64]!r} is not in the policy in force")
     if event.event_type == "adjustment":
         refused = _judge_adjustment(event)
         if refused:
@@ -252,15 +256,17 @@ def decode_event(
     raw: bytes | None,
     key: bytes | None,
     record_time_ms: int,
-    platforms: frozenset[str],
+    platforms: Mapping[str, int],
     max_event_age_ms: int,
     max_clock_skew_ms: int,
 ) -> Accepted | Rejection:
-    """The whole contract for one record: its value, its Kafka key and its Kafka timestamp (epoch ms)."""
+    """The whole contract for one record: its value, its Kafka key and its Kafka timestamp (epoch ms). `platforms` as in
+    `judge_fields`.
+    """
     event = judge_bytes(raw)
     if isinstance(event, Rejection):
         return event
-    judged = judge_fields(event, platforms)
+    judged = judge_fields(event, platforms, record_time_ms)
     if isinstance(judged, Rejection):
         return judged
     if key is not None and key != event.user_id.encode():

@@ -96,9 +96,9 @@ EXPLAINED: Final = {
         "event_type is none of the contract's", "send one of the types of docs/contract/event.schema.json", _SAME_BYTES
     ),
     UNKNOWN_PLATFORM: Explanation(
-        "no version of the policy names the platform",
+        "no version of the policy that holds at the record's Kafka timestamp, or held before, names the platform",
         "mend the producer's spelling, or give the platform its counting method in the policy",
-        "yes, once the policy in force names the platform",
+        "yes, once a version that names the platform holds",
     ),
     KEY_MISMATCH: Explanation(
         "the record's key is not its user_id",

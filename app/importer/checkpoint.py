@@ -24,7 +24,7 @@ class Checkpoint:
     complete: bool = False
 
 
-def start_checkpoint(path: Path, mapping_sha256: str, platforms: frozenset[str], topic: str) -> Checkpoint:
+def start_checkpoint(path: Path, mapping_sha256: str, platforms: dict[str, int], topic: str) -> Checkpoint:
     """The checkpoint of an import that has not begun. `ImportRefusedError` if the file cannot be read."""
     try:
         with path.open("rb") as file:

@@ -4,7 +4,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from app.contract.events import Rejection, judge_bytes, judge_fields
+from app.contract.events import MAX_TIME_MS, Rejection, judge_bytes, judge_fields
 from app.importer.evaluate import Row, UnmappableError, all_hold, evaluate
 from app.importer.mapping import Mapping
 from app.importer.source import Broken
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     skipped: str | None = None
 
 
-def prepare(row: Row | Broken, mapping: Mapping, platforms: frozenset[str]) -> Outcome:
+def prepare(row: Row | Broken, mapping: Mapping, platforms: dict[str, int]) -> Outcome:
     """Maps one row. It goes wholly or not at all, so that a repaired row can be imported again as it is."""
     if isinstance(row, Broken):
         return Outcome(refusal=Refusal("", row.reason, "", row.detail))
@@ -69,7 +69,7 @@ def prepare(row: Row | Broken, mapping: Mapping, platforms: frozenset[str]) -> O
     return Outcome(tuple(events))
 
 
-def _judge(fields: dict[str, Any], platforms: frozenset[str]) -> Prepared | Refusal:
+def _judge(fields: dict[str, Any], platforms: dict[str, int]) -> Prepared | Refusal:
     for key, value in fields.items():
         if key not in _NUMBERS and isinstance(value, int | float) and not isinstance(value, bool):
             fields[key] = str(value)  # ids are text, also where a JSONL file has them as numbers
@@ -78,7 +78,7 @@ def _judge(fields: dict[str, Any], platforms: frozenset[str]) -> Prepared | Refu
     except TypeError as error:
         return Refusal("", "unencodable", "", str(error)[:200])
     event = judge_bytes(value)
-    judged = event if isinstance(event, Rejection) else judge_fields(event, platforms)
+    judged = event if isinstance(event, Rejection) else judge_fields(event, platforms, MAX_TIME_MS)
     if isinstance(judged, Rejection):
         return Refusal("", judged.reason, judged.field, judged.detail)
     return Prepared(judged.time_ms, judged.event.user_id.encode(), value)

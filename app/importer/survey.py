@@ -31,7 +31,7 @@ def survey(
     found: Survey,
     source: Source,
     mapping: Mapping,
-    platforms: frozenset[str],
+    platforms: dict[str, int],
     horizon_ms: int,
     rejected_path: Path,
     delivered: int,

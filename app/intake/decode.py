@@ -5,7 +5,7 @@ one into the contract's struct; what the struct alone cannot vouch for makes a r
 accepts it or says why not. A check may suspect a sound record, never pass an unsound one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -15,6 +15,7 @@ from app.columns.texts import ABSENT, Texts, begins_with, equal, texts_of, words
 from app.contract.events import (
     EVENT_TYPES,
     MAX_EVENT_BYTES,
+    NEVER_MS,
     TOUCH_TYPES,
     Accepted,
     Event,
@@ -56,7 +57,7 @@ def decode_batch(
     values: Sequence[bytes | None],
     keys: Sequence[bytes | None],
     stamps_ms: np.ndarray,
-    platforms: frozenset[str],
+    platforms: Mapping[str, int],
     bounds: Bounds,
     shapes: Shapes,
 ) -> Decoded:
@@ -85,16 +86,16 @@ def lesson(raw: bytes) -> Shape | None:
 
 
 def _is_sound(
-    touches: Touches, keys: Sequence[bytes | None], stamps_ms: np.ndarray, platforms: frozenset[str], bounds: Bounds
+    touches: Touches, keys: Sequence[bytes | None], stamps_ms: np.ndarray, platforms: Mapping[str, int], bounds: Bounds
 ) -> np.ndarray:
     """Which touches have a platform of the policy, the key that they must have, and a time within bounds."""
     named, rows = touches.texts["platform"], touches.rows
     words = words_of(named.buffer)
     sound = np.zeros(len(rows), dtype=bool)
-    for platform in platforms:
-        name = platform.encode()
-        sound |= (named.lengths == len(name)) & begins_with(words, named.starts, name)
     stamps_ms = stamps_ms[rows]
+    for platform, from_ms in platforms.items():
+        name = platform.encode()
+        sound |= (named.lengths == len(name)) & begins_with(words, named.starts, name) & (stamps_ms >= from_ms)
     sound &= touches.times_ms >= stamps_ms - bounds.max_event_age_ms
     sound &= touches.times_ms <= stamps_ms + bounds.max_clock_skew_ms
     owners = texts_of(keys if len(rows) == len(keys) else [keys[row] for row in rows.tolist()])
@@ -102,7 +103,7 @@ def _is_sound(
 
 
 def _judge(
-    raw: bytes | None, key: bytes | None, stamp_ms: int, platforms: frozenset[str], bounds: Bounds
+    raw: bytes | None, key: bytes | None, stamp_ms: int, platforms: Mapping[str, int], bounds: Bounds
 ) -> Accepted | Rejection:
     """One record: by its struct, if that can vouch for it."""
     try:
@@ -116,21 +117,22 @@ def _judge(
         or time_ms is None
         or not stamp_ms - bounds.max_event_age_ms <= time_ms <= stamp_ms + bounds.max_clock_skew_ms
         or (key is not None and key != event.user_id.encode())
-        or not _has_what_it_needs(event, platforms)
+        or not _has_what_it_needs(event, stamp_ms, platforms)
         or _may_hide_something(event, raw)
     ):
         return decode_event(raw, key, stamp_ms, platforms, bounds.max_event_age_ms, bounds.max_clock_skew_ms)
     return Accepted(event, time_ms)
 
 
-def _has_what_it_needs(event: Event, platforms: frozenset[str]) -> bool:
+def _has_what_it_needs(event: Event, stamp_ms: int, platforms: Mapping[str, int]) -> bool:
     kind = event.event_type
+    is_known = event.platform is not None and platforms.get(event.platform, NEVER_MS) <= stamp_ms
     if kind == "conversion":
-        return event.conversion_name is not None and (event.platform is None or event.platform in platforms)
+        return event.conversion_name is not None and (event.platform is None or is_known)
     if kind == "visit":
         return event.page is not None
     # adjustments are few, and have rules of their own
-    return kind in TOUCH_TYPES and event.platform in platforms and event.campaign_id is not None
+    return kind in TOUCH_TYPES and is_known and event.campaign_id is not None
 
 
 def _may_hide_something(event: Event, raw: bytes) -> bool:

@@ -112,9 +112,11 @@ class Policy(msgspec.Struct, frozen=True):
                 longest_ms = window_ms
         return reach_ms
 
-    def platforms(self) -> frozenset[str]:
-        """Every platform that any version knows: an event that names another is rejected."""
-        return frozenset(name for version in self.versions for name in version.platforms)
+    def platforms(self) -> dict[str, int]:
+        """Every platform that any version knows, with the time (epoch ms) of the first that does: a record that names
+        another one, or names it before, is refused. Once known, it stays so.
+        """
+        return {name: version.effective_from_ms for version in reversed(self.versions) for name in version.platforms}
 
     def lookback_ms(self, kind: str) -> int:
         """The longest window of `kind` over all platforms and versions; 0 where no method credits that kind."""

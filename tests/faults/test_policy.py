@@ -13,6 +13,7 @@ from app.engine.clients import KafkaClients
 from app.engine.rebuild import read_partition
 from app.policy.record import NOTICE_MS
 from tests.faults import topic_changes as changes
+from tests.integration import letters
 from tests.integration.deployment import POLICY, Deployment
 
 META = "meta: {method: click_then_view, windows: {click: 7d, view: 1d}}"
@@ -125,6 +126,45 @@ def test_a_new_version_holds_from_its_instant_on_through_a_rolling_restart_under
     found = versions_of_rows(deployment)
     assert set(found) == {1, 2}, "there must be conversions on both sides of the instant"
     assert max(found[1]) < from_ms <= min(found[2])
+
+
+@pytest.mark.timeout(300)
+def test_a_platform_that_is_added_counts_from_its_instant_on_and_what_was_refused_before_is_sent_again(
+    deployment: Deployment, seed: int, tmp_path: Path
+) -> None:
+    """Neither `verify` nor a rebuild, which know the platform then, take back that its events were refused before."""
+    base = f"max_clock_skew: {SKEW_MS // 1000}s\n{POLICY.read_text()}"
+    first, following = tmp_path / "first.yaml", tmp_path / "next.yaml"
+    first.write_text(base)
+    deployment.environment["ONECOUNT_POLICY"] = str(first)
+    deployment.settings = deployment.settings.model_copy(update={"policy": first})
+    deployment.start("aggregator")
+    deployment.start("counter")
+    events = [letters.click("k1", platform="newcomer"), letters.conversion("e1", platform="newcomer")]
+    letters.send(deployment, [(b"u1", orjson.dumps(event)) for event in events])
+    letters.wait_for_letters(deployment, 2)
+    from_ms = int(time.time() * 1000) + NOTICE_MS + SKEW_MS + START_MS
+    newcomer = f"{META}\n  newcomer: {{method: click, windows: {{click: 7d}}}}"
+    assert META in base
+    at = datetime.fromtimestamp(from_ms / 1000, UTC).isoformat()
+    following.write_text(f'effective_from: "{at}"\n{base.replace(META, newcomer)}')
+    deployment.environment["ONECOUNT_POLICY"] = str(following)
+    deployment.settings = deployment.settings.model_copy(update={"policy": following})
+    deployment.start("counter", 1)  # records the version
+    deployment.wait_until(lambda: begun_anew(deployment, "counter", 0), "the other counter reads the record")
+    deployment.assert_exact()
+    early = deployment.onecount("dlq", "retry", "--yes")
+    assert (early.returncode, "0 sent again; 2 are left as they were" in early.stdout) == (1, True), early.stdout
+    deployment.wait_until(lambda: time.time() * 1000 > from_ms, "the instant passes", 200)
+    sent = deployment.onecount("dlq", "retry", "--yes")
+    assert (sent.returncode, sent.stdout.splitlines()[-1]) == (0, "2 sent again"), sent.stdout
+    with deployment.load(seed=seed):
+        changes.wait_until_counted(deployment, 1_000)
+    deployment.assert_exact()
+    assert len([each for each in letters.dead_letters(deployment) if each.content.reason == "unknown_platform"]) == 2
+    deployment.empty_redis()
+    deployment.finish()
+    assert "e1" in letters.counted(deployment)
 
 
 @pytest.mark.timeout(200)

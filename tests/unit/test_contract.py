@@ -9,7 +9,8 @@ from app.contract.events import MAX_EVENT_BYTES, Accepted, Rejection, decode_eve
 from app.contract.rows import KEPT_BYTES, dead_letter
 
 NOW_MS = 1_764_000_000_000
-PLATFORMS = frozenset({"meta", "google_ads"})
+# by the record time from which on they are known: the last one is not known yet
+PLATFORMS = {"meta": 0, "google_ads": NOW_MS, "tomorrow": NOW_MS + 1}
 DAY_MS = 86_400_000
 
 
@@ -107,6 +108,7 @@ REFUSED = [
     ("an empty event_id", encoded(view(event_id="")), reasons.INVALID_FIELD, "event_id"),
     ("an event_id of 129 characters", encoded(view(event_id="e" * 129)), reasons.INVALID_FIELD, "event_id"),
     ("an order_id of 65 characters", encoded(conversion(order_id="o" * 65)), reasons.INVALID_FIELD, "order_id"),
+    ("a platform that is known later", encoded(view(platform="tomorrow")), reasons.UNKNOWN_PLATFORM, "platform"),
     ("a control character in an id", encoded(view(user_id="u\x001")), reasons.INVALID_FIELD, "user_id"),
     ("a delete character in an id", encoded(view(campaign_id="c\x7f")), reasons.INVALID_FIELD, "campaign_id"),
     ("a number for an id", encoded(view(user_id=1)), reasons.INVALID_FIELD, "user_id"),

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -60,6 +61,21 @@ def test_a_retry_is_judged_by_the_time_at_which_it_is_sent() -> None:
     early = letter(reasons.IN_THE_FUTURE, value=raw)
     judged = [judge_again(early, Original(b"u1", raw), POLICY, NOW_MS + later) for later in (0, 1, 8 * DAY_MS)]
     assert [each.refusal.reason if each.refusal else None for each in judged] == ["in_the_future", None, "too_old"]
+
+
+def test_a_platform_is_known_from_its_version_on() -> None:
+    later = msgspec.structs.replace(
+        POLICY.versions[0],
+        number=2,
+        effective_from_ms=NOW_MS,
+        platforms={"newcomer": POLICY.versions[0].platforms["meta"]},
+    )
+    policy = msgspec.structs.replace(POLICY, versions=(*POLICY.versions, later))
+    assert policy.platforms() == dict.fromkeys(POLICY.platforms(), 0) | {"newcomer": NOW_MS}
+    raw = encoded(view(platform="newcomer"))
+    refused = letter(reasons.UNKNOWN_PLATFORM, value=raw)
+    judged = [judge_again(refused, Original(b"u1", raw), policy, NOW_MS + later_ms) for later_ms in (-1, 0)]
+    assert [each.refusal.reason if each.refusal else None for each in judged] == ["unknown_platform", None]
 
 
 def test_what_rests_on_other_events_is_not_sent_again_though_its_bytes_are_sound() -> None:
