@@ -20,7 +20,7 @@ from app.engine.clients import KafkaClients
 from app.letters import words
 from app.letters.desk import AGAIN, Desk, carry_out
 from app.letters.judging import judge_again, policy_in_force
-from app.letters.log import Letter, LetterLog, Selection, parse_moment, parse_source, partition_count
+from app.letters.log import ERRORS_ONLY, Letter, LetterLog, Selection, parse_moment, parse_source, partition_count
 from app.letters.marks import DROPPED, OPEN, RETRIED, Marks, read_marks
 from app.letters.original import RawLog, kept_part
 from app.letters.plan import Examine, Plan, chosen, deeds, dropping, make_plan, retrying
@@ -183,7 +183,7 @@ def retry(
     limit: Limit = None,
     budget: Budget = BUDGET,
     rate: Rate = RATE,
-    force: Annotated[bool, typer.Option(help="Also what would be refused again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also what would be refused again.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -313,7 +313,9 @@ def _selection(reason: list[str] | None, since: str | None, until: str | None, s
 
 
 def _marks(settings: Settings, clients: KafkaClients) -> Marks:
-    partition_count(AdminClient(settings.client()), settings.handled_topic, settings.request_timeout_ms / 1000)
+    partition_count(
+        AdminClient(settings.client(log_level=ERRORS_ONLY)), settings.handled_topic, settings.request_timeout_ms / 1000
+    )
     return read_marks(clients, settings.handled_topic)
 
 

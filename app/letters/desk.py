@@ -16,6 +16,7 @@ from app.engine.clients import KafkaClients, explained, producer_properties
 from app.engine.failpoint import passing
 from app.engine.session import SessionEnded
 from app.letters import marks as letter_marks
+from app.letters.log import ERRORS_ONLY
 from app.letters.marks import DROPPED, RETRIED, Mark, Marks, key_of, read_marks
 from app.letters.plan import Deed
 from app.letters.refusal import LettersError
@@ -70,6 +71,7 @@ class Desk:
             "message.max.bytes": _RECORD_BYTES_MAX,
             "linger.ms": 0,
             "client.id": "onecount-dlq",
+            "log_level": ERRORS_ONLY,
         }
         if partitioner is not None:
             self._properties["partitioner"] = PARTITIONERS[partitioner]

@@ -17,6 +17,9 @@ from app.letters.refusal import LettersError
 from app.policy.load import PolicyError, duration_ms
 from app.settings import Settings
 
+ERRORS_ONLY: Final = (
+    3  # of what librdkafka has to say on stderr; elections and retries are no news to who waits for them
+)
 _FETCH_RECORDS: Final = 1_000
 _FETCH_S: Final = 0.1
 _SILENCE_S: Final = 60.0  # without a record that is due: nobody answers
@@ -117,7 +120,7 @@ class LetterLog:
         self.clients = clients
         self.unreadable = 0
         timeout_s = settings.request_timeout_ms / 1000
-        admin = AdminClient(settings.client())
+        admin = AdminClient(settings.client(log_level=ERRORS_ONLY))
         places = [TopicPartition(self.topic, number) for number in range(partition_count(admin, self.topic, timeout_s))]
         begin = OffsetSpec.earliest() if since_ms is None else OffsetSpec.for_timestamp(max(since_ms, 0))
         firsts = admin.list_offsets(dict.fromkeys(places, begin), request_timeout=timeout_s)

@@ -16,6 +16,7 @@ from confluent_kafka import OFFSET_BEGINNING
 from app.contract.rows import DeadLetter
 from app.engine.clients import Clients
 from app.engine.rebuild import read_partition
+from app.letters.refusal import LettersError
 
 OPEN: Final = "open"
 RETRIED: Final = "retried"
@@ -61,12 +62,19 @@ class Marks:
         )
 
     def add(self, found: Iterable[tuple[bytes, bytes | None, int]]) -> None:
-        """Takes in marks (key, encoded mark, when it was written), each in place of one that was there."""
+        """Takes in marks (key, encoded mark, when it was written), each in place of one that was there. Raises `LettersError`
+        where the temporary file finds no room.
+        """
         rows = iter(found)
         while part := list(islice(rows, _ROWS)):
-            self._rows.execute("BEGIN")
-            self._rows.executemany("INSERT OR REPLACE INTO mark VALUES (?, ?, ?)", part)
-            self._rows.execute("COMMIT")
+            try:
+                self._rows.execute("BEGIN")
+                self._rows.executemany("INSERT OR REPLACE INTO mark VALUES (?, ?, ?)", part)
+                self._rows.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise LettersError(
+                    f"the marks of handled letters find no room for a temporary file ({error}): set TMPDIR to a folder that has some"
+                ) from error
 
     def of(self, letter: DeadLetter) -> Known | None:
         """A letter's mark; None while it is open."""

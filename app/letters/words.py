@@ -3,6 +3,7 @@
 import base64
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.contract.events import MAX_EVENT_BYTES
 from app.contract.reasons import EXPLAINED
 from app.letters.log import Letter
 from app.letters.marks import OPEN, RETRIED, STATES, Known
@@ -18,6 +20,7 @@ from app.letters.original import Original
 from app.letters.plan import Plan
 
 SHOWN_CHARACTERS: Final = 4_000
+SHOWN_IN_A_FIELD: Final = 200
 
 
 @dataclass
@@ -48,9 +51,9 @@ def moment(time_ms: int) -> str:
         return f"{time_ms} ms"
 
 
-def harmless(text: str) -> str:
-    """The text with everything that a terminal might obey written out; safe for rich's markup, too."""
-    return escape("".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text))
+def harmless(text: str, allowed: str = "") -> str:
+    """The text with everything that a terminal might obey written out but for what is `allowed`; safe for rich's markup."""
+    return escape("".join(each if each.isprintable() or each in allowed else repr(each)[1:-1] for each in text))
 
 
 def groups_table(groups: dict[tuple[str, str], Group]) -> Table:
@@ -117,17 +120,22 @@ def event_text(original: Original) -> str:
     if original.value is None:
         return "(no value)"
     text = original.value.decode("utf-8", "backslashreplace")
-    try:
-        if len(text) <= SHOWN_CHARACTERS:
-            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        pass
-    shown = harmless(text[:SHOWN_CHARACTERS])
-    return (
-        shown
-        if len(text) <= SHOWN_CHARACTERS
-        else f"{shown} ...\n({len(text):,} characters in all; --json prints them)"
-    )
+    if len(original.value) <= MAX_EVENT_BYTES:
+        with suppress(ValueError, RecursionError):
+            event = json.loads(text)
+            if isinstance(event, dict):
+                event = {name: _shortened(value) for name, value in event.items()}
+            text = json.dumps(event, indent=2, ensure_ascii=False)
+    shown = harmless(text[:SHOWN_CHARACTERS], "\n")
+    if len(text) <= SHOWN_CHARACTERS:
+        return shown
+    return f"{shown} ...\n({len(text):,} characters in all; --json prints them)"
+
+
+def _shortened(value: object) -> object:
+    if not isinstance(value, str) or len(value) <= SHOWN_IN_A_FIELD:
+        return value
+    return f"{value[:SHOWN_IN_A_FIELD]} ... ({len(value):,} characters in all; --json prints them)"
 
 
 def value_object(original: Original) -> dict[str, Any]:

@@ -147,6 +147,7 @@ class Deployment:
         return [
             *settings.input_topics(),
             settings.dlq_topic,
+            settings.handled_topic,
             settings.deltas_topic,
             settings.policy_topic,
             settings.attributed_topic,

@@ -203,8 +203,9 @@ def printed(text: str) -> str:
 
 
 def test_what_a_producer_wrote_is_let_loose_neither_on_the_terminal_nor_on_the_markup() -> None:
-    shown = printed(words.harmless("a\x1b[31mb\x07 [bold]c[/] \u202ed\né"))
-    assert shown == "a\\x1b[31mb\\x07 [bold]c[/] \\u202ed\né\n"
+    text = "a\x1b[31mb\x07 [bold]c[/] \u202ed\né"
+    assert printed(words.harmless(text)) == "a\\x1b[31mb\\x07 [bold]c[/] \\u202ed\\né\n"
+    assert printed(words.harmless(text, "\n")).endswith("d\né\n")
 
 
 @pytest.mark.parametrize(
@@ -215,9 +216,13 @@ def test_what_a_producer_wrote_is_let_loose_neither_on_the_terminal_nor_on_the_m
         (b'{"a', '{"a'),
         (b"\xff\xfe", "\\xff\\xfe"),
         (b"[" * 3_000, "[[["),
-        (b'{"a":"' + b"x" * 10_000 + b'"}', '{"a":"xxx'),
+        (
+            b'{"a":"' + b"x" * 10_000 + b'","b":2}',
+            '{\n  "a": "' + "x" * 200 + ' ... (10,000 characters in all; --json prints them)",\n',
+        ),
+        (b"x" * 10_000, "xxx"),
     ],
-    ids=["null", "JSON", "cut", "no UTF-8", "deep", "long"],
+    ids=["null", "JSON", "cut", "no UTF-8", "deep", "long field", "long"],
 )
 def test_an_event_is_laid_out_where_it_is_json_and_bounded_always(value: bytes | None, begins: str) -> None:
     shown = printed(words.event_text(Original(None, value)))
