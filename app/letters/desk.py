@@ -131,7 +131,7 @@ class Desk:
                 raise KafkaException(failures[0])
 
         self._producer.begin_transaction()
-        for number, (letter, record) in enumerate(batch):
+        for number, (letter, record) in enumerate((deed.letter, deed.record) for deed in batch):
             if record is not None:
                 self._producer.produce(letter.topic, record.value, record.key, on_delivery=reported(number))
         acknowledged()

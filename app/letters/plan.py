@@ -15,10 +15,11 @@ from app.settings import Settings
 
 
 class Deed(NamedTuple):
-    """A letter to handle: `record` is sent again, None drops the letter."""
+    """A letter to handle: `record` is sent again, None drops the letter. `in_spite_of`: what speaks against it, if it is forced."""
 
     letter: DeadLetter
     record: Original | None
+    in_spite_of: str = ""
 
 
 class Left(NamedTuple):
@@ -32,9 +33,9 @@ Examine: TypeAlias = Callable[[DeadLetter], Deed | Left]
 
 @dataclass
 class Plan:
-    """`able`: letters that can be handled, by reason; `left`: those that cannot, by (reason, why)."""
+    """`able`: letters that can be handled, by (reason, what speaks against it); `left`: those that cannot, by (reason, why)."""
 
-    able: Counter[str] = field(default_factory=Counter)
+    able: Counter[tuple[str, str]] = field(default_factory=Counter)
     left: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
@@ -55,9 +56,10 @@ def retrying(settings: Settings, policy: Policy, raw: RawLog, force: bool, clock
                 f"{letter.topic} no longer has the record, and the letter only its beginning: send it from its source"
             )
         again = judge_again(letter, original, policy, clock_ms())
-        if again.refusal is not None and not force:
-            return Left(f"would be refused again as {again.refusal.reason}")
-        return Deed(letter, again.record)
+        if again.refusal is None:
+            return Deed(letter, again.record)
+        why = f"would be refused again as {again.refusal.reason}"
+        return Deed(letter, again.record, why) if force else Left(why)
 
     return examine
 
@@ -77,7 +79,7 @@ def make_plan(log: LetterLog, marks: Marks, selection: Selection, states: Contai
         if isinstance(found, Left):
             plan.left[letter.content.reason, found.why] += 1
         else:
-            plan.able[letter.content.reason] += 1
+            plan.able[letter.content.reason, found.in_spite_of] += 1
     return plan
 
 

@@ -170,9 +170,10 @@ def print_letter(console: Console, letter: Letter, known: Known | None, became: 
 
 def print_plan(console: Console, plan: Plan, verb: str, count: int, remain: int) -> None:
     """What a command is about to do, and what it leaves."""
-    for reason, number in plan.able.most_common():
+    for (reason, why), number in plan.able.most_common():
         hint = EXPLAINED[reason].retry if verb == "send again" and reason in EXPLAINED else ""
-        console.print(f"{number:>9,}  {reason}  [dim]{harmless(hint)}[/]", highlight=False, soft_wrap=True)
+        note = f"[yellow]forced: {harmless(why)}[/]" if why else f"[dim]{harmless(hint)}[/]"
+        console.print(f"{number:>9,}  {harmless(reason)}  {note}", highlight=False, soft_wrap=True)
     for (reason, why), number in plan.left.most_common():
         console.print(
             f"{number:>9,}  {harmless(reason)}  [yellow]left: {harmless(why)}[/]", highlight=False, soft_wrap=True

@@ -198,7 +198,7 @@ def test_batches_are_bounded_by_letters_and_bytes() -> None:
 
 def printed(text: str) -> str:
     console = Console(file=io.StringIO(), width=200)
-    console.print(text, highlight=False)
+    console.print(text, highlight=False, soft_wrap=True)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
