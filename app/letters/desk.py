@@ -131,9 +131,10 @@ class Desk:
                 raise KafkaException(failures[0])
 
         self._producer.begin_transaction()
-        for number, (letter, record) in enumerate((deed.letter, deed.record) for deed in batch):
-            if record is not None:
-                self._producer.produce(letter.topic, record.value, record.key, on_delivery=reported(number))
+        for number, deed in enumerate(batch):
+            if deed.record is not None:
+                topic, (key, value) = deed.letter.topic, deed.record
+                self._producer.produce(topic, value, key, on_delivery=reported(number))
         acknowledged()
         passing("letters_produced")
         marks = [

@@ -2,17 +2,20 @@
 
 import io
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
+import typer
 from rich.console import Console
 
 from app.contract import reasons
 from app.contract.events import Rejection, decode_event, judge_bytes
 from app.contract.rows import KEPT_BYTES, DeadLetter, dead_letter
-from app.letters import words
+from app.letters import commands, words
 from app.letters.desk import batches
 from app.letters.judging import judge_again
 from app.letters.log import Letter, Selection, Source, parse_moment, parse_source
@@ -90,6 +93,17 @@ def test_what_rests_on_other_events_is_not_sent_again_though_its_bytes_are_sound
 def test_an_event_without_a_key_is_sent_again_under_its_user() -> None:
     raw = encoded(conversion())
     assert judge_again(letter(value=raw), Original(None, raw), POLICY, NOW_MS).record == Original(b"u1", raw)
+
+
+def test_every_command_of_the_documents_is_one() -> None:
+    program = typer.main.get_command(commands.app)
+    found = set()
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for line in re.findall(r"onecount dlq ((?:list|show|retry|drop) [^`#\n]+)", page.read_text()):
+            name, *arguments = shlex.split(line)
+            program.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+            found.add(name)
+    assert found == {"list", "show", "retry", "drop"}
 
 
 # --- Selections
