@@ -80,7 +80,7 @@ def decode_batch(
 def lesson(raw: bytes) -> Shape | None:
     """The shape of a record, if the strict contract accepts it; its platform, key and age are judged row by row."""
     event = judge_bytes(raw)
-    if isinstance(event, Rejection) or isinstance(judge_fields(event, frozenset([event.platform or ""])), Rejection):
+    if isinstance(event, Rejection) or isinstance(judge_fields(event, {event.platform or "": 0}, 0), Rejection):
         return None
     return learn(raw, event.event_type in TOUCH_TYPES)
 

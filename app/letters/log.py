@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import msgspec
-from confluent_kafka import IsolationLevel, KafkaError, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from app.contract.rows import DeadLetter, decode_dead_letter
@@ -22,6 +22,13 @@ ERRORS_ONLY: Final = (
 )
 _FETCH_RECORDS: Final = 1_000
 _FETCH_S: Final = 0.1
+_RETRY_S: Final = 0.2
+_PASSING: Final = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+)
 _SILENCE_S: Final = 60.0  # without a record that is due: nobody answers
 _SOURCE: Final = re.compile(r"([A-Za-z0-9._-]{1,249})(?::(\d{1,9})(?::(\d{1,19}))?)?")
 
@@ -108,6 +115,23 @@ def partition_count(admin: AdminClient, topic: str, timeout_s: float) -> int:
     return len(known.partitions)
 
 
+def _spans(settings: Settings, topic: str, since_ms: int | None) -> dict[int, tuple[int, int]]:
+    """The offsets [first, end) of each partition that has letters since then; the end is the last stable offset."""
+    timeout_s = settings.request_timeout_ms / 1000
+    admin = AdminClient(settings.client(log_level=ERRORS_ONLY))
+    places = [TopicPartition(topic, number) for number in range(partition_count(admin, topic, timeout_s))]
+    begin = OffsetSpec.earliest() if since_ms is None else OffsetSpec.for_timestamp(max(since_ms, 0))
+    firsts = admin.list_offsets(dict.fromkeys(places, begin), request_timeout=timeout_s)
+    ends = admin.list_offsets(
+        dict.fromkeys(places, OffsetSpec.latest()),
+        isolation_level=IsolationLevel.READ_COMMITTED,
+        request_timeout=timeout_s,
+    )
+    # a partition without a letter since then has the offset -1
+    spans = {place.partition: (firsts[place].result().offset, ends[place].result().offset) for place in places}
+    return {number: (first, end) for number, (first, end) in spans.items() if 0 <= first < end}
+
+
 class LetterLog:
     """The dead-letter topic up to its end at the moment at which this is made; may be read several times.
 
@@ -119,19 +143,18 @@ class LetterLog:
         self.topic = settings.dlq_topic
         self.clients = clients
         self.unreadable = 0
-        timeout_s = settings.request_timeout_ms / 1000
-        admin = AdminClient(settings.client(log_level=ERRORS_ONLY))
-        places = [TopicPartition(self.topic, number) for number in range(partition_count(admin, self.topic, timeout_s))]
-        begin = OffsetSpec.earliest() if since_ms is None else OffsetSpec.for_timestamp(max(since_ms, 0))
-        firsts = admin.list_offsets(dict.fromkeys(places, begin), request_timeout=timeout_s)
-        ends = admin.list_offsets(
-            dict.fromkeys(places, OffsetSpec.latest()),
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=timeout_s,
-        )
-        # a partition without a letter since then has the offset -1
-        spans = {place.partition: (firsts[place].result().offset, ends[place].result().offset) for place in places}
-        self.spans = {number: (first, end) for number, (first, end) in spans.items() if 0 <= first < end}
+        deadline_s = time.monotonic() + settings.request_timeout_ms / 1000
+        while True:
+            try:
+                self.spans = _spans(settings, self.topic, since_ms)
+                return
+            except KafkaException as error:
+                # an election, or a topic that was made a moment ago
+                if not error.args[0].retriable() and error.args[0].code() not in _PASSING:
+                    raise
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(_RETRY_S)
 
     def read(self) -> Iterator[Letter]:
         """Every letter, each partition in its order. Raises `LettersError` if none comes for a minute though some are due."""
