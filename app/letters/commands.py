@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final
 
 import orjson
 import typer
-from confluent_kafka.admin import AdminClient
 from rich.console import Console
 
 from app.contract.reasons import ALL_REASONS
@@ -20,7 +19,7 @@ from app.engine.clients import KafkaClients
 from app.letters import words
 from app.letters.desk import AGAIN, Desk, carry_out
 from app.letters.judging import judge_again, policy_in_force
-from app.letters.log import ERRORS_ONLY, Letter, LetterLog, Selection, parse_moment, parse_source, partition_count
+from app.letters.log import Letter, LetterLog, Selection, parse_moment, parse_source
 from app.letters.marks import DROPPED, OPEN, RETRIED, Marks, read_marks
 from app.letters.original import RawLog, kept_part
 from app.letters.plan import Examine, Plan, chosen, deeds, dropping, make_plan, retrying
@@ -83,7 +82,7 @@ def list_(
     selection = _selection(reason, since, until, source)
     states = tuple(State) if state is None else (state,)
     log = LetterLog(settings, clients, selection.since_ms)
-    with closing(_marks(settings, clients)) as marks:
+    with closing(read_marks(settings, clients)) as marks:
         found = chosen(log, marks, selection, states)
         if each:
             for letter in found if limit is None else _newest(found, limit):
@@ -126,7 +125,7 @@ def show(
     settings = from_environment()
     clients = KafkaClients(settings)
     log = LetterLog(settings, clients)
-    with closing(_marks(settings, clients)) as marks, closing(RawLog(settings)) as raw:
+    with closing(read_marks(settings, clients)) as marks, closing(RawLog(settings)) as raw:
         found = [letter for letter in log.read() if Selection(source=place).takes(letter)]
         for letter in found:
             _show(settings, clients, log, marks, raw, letter, as_json)
@@ -255,7 +254,7 @@ def _handle(
     out = errors if as_json else console
     clients = KafkaClients(settings)
     log = LetterLog(settings, clients, selection.since_ms)
-    with closing(_marks(settings, clients)) as marks:
+    with closing(read_marks(settings, clients)) as marks:
         plan = make_plan(log, marks, selection, states, examine)
     _tell_unreadable(log)
     able = plan.able.total()
@@ -310,13 +309,6 @@ def _selection(reason: list[str] | None, since: str | None, until: str | None, s
         None if until is None else parse_moment(until, now_ms),
         None if source is None else parse_source(source),
     )
-
-
-def _marks(settings: Settings, clients: KafkaClients) -> Marks:
-    partition_count(
-        AdminClient(settings.client(log_level=ERRORS_ONLY)), settings.handled_topic, settings.request_timeout_ms / 1000
-    )
-    return read_marks(clients, settings.handled_topic)
 
 
 def _newest(letters: Iterator[Letter], limit: int) -> list[Letter]:

@@ -14,7 +14,6 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from app.engine.clients import KafkaClients, explained, producer_properties
 from app.engine.failpoint import passing
-from app.engine.session import SessionEnded
 from app.letters import marks as letter_marks
 from app.letters.log import ERRORS_ONLY
 from app.letters.marks import DROPPED, RETRIED, Mark, Marks, key_of, read_marks
@@ -78,11 +77,11 @@ class Desk:
         self._producer: Any = None
 
     def open(self) -> None:
-        """Fences every other command, ends what it left open, and reads what is done. Raises KafkaException, `SessionEnded`."""
+        """Fences every other command, ends what it left open, and reads what is done. Raises KafkaException, `LettersError`."""
         self._producer = None
         producer = Producer(self._properties)
         producer.init_transactions(3 * self._timeout_s)
-        marks = read_marks(KafkaClients(self.settings), self.settings.handled_topic)
+        marks = read_marks(self.settings, KafkaClients(self.settings))
         self.marks.close()
         self._producer, self.marks = producer, marks
 
@@ -159,7 +158,7 @@ class Desk:
             ) from error
         try:
             self.open()
-        except (KafkaException, SessionEnded) as unreachable:
+        except (KafkaException, LettersError) as unreachable:
             raise LettersError(
                 f"the commit of {len(batch)} letters is in doubt ({explained(error)}), and Kafka does not tell what became of it "
                 f"({explained(unreachable)}). Once it answers, {AGAIN}"

@@ -5,14 +5,14 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from app.contract.rows import DeadLetter, decode_dead_letter
-from app.engine.clients import KafkaClients
+from app.engine.clients import Clients
 from app.letters.refusal import LettersError
 from app.policy.load import PolicyError, duration_ms
 from app.settings import Settings
@@ -26,11 +26,15 @@ _RETRY_S: Final = 0.2
 _PASSING: Final = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.OFFSET_NOT_AVAILABLE,  # a new leader does not know yet how far its partition is committed
     KafkaError._TIMED_OUT,
     KafkaError._TRANSPORT,
 )
 _SILENCE_S: Final = 60.0  # without a record that is due: nobody answers
 _SOURCE: Final = re.compile(r"([A-Za-z0-9._-]{1,249})(?::(\d{1,9})(?::(\d{1,19}))?)?")
+
+
+Spans: TypeAlias = dict[int, tuple[int, int]]
 
 
 class Source(NamedTuple):
@@ -104,22 +108,37 @@ def parse_moment(text: str, now_ms: int) -> int:
         raise LettersError(f"{text!r} is no time: write 30m, 2h, 7d or an ISO time such as 2026-03-01T14:00Z") from None
 
 
-def partition_count(admin: AdminClient, topic: str, timeout_s: float) -> int:
-    """How many partitions a topic has. Raises `LettersError` where there is none of that name."""
+def committed_spans(settings: Settings, topic: str, since_ms: int | None = None) -> Spans:
+    """The offsets [first, end) of each partition that holds records, those since then; the end is the last stable offset, so
+    that what an open transaction wrote is not waited for.
+
+    Raises `LettersError` where the topic is missing, KafkaException where the brokers do not answer.
+    """
+    deadline_s = time.monotonic() + settings.request_timeout_ms / 1000
+    while True:
+        try:
+            return _ask_spans(settings, topic, since_ms)
+        except KafkaException as error:
+            # an election, or a topic that was made a moment ago
+            if not error.args[0].retriable() and error.args[0].code() not in _PASSING:
+                raise
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_RETRY_S)
+
+
+def _ask_spans(settings: Settings, topic: str, since_ms: int | None) -> Spans:
+    timeout_s = settings.request_timeout_ms / 1000
+    admin = AdminClient(settings.client(log_level=ERRORS_ONLY))
     known = admin.list_topics(topic, timeout=timeout_s).topics[topic]
+    if known.error is not None and known.error.code() in _PASSING:
+        raise KafkaException(known.error)
     if known.error is not None or not known.partitions:
         why = known.error.str() if known.error is not None else "it has no partitions"
         raise LettersError(
             f"the topic {topic} cannot be read ({why}): run `onecount topics create`, or give the right to it"
         )
-    return len(known.partitions)
-
-
-def _spans(settings: Settings, topic: str, since_ms: int | None) -> dict[int, tuple[int, int]]:
-    """The offsets [first, end) of each partition that has letters since then; the end is the last stable offset."""
-    timeout_s = settings.request_timeout_ms / 1000
-    admin = AdminClient(settings.client(log_level=ERRORS_ONLY))
-    places = [TopicPartition(topic, number) for number in range(partition_count(admin, topic, timeout_s))]
+    places = [TopicPartition(topic, number) for number in known.partitions]
     begin = OffsetSpec.earliest() if since_ms is None else OffsetSpec.for_timestamp(max(since_ms, 0))
     firsts = admin.list_offsets(dict.fromkeys(places, begin), request_timeout=timeout_s)
     ends = admin.list_offsets(
@@ -127,61 +146,56 @@ def _spans(settings: Settings, topic: str, since_ms: int | None) -> dict[int, tu
         isolation_level=IsolationLevel.READ_COMMITTED,
         request_timeout=timeout_s,
     )
-    # a partition without a letter since then has the offset -1
+    # a partition without a record since then has the offset -1
     spans = {place.partition: (firsts[place].result().offset, ends[place].result().offset) for place in places}
     return {number: (first, end) for number, (first, end) in spans.items() if 0 <= first < end}
+
+
+def read_committed(clients: Clients, topic: str, spans: Spans) -> Iterator[Message]:
+    """Every committed record of the spans, each partition in its order. Raises `LettersError` if none comes for a minute
+    though some are due.
+    """
+    unread = {number: end for number, (_, end) in spans.items()}
+    if not unread:
+        return
+    with closing(clients.reader()) as consumer:
+        consumer.assign([TopicPartition(topic, number, spans[number][0]) for number in unread])
+        heard_s = time.monotonic()
+        while unread:
+            for message in consumer.consume(_FETCH_RECORDS, _FETCH_S):
+                error, number = message.error(), message.partition()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise LettersError(f"{topic}/{number} cannot be read: {error.str()}")
+                end = unread.get(number, 0)  # 0: what still comes of a partition that is done
+                if error is None and message.offset() < end:
+                    yield message
+                    heard_s = time.monotonic()
+                # the end may lie behind control records, which are not delivered: then the partition's EOF tells
+                if message.offset() + (error is None) >= end and unread.pop(number, None) is not None:
+                    consumer.pause([TopicPartition(topic, number)])
+            if time.monotonic() - heard_s > _SILENCE_S:
+                raise LettersError(f"{topic}: no record came for {_SILENCE_S:.0f} s; unread: {sorted(unread)}")
 
 
 class LetterLog:
     """The dead-letter topic up to its end at the moment at which this is made; may be read several times.
 
-    `unreadable`: how many records of the last reading were no dead letters. Raises `LettersError` where the topic is
-    missing, KafkaException where the brokers do not answer.
+    `unreadable`: how many records of the last reading were no dead letters. Raises as `committed_spans` and `read_committed`.
     """
 
-    def __init__(self, settings: Settings, clients: KafkaClients, since_ms: int | None = None) -> None:
+    def __init__(self, settings: Settings, clients: Clients, since_ms: int | None = None) -> None:
         self.topic = settings.dlq_topic
         self.clients = clients
         self.unreadable = 0
-        deadline_s = time.monotonic() + settings.request_timeout_ms / 1000
-        while True:
-            try:
-                self.spans = _spans(settings, self.topic, since_ms)
-                return
-            except KafkaException as error:
-                # an election, or a topic that was made a moment ago
-                if not error.args[0].retriable() and error.args[0].code() not in _PASSING:
-                    raise
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(_RETRY_S)
+        self.spans = committed_spans(settings, self.topic, since_ms)
 
     def read(self) -> Iterator[Letter]:
-        """Every letter, each partition in its order. Raises `LettersError` if none comes for a minute though some are due."""
+        """Every letter, each partition in its order."""
         self.unreadable = 0
-        unread = {number: end for number, (_, end) in self.spans.items()}
-        if not unread:
-            return
-        with closing(self.clients.reader()) as consumer:
-            consumer.assign([TopicPartition(self.topic, number, self.spans[number][0]) for number in unread])
-            heard_s = time.monotonic()
-            while unread:
-                for message in consumer.consume(_FETCH_RECORDS, _FETCH_S):
-                    error, number = message.error(), message.partition()
-                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                        raise LettersError(f"{self.topic}/{number} cannot be read: {error.str()}")
-                    end = unread.get(number, 0)  # 0: what still comes of a partition that is done
-                    if error is None and message.offset() < end:
-                        yield from self._decoded(message.value(), message.timestamp()[1])
-                        heard_s = time.monotonic()
-                    # the end may lie behind control records, which are not delivered: then the partition's EOF tells
-                    if message.offset() + (error is None) >= end and unread.pop(number, None) is not None:
-                        consumer.pause([TopicPartition(self.topic, number)])
-                if time.monotonic() - heard_s > _SILENCE_S:
-                    raise LettersError(f"no dead letter came for {_SILENCE_S:.0f} s; unread: {sorted(unread)}")
-
-    def _decoded(self, value: bytes | None, refused_ms: int) -> Iterator[Letter]:
-        try:
-            yield Letter(decode_dead_letter(value or b""), refused_ms)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            self.unreadable += 1
+        for message in read_committed(self.clients, self.topic, self.spans):
+            try:
+                content = decode_dead_letter(message.value() or b"")
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.unreadable += 1
+                continue
+            yield Letter(content, message.timestamp()[1])

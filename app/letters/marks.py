@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 import orjson
-from confluent_kafka import OFFSET_BEGINNING
 
 from app.contract.rows import DeadLetter
 from app.engine.clients import Clients
-from app.engine.rebuild import read_partition
+from app.letters.log import committed_spans, read_committed
 from app.letters.refusal import LettersError
+from app.settings import Settings
 
 OPEN: Final = "open"
 RETRIED: Final = "retried"
@@ -96,9 +96,10 @@ class Marks:
         self._rows.close()
 
 
-def read_marks(clients: Clients, topic: str) -> Marks:
-    """Every committed mark up to the topic's end; waits for a transaction that is open there. Raises `SessionEnded`."""
+def read_marks(settings: Settings, clients: Clients) -> Marks:
+    """Every committed mark; those of a transaction that is open are not waited for. Raises `LettersError`, KafkaException."""
     marks = Marks()
-    messages = read_partition(clients, topic, 0, OFFSET_BEGINNING, None)
+    topic = settings.handled_topic
+    messages = read_committed(clients, topic, committed_spans(settings, topic))
     marks.add((message.key(), message.value(), message.timestamp()[1]) for message in messages)
     return marks

@@ -161,7 +161,8 @@ def test_a_platform_that_is_added_counts_from_its_instant_on_and_what_was_refuse
     with deployment.load(seed=seed):
         changes.wait_until_counted(deployment, 1_000)
     deployment.assert_exact()
-    assert len([each for each in letters.dead_letters(deployment) if each.content.reason == "unknown_platform"]) == 2
+    refused = [letter.content.detail for letter in letters.dead_letters(deployment)]
+    assert len([detail for detail in refused if "newcomer" in detail]) == 2
     deployment.empty_redis()
     deployment.finish()
     assert "e1" in letters.counted(deployment)

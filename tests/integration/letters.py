@@ -96,7 +96,7 @@ def wait_for_letters(deployment: Deployment, count: int) -> list[Letter]:
 
 def states(deployment: Deployment) -> Counter[str]:
     """How many letters are open, retried and dropped."""
-    marks = read_marks(KafkaClients(deployment.settings), deployment.settings.handled_topic)
+    marks = read_marks(deployment.settings, KafkaClients(deployment.settings))
     return Counter(marks.state(letter.content) for letter in dead_letters(deployment))
 
 

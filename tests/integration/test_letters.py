@@ -55,19 +55,13 @@ def here(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[He
         monkeypatch.setenv(name, value)
     from_environment.cache_clear()
 
-    def run(*arguments: str) -> list[dict[str, Any]]:
+    def run(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
         done = CliRunner().invoke(commands.app, [*arguments, "--json"], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
+        assert done.exit_code == code, done.output
         return [orjson.loads(line) for line in done.stdout.splitlines()]
 
     yield run
     from_environment.cache_clear()
-
-
-def objects(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    """What a command said for scripts."""
-    assert "Traceback" not in done.stderr, done.stderr
-    return [orjson.loads(line) for line in done.stdout.splitlines()]
 
 
 def retry(deployment: Deployment, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -75,7 +69,9 @@ def retry(deployment: Deployment, *arguments: str, **environment: str) -> subpro
 
 
 @pytest.mark.timeout(180)
-def test_refused_events_that_are_sent_again_are_counted_exactly_once_whatever_is_killed(deployment: Deployment) -> None:
+def test_refused_events_that_are_sent_again_are_counted_exactly_once_whatever_is_killed(
+    here: Here, deployment: Deployment
+) -> None:
     counter, aggregator = deployment.start("counter"), deployment.start("aggregator")
     early_ms = now_ms() + SKEW_MS + 10_000  # too early by 10 s
     early = [conversion(f"early-{number}", event_time=early_ms) for number in range(3)]
@@ -91,7 +87,7 @@ def test_refused_events_that_are_sent_again_are_counted_exactly_once_whatever_is
     ]
     send(deployment, [(b"u1", orjson.dumps(click("k1"))), *refused])
     assert len(wait_for_letters(deployment, len(refused))) == len(refused)
-    by_reason = {line["reason"]: line for line in objects(deployment.onecount("dlq", "list", "--json"))}
+    by_reason = {line["reason"]: line for line in here("list")}
     assert {name: line["open"] for name, line in by_reason.items()} == {
         "in_the_future": 3, "key_mismatch": 40, "unknown_platform": 1, "invalid_json": 1, "too_old": 1, "null_record": 1,
     }  # fmt: skip
@@ -100,9 +96,7 @@ def test_refused_events_that_are_sent_again_are_counted_exactly_once_whatever_is
         killed = retry(deployment, "--reason", "key_mismatch", "--rate", "10", ONECOUNT_FAILPOINT=failpoint)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     time.sleep(max(0.0, (early_ms - SKEW_MS - now_ms()) / 1000))
-    done = retry(deployment)
-    assert done.returncode == 1, "some were left"
-    (result,) = objects(done)
+    (result,) = here("retry", "--yes", code=1)  # some are left
     assert (result["done"], result["remaining"]) == (20 + 3, 0)
     assert {each["reason"]: each["why"] for each in result["left"]} == {
         name: f"would be refused again as {name}"
@@ -115,10 +109,10 @@ def test_refused_events_that_are_sent_again_are_counted_exactly_once_whatever_is
     assert counted(deployment) == once
 
     # what is refused again is a letter of its own
-    assert objects(retry(deployment, "--force", "--reason", "unknown_platform"))[0]["done"] == 1
+    assert here("retry", "--yes", "--force", "--reason", "unknown_platform")[0]["done"] == 1
     places = [letter.coordinates for letter in wait_for_letters(deployment, len(refused) + 1)]
     deployment.assert_exact()
-    shown = objects(deployment.onecount("dlq", "show", by_reason["unknown_platform"]["example"], "--json"))[0]
+    shown = here("show", by_reason["unknown_platform"]["example"])[0]
     assert (shown["state"], shown["refused_again"]) == ("retried", "unknown_platform")
     assert shown["sent_again"] in places
     assert counted(deployment) == once
@@ -126,7 +120,9 @@ def test_refused_events_that_are_sent_again_are_counted_exactly_once_whatever_is
 
 
 @pytest.mark.timeout(120)
-def test_of_two_commands_at_once_the_later_one_goes_on_and_nothing_is_sent_twice(deployment: Deployment) -> None:
+def test_of_two_commands_at_once_the_later_one_goes_on_and_nothing_is_sent_twice(
+    here: Here, deployment: Deployment
+) -> None:
     write_letters(deployment, [conversion(f"e{number}") for number in range(30)], "key_mismatch")
     command = [sys.executable, "-m", "app", "dlq", "retry", "--yes", "--rate", "10"]
     paused = subprocess.Popen(
@@ -138,7 +134,7 @@ def test_of_two_commands_at_once_the_later_one_goes_on_and_nothing_is_sent_twice
     )
     deployment.running.append(paused)  # type: ignore[arg-type]
     os.waitid(os.P_PID, paused.pid, os.WSTOPPED)
-    assert objects(retry(deployment))[0]["done"] == 20
+    assert here("retry", "--yes")[0]["done"] == 20
     paused.send_signal(signal.SIGCONT)
     said, why = paused.communicate(timeout=60)
     assert paused.returncode == 2, said + why
@@ -180,7 +176,7 @@ def test_a_budget_a_selection_and_a_drop_leave_the_rest_open(here: Here, deploym
     assert Counter(raw_ids(deployment).values()) == {1: 16, 2: 14}
     # counting anew takes no mark back: what was sent again lies in the raw topic still
     maintenance.reset(deployment.settings, load_policy(deployment.settings.policy)[0])
-    kept = read_marks(KafkaClients(deployment.settings), deployment.settings.handled_topic)
+    kept = read_marks(deployment.settings, KafkaClients(deployment.settings))
     assert kept.count() == 17
 
 
