@@ -1,7 +1,9 @@
 """The commands: one function each, thin over the rooms that do the work."""
 
+import re
 import sys
 from contextlib import closing
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from app import __version__
+from app.contract.events import parse_time_ms
 from app.engine.clients import KafkaClients, explained, why_unreachable
 from app.engine.session import SessionEnded
 from app.engine.state import StateRefused
 from app.engine.store import StoreRefused, StoreUnavailable, look_at, open_store, unsafe_settings
 from app.letters.commands import app as dlq_app
 from app.letters.refusal import LettersError
-from app.policy.load import PolicyError, load_policy, warnings
+from app.policy.load import PolicyError, duration_ms, load_policy, warnings
 from app.settings import Settings, from_environment
 
 app = typer.Typer(
@@ -44,6 +47,7 @@ def main() -> None:
     from app.generate import DeliveryError
     from app.importer import ImportRefusedError, MappingError
     from app.local import LocalServiceError
+    from app.replay import ReplayRefused
     from app.verify.records import VerifyError
 
     try:
@@ -66,6 +70,7 @@ def main() -> None:
         ImportRefusedError,
         LettersError,
         LocalServiceError,
+        ReplayRefused,
         VerifyError,
     ) as error:
         errors.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
@@ -264,6 +269,98 @@ def verify(
         settings, recorded_policy(settings, KafkaClients(settings)), show=show, wait_s=wait, console=console
     )
     raise typer.Exit(0 if report.ok else FAILED)
+
+
+@app.command()
+def replay(
+    begin: Annotated[
+        str | None,
+        typer.Option("--from", help="The first window's start: RFC 3339 with a zone, a UTC date, or epoch ms."),
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="Windows that start here or later are left out.")] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Judges everything; without it, the recorded versions do, as live."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Counter processes.")] = 1,
+    until_arrived: Annotated[
+        str | None,
+        typer.Option(help="Leave out records of this time and later; by default all that is counted is read."),
+    ] = None,
+    warm_up: Annotated[
+        str | None, typer.Option(help="How much before --from is read (7d); by default what the policy looks back.")
+    ] = None,
+    inexact: Annotated[
+        bool, typer.Option("--inexact", help="Go on where retention has deleted what is needed.")
+    ] = False,
+    show: Annotated[int, typer.Option(min=0, help="How many windows that differ to print.")] = 20,
+    csv: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write every window, platform and measure here.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the shadow topics (for a week), groups and keys.")] = False,
+    clean: Annotated[str | None, typer.Option(metavar="ID", help="Remove what a replay left that was killed.")] = None,
+    leftovers: Annotated[bool, typer.Option("--leftovers", help="List the replays that --clean could remove.")] = False,
+) -> None:
+    """Recount a time range into shadow topics, and say how the counts differ from the live ones, which stay untouched.
+
+    Exit code 0 if all final windows are equal, 1 if one differs, 2 if it was refused.
+
+    `onecount replay --from 2026-07-01 --to 2026-07-02 --policy other.yaml`
+    """
+    from app import replay as room
+
+    settings = from_environment()
+    if leftovers or clean is not None:
+        for line in room.remove(settings, clean) if clean is not None else _leftovers(settings):
+            console.print(line, highlight=False, soft_wrap=True)
+        return
+    if begin is None or end is None:
+        raise typer.BadParameter("a replay needs both", param_hint="--from and --to")
+    if csv is not None and not csv.absolute().parent.is_dir():  # known now, not at the end
+        raise typer.BadParameter(f"there is no folder {csv.absolute().parent}", param_hint="--csv")
+    wish = room.Wish(
+        from_ms=_moment(begin, "--from"),
+        to_ms=_moment(end, "--to"),
+        policy=policy,
+        until_ms=None if until_arrived is None else _moment(until_arrived, "--until-arrived"),
+        warm_ms=None if warm_up is None else duration_ms(warm_up),
+        inexact=inexact,
+        workers=workers,
+        keep=keep,
+    )
+    try:
+        report = room.replay(settings, wish, errors)
+    except room.Stopped as stopped:
+        raise typer.Exit(128 + stopped.number) from None
+    if csv is not None:
+        room.write_csv(report, csv)
+    if json:
+        print(dumps(room.as_json(report), indent=2))
+    else:
+        room.print_report(report, console, show)
+    raise typer.Exit(0 if report.is_equal else FAILED)
+
+
+def _leftovers(settings: Settings) -> list[str]:
+    from app.replay import leftovers
+
+    found = leftovers(settings)
+    return [f"{replay_id}: {', '.join(topics)}" for replay_id, topics in found.items()] or ["no replay left anything"]
+
+
+def _moment(text: str, option: str) -> int:
+    """Epoch ms of what a person writes for a time."""
+    day = re.fullmatch(r"\d{4}-\d\d-\d\d", text)
+    found = parse_time_ms(int(text) if text.isdecimal() else f"{text}T00:00:00Z" if day else text)
+    if found is None:
+        raise typer.BadParameter(
+            f"{text!r}: write 2026-07-01T12:00:00Z, 2026-07-01 (its first moment in UTC), or epoch milliseconds",
+            param_hint=option,
+        )
+    return found
 
 
 @app.command()

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
 
     namespace: str = Field(
         "",
-        pattern="^[a-z0-9_-]{0,32}$",
+        pattern="^[a-z0-9_-]{0,64}$",
         description="begins all Redis keys, so that several deployments can share one Redis",
     )
     counter_group: str = "onecount.counter"

@@ -66,6 +66,12 @@ def write_topics(settings: Settings, clients: Clients, topics: dict[str, Topic])
     _write(settings, clients, msgspec.structs.replace(latest, topics=topics))
 
 
+def copy_versions(settings: Settings, other: Settings, clients: Clients) -> None:
+    """Records the versions of one deployment for another one too, which has none yet; the topics are each one's own."""
+    for version in _read(settings, clients):
+        _write(other, clients, msgspec.structs.replace(version, topics={}))
+
+
 def _read(settings: Settings, clients: Clients) -> list[record.Recorded]:
     return record.in_force(policy_values(settings, clients))
 
