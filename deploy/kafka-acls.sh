@@ -4,7 +4,7 @@
 #   KAFKA_ACLS="bin/kafka-acls.sh --bootstrap-server kafka:9093 --command-config admin.properties" deploy/kafka-acls.sh
 #
 # Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
-# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, dlq).
+# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq).
 set -euo pipefail
 : "${KAFKA_ACLS:?set KAFKA_ACLS to the kafka-acls command with its connection options}"
 
@@ -60,3 +60,10 @@ allow "$operator" Write "${events[@]}" "${handled[@]}" # for dlq retry and drop
 allow "$operator" Write --transactional-id "$counter_group.dlq"
 allow "$operator" Describe,Delete --group "$counter_group" --group "$aggregator_group"
 allow "$operator" Describe --group "$counter_group.verify"
+
+# A replay's workers run as the operator, by the live names with `.replay-` and its id behind them.
+shadows=()
+for name in "${events[@]}" "${own[@]}"; do [ "$name" = --topic ] || shadows+=(--topic "$name.replay-"); done
+allow "$operator" Create,Read,Write,Delete,DescribeConfigs "${shadows[@]}" --resource-pattern-type prefixed
+allow "$operator" Read,Delete --group "$counter_group.replay-" --group "$aggregator_group.replay-" --resource-pattern-type prefixed
+allow "$operator" Write --transactional-id "$counter_group.replay-" --transactional-id "$aggregator_group.replay-" --resource-pattern-type prefixed

@@ -7,8 +7,9 @@ of the live input in the order in which it was counted. Nothing live is written.
 """
 
 from app.replay.refusal import ReplayRefused, Stopped
-from app.replay.replaying import Wish, replay
+from app.replay.replaying import replay
 from app.replay.report import as_json, print_report, write_csv
 from app.replay.shadow import leftovers, remove
+from app.replay.wish import Wish
 
 __all__ = ["ReplayRefused", "Stopped", "Wish", "as_json", "leftovers", "print_report", "remove", "replay", "write_csv"]

@@ -7,8 +7,11 @@ from typing import Final
 from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
-from app.policy.model import Bounds, Policy
+from app.policy.model import DAY_MS, Bounds, Policy
+from app.replay.refusal import ReplayRefused
 from app.replay.streams import Where
+from app.replay.times import as_time
+from app.replay.wish import Wish
 from app.settings import Settings
 from app.verify.logs import Spans, fix_spans, read_log
 
@@ -40,6 +43,30 @@ def aftermath_ms(bounds: Bounds) -> int:
     return (
         bounds.adjustment_window_ms + bounds.max_event_age_ms + bounds.correction_horizon_ms + bounds.max_clock_skew_ms
     )
+
+
+def shortfalls(wish: Wish, needed_ms: int, warm_ms: int, exact_from_ms: int, after_ms: int) -> list[str]:
+    """What may make the recount differ from the live counts though nothing else does, a line each.
+
+    `needed_ms`, `warm_ms`: how much before the range matters, and is read. `exact_from_ms`: as in `Reach`. `after_ms`: how long
+    after the range records matter. Raises `ReplayRefused` where the log is too short, unless that was asked for.
+    """
+    found = []
+    if warm_ms < needed_ms:
+        found.append(
+            f"inexact: {warm_ms / DAY_MS:.1f} days before the range were read, the policy looks back {needed_ms / DAY_MS:.1f}"
+        )
+    if wish.from_ms < exact_from_ms:
+        why = (
+            f"retention has deleted records that windows before {as_time(exact_from_ms)} rest on "
+            f"({warm_ms / DAY_MS:.1f} days before a window matter to it)"
+        )
+        if not wish.inexact:
+            raise ReplayRefused(f"{why}: choose a --from of then or later, or go on with what is left: --inexact")
+        found.append(f"inexact: {why}")
+    if wish.until_ms is not None and wish.until_ms < wish.to_ms + after_ms:
+        found.append(f"inexact: records of {as_time(wish.until_ms)} and later were left out, the live counts have them")
+    return found
 
 
 def find_reach(settings: Settings, start_ms: int, warm_ms: int) -> Reach:

@@ -11,12 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from rich.console import Console
 
 from app.engine.clients import KafkaClients, explained
@@ -31,37 +30,29 @@ from app.replay.memory import refuse_full
 from app.replay.names import new_id, shadow_settings
 from app.replay.progress import Progress
 from app.replay.published import Moment, committed_offsets, find_moment, read_counts
-from app.replay.reach import Reach, aftermath_ms, find_reach, warm_up_ms
+from app.replay.reach import Reach, aftermath_ms, find_reach, shortfalls, warm_up_ms
 from app.replay.refusal import ReplayRefused, Stopped
-from app.replay.report import Report, as_time
+from app.replay.report import Report
+from app.replay.times import as_time
+from app.replay.wish import Wish
 from app.replay.workers import Workers, running
 from app.settings import Settings
-from app.verify.logs import fix_spans, unread_spans
+from app.verify.logs import Spans, fix_spans, unread_spans
 
 FOREVER_MS: Final = 2**62
 _LITTLE_S: Final = 30.0  # a round of copying and counting that took no longer leaves little to do
 _POLL_S: Final = 0.5
 _LOOK_S: Final = 2.0
 _NEAR: Final = 1_000  # offsets from the end: from there on it is asked which of them are records
+_PASSING: Final = (  # errors of Kafka that the workers wait out, too
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 _PATIENCE_S: Final = 30.0  # without progress, until it is said what the workers say
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be recounted. Times are epoch ms; windows that start in [from_ms, to_ms) are compared.
-
-    `policy`: the file that judges everything; None: the recorded versions, as they did live. `until_ms`: records of this
-    time and later are left out. `warm_ms`: how much before the range is read; None: what the policies need.
-    """
-
-    from_ms: int
-    to_ms: int
-    policy: Path | None = None
-    until_ms: int | None = None
-    warm_ms: int | None = None
-    inexact: bool = False
-    workers: int = 1
-    keep: bool = False
 
 
 def replay(settings: Settings, wish: Wish, console: Console) -> Report:
@@ -188,7 +179,7 @@ class _Run:
                 )
         needed_ms, warm_ms = max(warm_up_ms(live), warm_up_ms(judge)), self._warm_ms(live, judge)
         reach = find_reach(self.settings, max(self.wish.from_ms - warm_ms, 0), warm_ms)
-        notes = self._exactness(needed_ms, warm_ms, reach, live)
+        notes = shortfalls(self.wish, needed_ms, warm_ms, reach.exact_from_ms, aftermath_ms(live.bounds))
         self._refuse_full(reach.records)
         span = f"{as_time(self.wish.from_ms)} to {as_time(self.wish.to_ms)}"
         judged = f"{file} alone" if self.wish.policy else f"the recorded policy ({len(live.versions)} versions)"
@@ -205,30 +196,6 @@ class _Run:
     def _warm_ms(self, live: Policy, judge: Policy) -> int:
         needed_ms = max(warm_up_ms(live), warm_up_ms(judge))
         return needed_ms if self.wish.warm_ms is None else min(self.wish.warm_ms, needed_ms)
-
-    def _exactness(self, needed_ms: int, warm_ms: int, reach: Reach, live: Policy) -> list[str]:
-        """What may make the recount differ from the live counts though nothing else does, a line each. Raises
-        `ReplayRefused` where the log is too short.
-        """
-        notes = []
-        if warm_ms < needed_ms:
-            notes.append(
-                f"inexact: {warm_ms / DAY_MS:.1f} days before the range are read, the policy looks back {needed_ms / DAY_MS:.1f}"
-            )
-        if self.wish.from_ms < reach.exact_from_ms:
-            why = (
-                f"retention has deleted what windows before {as_time(reach.exact_from_ms)} rest on "
-                f"({warm_ms / DAY_MS:.1f} days before them are read)"
-            )
-            if not self.wish.inexact:
-                raise ReplayRefused(
-                    f"{why}: choose a --from of then or later, or take differences of old touches and orders for granted with --inexact"
-                )
-            notes.append(f"inexact: {why}")
-        until_ms = self.wish.until_ms
-        if until_ms is not None and until_ms < self.wish.to_ms + aftermath_ms(live.bounds):
-            notes.append(f"inexact: records of {as_time(until_ms)} and later are left out, the live counts have them")
-        return notes
 
     def _in_range(self, window: int) -> bool:
         return self.wish.from_ms <= window < self.wish.to_ms
@@ -265,26 +232,37 @@ class _Run:
             (shadow.counter_group, (shadow.rekeyed_topic,), "re-keyed events counted"),
             (shadow.aggregator_group, (shadow.deltas_topic,), "deltas added up"),
         )
+        assert self.workers is not None
         for group, topics, what in steps:
             spans = fix_spans(shadow, topics)
             total = sum(end - first for first, end in spans.values())
-            least, since_s = total + 1, time.monotonic()
+            least, since_s, trouble = total + 1, time.monotonic(), ""
             while True:
                 self._look()
-                reached = committed_offsets(shadow, group, topics)
-                left = sum(end - reached.get(where, first) for where, (first, end) in spans.items())
-                self.progress.at(what, total - left, total)
-                # control records take up offsets, too, which are never committed
-                if left <= _NEAR * len(spans) and not unread_spans(shadow, group, spans):
+                try:
+                    left = self._left(group, topics, spans)
+                    trouble = ""
+                except KafkaException as error:
+                    if error.args[0].code() not in _PASSING:
+                        raise
+                    left, trouble = least, explained(error)
+                if not left:
                     break
+                self.progress.at(what, total - left, total)
                 if left < least:
                     least, since_s = left, time.monotonic()
                 elif time.monotonic() - since_s > _PATIENCE_S:
                     since_s = time.monotonic()
-                    assert self.workers is not None
-                    said = self.workers.troubles() or "the workers name no trouble"
+                    said = trouble or self.workers.troubles() or "the workers name no trouble"
                     self.progress.say(f"{what}: nothing new for {_PATIENCE_S:.0f} s; {said}")
                 time.sleep(_POLL_S)
+
+    def _left(self, group: str, topics: tuple[str, ...], spans: Spans) -> int:
+        """How many offsets of these spans a group of the shadow has not committed; 0 if none of them is a record."""
+        reached = committed_offsets(self.shadow, group, topics)
+        left = sum(end - max(reached.get(where, first), first) for where, (first, end) in spans.items())
+        # control records take up offsets, too, which are never committed
+        return left if left > _NEAR * len(spans) or unread_spans(self.shadow, group, spans) else 0
 
     def _compare(self, moment: Moment, same_keys: bool) -> Comparison:
         """Partition by partition: a row lies on the same one on both sides, where they split their counts alike."""

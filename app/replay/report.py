@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.replay.comparison import COUNTS, Comparison, Difference, Place
+from app.replay.times import as_time
 
 CSV_COLUMNS: Final = ("window_start", "platform", "measure", "currency", "live", "replay", "difference", "final")
 
@@ -40,12 +40,6 @@ class Report:
     def is_equal(self) -> bool:
         """Whether no final window differs."""
         return not self.final.intersection(self.different)
-
-
-def as_time(time_ms: int) -> str:
-    """RFC 3339, UTC; without a fraction where there is none."""
-    timespec = "milliseconds" if time_ms % 1000 else "seconds"
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def as_json(report: Report) -> dict[str, Any]:

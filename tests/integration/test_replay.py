@@ -28,8 +28,8 @@ from app.policy.load import load_policy
 from app.policy.model import Policy
 from app.replay.comparison import Sums, measures
 from app.replay.published import committed_offsets
-from app.replay.report import as_time
 from app.replay.shadow import leftovers
+from app.replay.times import as_time
 from app.verify.logs import fix_spans, read_log, to_record
 from app.verify.oracle import answer
 from app.verify.sequence import committed_batches
@@ -121,7 +121,7 @@ def assert_nothing_is_left(live: Deployment) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_an_unchanged_policy_gives_the_live_counts_row_by_row_beside_running_workers(live: Deployment) -> None:
-    topics = [*live.settings.input_topics(), live.settings.counts_topic, live.settings.policy_topic]
+    topics = [*live.settings.input_topics(), live.settings.policy_topic]
     before = fix_spans(live.settings, topics)
     code, report = replayed(live, "--workers", "2")
     assert (code, report["differences"]) == (0, [])
@@ -203,7 +203,7 @@ def test_another_method_differs_as_the_independent_computation_says_and_nothing_
 def test_a_replay_that_is_stopped_removes_all_it_made_and_one_that_is_killed_is_cleaned_up_afterwards(
     live: Deployment,
 ) -> None:
-    before = fix_spans(live.settings, [*live.settings.input_topics(), live.settings.counts_topic])
+    before = fix_spans(live.settings, live.settings.input_topics())
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = begin(live)
         live.wait_until(lambda: keys_of(live, f"{{{live.settings.namespace}-replay-*"), "the shadow workers have state")
@@ -224,6 +224,6 @@ def test_a_replay_that_is_stopped_removes_all_it_made_and_one_that_is_killed_is_
     assert cleaned.returncode == 0, cleaned.stderr
     assert "deleted 7 topics" in cleaned.stdout
     assert_nothing_is_left(live)
-    assert fix_spans(live.settings, [*live.settings.input_topics(), live.settings.counts_topic]) == before
+    assert fix_spans(live.settings, live.settings.input_topics()) == before
     again = live.onecount("replay", "--clean", replay_id)
     assert (again.returncode, "deleted 0 topics" in again.stdout) == (0, True)
