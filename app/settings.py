@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import DirectoryPath, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+LOG_LEVEL: Final = 5  # of librdkafka: notices; below them it tells how it ends a client
 _SECRET_PROPERTIES: Final = {  # setting -> librdkafka's property
     "kafka_password": "sasl.password",
     "kafka_key_password": "ssl.key.password",
@@ -170,7 +171,7 @@ class Settings(BaseSettings):
         """librdkafka properties: the brokers, the deployment's own ones, its secrets, then `properties`."""
         secrets = {name: getattr(self, setting) for setting, name in _SECRET_PROPERTIES.items()}
         own = {name: value.get_secret_value() for name, value in (self.kafka | secrets).items() if value is not None}
-        return {"bootstrap.servers": self.bootstrap, **own, **properties}
+        return {"bootstrap.servers": self.bootstrap, "log_level": LOG_LEVEL, **own, **properties}
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from app.contract.events import from_micros, to_micros
-from app.contract.rows import CountRow
+from app.contract.rows import MEASURES, MONEY_MEASURES, CountRow
 
 # A window's start (epoch ms) and a platform.
 Place: TypeAlias = tuple[int, str]
@@ -14,8 +14,7 @@ Place: TypeAlias = tuple[int, str]
 Measure: TypeAlias = tuple[str, str]
 Sums: TypeAlias = Counter[Measure]
 
-COUNTS: Final = ("views", "engaged_views", "clicks", "conversions")
-_ORDER: Final = {name: place for place, name in enumerate((*COUNTS, "value", "cost"))}
+COUNTS: Final = tuple(name for name in MEASURES if name not in MONEY_MEASURES)
 
 
 class Difference(NamedTuple):
@@ -106,5 +105,5 @@ def _beside(window: int, platform: str, live: Sums, replay: Sums, is_final: bool
     names = {each for each in live.keys() | replay.keys() if live[each] or replay[each]}
     return [
         Difference(window, platform, *measure, live[measure], replay[measure], is_final)
-        for measure in sorted(names, key=lambda each: (_ORDER[each[0]], each[1]))
+        for measure in sorted(names, key=lambda each: (MEASURES.index(each[0]), each[1]))
     ]

@@ -36,6 +36,11 @@ class Progress:
         self.console.print(escape(text), highlight=False, soft_wrap=True)
         self._told = time.monotonic()
 
+    def doing(self, what: str) -> None:
+        """What has no measure of its own; seen on a terminal only."""
+        if self._status is not None:
+            self._status.update(escape(what))
+
     def at(self, what: str, done: int, total: int) -> None:
         """How much of something is done; told as often as somebody would look."""
         if time.monotonic() - self._told < (_PLAIN_EVERY_S if self._status is None else _MOVING_EVERY_S):

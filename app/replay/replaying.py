@@ -70,6 +70,7 @@ def replay(settings: Settings, wish: Wish, console: Console) -> Report:
 
         def clean() -> None:
             deaf()
+            progress.doing("stopping the workers, and removing what was made")
             run.resources.close()
             if wish.keep and run.is_done:
                 kept = ", ".join(shadows.leftovers(settings)[replay_id])
@@ -153,9 +154,11 @@ class _Run:
         self.resources.callback(copier.close)
         self.workers = self.resources.enter_context(running(self.shadow, self.wish.workers, self.folder))
         self._catch_up(copier)  # 3.
+        self.progress.doing("looking for a moment at which the live counts are at rest")
         moment = find_moment(self.settings, self._in_range, self._wait_s())  # 4.
         copier.copy_up_to(moment.deltas_end, moment.committed)
         self._wait_until_counted()
+        self.progress.doing("comparing")
         compared = self._compare(moment, live.bounds.dimensions == judge.bounds.dimensions)  # 5.
         if copier.unordered:
             notes.append(
@@ -182,9 +185,11 @@ class _Run:
         notes = shortfalls(self.wish, needed_ms, warm_ms, reach.exact_from_ms, aftermath_ms(live.bounds))
         self._refuse_full(reach.records)
         span = f"{as_time(self.wish.from_ms)} to {as_time(self.wish.to_ms)}"
-        judged = f"{file} alone" if self.wish.policy else f"the recorded policy ({len(live.versions)} versions)"
+        number = len(live.versions)
+        recorded = f"the recorded policy ({number} version{'s' if number > 1 else ''})"
+        judged = f"{file} alone" if self.wish.policy else recorded
         self.progress.say(
-            f"replay {self.id}: {span}, judged by {judged}; {reach.records:,} records to read, {warm_ms / DAY_MS:.1f} days before the range among them"
+            f"replay {self.id}: {span}, judged by {judged}; {reach.records:,} records to read, from {warm_ms / DAY_MS:.1f} days before the range on"
         )
         return live, judge, reach, notes
 
@@ -234,6 +239,7 @@ class _Run:
         )
         assert self.workers is not None
         for group, topics, what in steps:
+            self.progress.doing(what)
             spans = fix_spans(shadow, topics)
             total = sum(end - first for first, end in spans.values())
             least, since_s, trouble = total + 1, time.monotonic(), ""

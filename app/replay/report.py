@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.contract.rows import MEASURES
 from app.replay.comparison import COUNTS, Comparison, Difference, Place
 from app.replay.times import as_time
 
+FILE_WIDTH: Final = 120  # characters, where the report goes to a file or a pipe
 CSV_COLUMNS: Final = ("window_start", "platform", "measure", "currency", "live", "replay", "difference", "final")
 
 
@@ -99,6 +102,8 @@ def _all_lines(report: Report) -> Iterator[Difference]:
 
 def print_report(report: Report, console: Console, show: int) -> None:
     """The sums by platform, the first `show` windows that differ, and the verdict."""
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_WIDTH)
     compared, different = report.comparison, report.different
     if compared.places():
         console.print(_totals_table(compared))
@@ -127,24 +132,30 @@ def _verdict(report: Report, count: int, different: list[Place]) -> str:
 
 
 def _totals_table(compared: Comparison) -> Table:
-    table = Table(title="all windows, by platform", title_justify="left")
+    """A line a platform: what live counts, and below it in bold what the replay counts instead."""
+    table = Table(
+        title="All windows: live, and → what the replay counts instead", title_justify="left", box=SIMPLE_HEAD
+    )
     table.add_column("platform")
-    table.add_column("measure")
-    for name in ("live", "replay", "difference"):
-        table.add_column(name, justify="right")
+    for name in MEASURES:
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
     for platform, lines in compared.totals(compared.places()).items():
-        for place, line in enumerate(lines):
-            table.add_row(escape(platform) if place == 0 else "", _measure(line), *_amounts(line))
-        table.add_section()
+        cells: dict[str, list[str]] = {name: [] for name in MEASURES}
+        for line in lines:
+            live, replay, more = _amounts(line)
+            cells[line.measure].append(f"{live} {escape(line.currency)}".strip())
+            if line.live != line.replay:
+                cells[line.measure] += [f"[bold]→ {replay}[/]", f"[bold]({more})[/]"]
+        table.add_row(escape(platform), *("\n".join(cells[name]) or "0" for name in MEASURES))
     return table
 
 
 def _differences_table(report: Report, places: list[Place]) -> Table:
-    table = Table(title="windows that differ", title_justify="left")
+    table = Table(title="Windows that differ", title_justify="left", box=SIMPLE_HEAD)
     for name in ("window", "platform", "measure"):
         table.add_column(name)
     for name in ("live", "replay", "difference"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for place in places:
         is_final = place in report.final
         lines = [line for line in report.comparison.lines(place, is_final) if line.live != line.replay]
@@ -154,7 +165,6 @@ def _differences_table(report: Report, places: list[Place]) -> Table:
             head = ("", "")
         if not lines:
             table.add_row(*head, f"{report.comparison.changed_rows[place]:,} rows, with equal sums", "", "", "")
-        table.add_section()
     return table
 
 
@@ -165,5 +175,4 @@ def _measure(line: Difference) -> str:
 def _amounts(line: Difference) -> tuple[str, str, str]:
     live, replay, more = line.amounts()
     form = "," if line.measure in COUNTS else ",.2f"
-    sign = f"{more:+{form}}" if more else "0"
-    return f"{live:{form}}", f"{replay:{form}}", f"[bold]{sign}[/]" if more else f"[dim]{sign}[/]"
+    return f"{live:{form}}", f"{replay:{form}}", f"{more:+{form}}"

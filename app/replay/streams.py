@@ -36,6 +36,7 @@ class Streams:
                     "auto.offset.reset": "error",
                     "isolation.level": "read_committed",
                     "enable.partition.eof": True,
+                    "fetch.wait.max.ms": 50,  # the end of a log is told only after this wait
                     "queued.max.messages.kbytes": 65_536,
                     "queued.min.messages": self._limit,
                 }

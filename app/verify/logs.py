@@ -62,6 +62,7 @@ def read_log(settings: Settings, spans: Spans, only_first: bool = False) -> Iter
     unread = {where: end for where, (first, end) in spans.items() if first < end}
     properties = {"group.id": f"{settings.counter_group}.verify", "enable.auto.commit": False}
     properties |= {"isolation.level": "read_committed", "enable.partition.eof": True, "auto.offset.reset": "error"}
+    properties["fetch.wait.max.ms"] = 10  # the end of a log is told only after this wait
     if not unread:
         return
     with closing(Consumer(settings.client(**properties))) as consumer:
