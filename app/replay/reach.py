@@ -7,10 +7,10 @@ from typing import Final
 from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
-from app.policy.model import DAY_MS, Bounds, Policy
+from app.policy.model import Bounds, Policy
 from app.replay.refusal import ReplayRefused
 from app.replay.streams import Where
-from app.replay.times import as_time
+from app.replay.times import as_duration, as_time
 from app.replay.wish import Wish
 from app.settings import Settings
 from app.verify.logs import Spans, fix_spans, read_log
@@ -54,12 +54,12 @@ def shortfalls(wish: Wish, needed_ms: int, warm_ms: int, exact_from_ms: int, aft
     found = []
     if warm_ms < needed_ms:
         found.append(
-            f"inexact: {warm_ms / DAY_MS:.1f} days before the range were read, the policy looks back {needed_ms / DAY_MS:.1f}"
+            f"inexact: {as_duration(warm_ms)} before the range were read, the policy looks back {as_duration(needed_ms)}"
         )
     if wish.from_ms < exact_from_ms:
         why = (
             f"retention has deleted records that windows before {as_time(exact_from_ms)} rest on "
-            f"({warm_ms / DAY_MS:.1f} days before a window matter to it)"
+            f"({as_duration(warm_ms)} before a window are read for it)"
         )
         if not wish.inexact:
             raise ReplayRefused(f"{why}: choose a --from of then or later, or go on with what is left: --inexact")

@@ -22,7 +22,7 @@ from app.engine.clients import KafkaClients, explained
 from app.engine.policy_topic import copy_versions, recorded_policy
 from app.engine.store import StoreRefused, StoreUnavailable, open_store
 from app.policy.load import load_policy
-from app.policy.model import DAY_MS, Policy
+from app.policy.model import Policy
 from app.replay import shadow as shadows
 from app.replay.comparison import Comparison, Place
 from app.replay.copying import Copier
@@ -33,7 +33,7 @@ from app.replay.published import Moment, committed_offsets, find_moment, read_co
 from app.replay.reach import Reach, aftermath_ms, find_reach, shortfalls, warm_up_ms
 from app.replay.refusal import ReplayRefused, Stopped
 from app.replay.report import Report
-from app.replay.times import as_time
+from app.replay.times import as_duration, as_time
 from app.replay.wish import Wish
 from app.replay.workers import Workers, running
 from app.settings import Settings
@@ -162,7 +162,7 @@ class _Run:
         compared = self._compare(moment, live.bounds.dimensions == judge.bounds.dimensions)  # 5.
         if copier.unordered:
             notes.append(
-                "the deltas no longer hold the order in which the first of these records were counted: those of several topics were taken by their times"
+                "inexact: the deltas no longer hold the order in which the first of these records were counted: those of several topics were taken by their times"
             )
         if moment.moved:
             notes.append(f"{len(moment.moved):,} windows changed while they were read; they are shown as not final")
@@ -189,7 +189,7 @@ class _Run:
         recorded = f"the recorded policy ({number} version{'s' if number > 1 else ''})"
         judged = f"{file} alone" if self.wish.policy else recorded
         self.progress.say(
-            f"replay {self.id}: {span}, judged by {judged}; {reach.records:,} records to read, from {warm_ms / DAY_MS:.1f} days before the range on"
+            f"replay {self.id}: {span}, judged by {judged}; {reach.records:,} records to read, from {as_duration(warm_ms)} before the range on"
         )
         return live, judge, reach, notes
 
