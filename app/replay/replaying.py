@@ -162,7 +162,7 @@ class _Run:
         compared = self._compare(moment, live.bounds.dimensions == judge.bounds.dimensions)  # 5.
         if copier.unordered:
             notes.append(
-                "inexact: the deltas no longer hold the order in which the first of these records were counted: those of several topics were taken by their times"
+                "inexact: the deltas no longer hold the order of the first of these records: those of several topics were taken by their times"
             )
         if moment.moved:
             notes.append(f"{len(moment.moved):,} windows changed while they were read; they are shown as not final")
