@@ -165,7 +165,9 @@ class _Run:
                 "inexact: the deltas no longer hold the order of the first of these records: those of several topics were taken by their times"
             )
         if moment.moved:
-            notes.append(f"{len(moment.moved):,} windows changed while they were read; they are shown as not final")
+            notes.append(
+                f"{len(moment.moved):,} counts (a window of a platform each) changed while they were read; they are shown as not final"
+            )
         self.is_done = True
         closed_ms = copier.closed_ms(live.bounds.allowed_lateness_ms)
         return self._report(live, compared, moment.moved, closed_ms, tuple(notes), copier.copied)

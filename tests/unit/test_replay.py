@@ -12,7 +12,7 @@ from app.contract.rows import CountRow, count_key
 from app.policy.load import load_policy
 from app.policy.model import DAY_MS, Bounds, Policy
 from app.replay.comparison import Comparison
-from app.replay.memory import room
+from app.replay.memory import refuse_full, room
 from app.replay.names import environment_of, ids_in, is_id, live_topics, new_id, shadow_settings
 from app.replay.reach import aftermath_ms, shortfalls, warm_up_ms
 from app.replay.refusal import ReplayRefused
@@ -280,6 +280,32 @@ def test_the_events_that_were_copied_are_remembered_by_topic_partition_and_offse
 def test_redis_may_use_its_limit_or_the_machine() -> None:
     assert room("used_memory:10\r\nmaxmemory:100\r\ntotal_system_memory:1000") == (10, 100)
     assert room("used_memory:10\r\nmaxmemory:0\r\ntotal_system_memory:1000") == (10, 1000)
+
+
+class Server:
+    """A Redis that says how full it is."""
+
+    address = "redis:6379"
+
+    def __init__(self, used: int, limit: int) -> None:
+        self.info = f"used_memory:{used}\r\nmaxmemory:{limit}\r\ntotal_system_memory:{2**40}\r\n"
+
+    def servers(self) -> "list[Server]":
+        return [self]
+
+    def run(self, commands: list[tuple[str, ...]]) -> list[bytes]:
+        assert commands == [("INFO", "memory")]
+        return [self.info.encode()]
+
+
+def test_a_redis_that_the_replay_would_fill_is_refused_before_and_while_it_fills() -> None:
+    gigabyte = 2**30
+    refuse_full(Server(gigabyte // 2, gigabyte), 5_000_000)  # type: ignore[arg-type]
+    with pytest.raises(ReplayRefused, match="would stop live counting.*ONECOUNT_REDIS_URL"):
+        refuse_full(Server(gigabyte // 2, gigabyte), 6_000_000)  # type: ignore[arg-type]
+    refuse_full(Server(int(gigabyte * 0.89), gigabyte), 0)  # type: ignore[arg-type]
+    with pytest.raises(ReplayRefused, match="would stop live counting"):
+        refuse_full(Server(int(gigabyte * 0.91), gigabyte), 0)  # type: ignore[arg-type]
 
 
 def test_times_are_told_in_utc() -> None:
