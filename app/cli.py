@@ -47,6 +47,7 @@ def main() -> None:
     from app.generate import DeliveryError
     from app.importer import ImportRefusedError, MappingError
     from app.local import LocalServiceError
+    from app.page.listen import PageError
     from app.replay import ReplayRefused
     from app.verify.records import VerifyError
 
@@ -70,6 +71,7 @@ def main() -> None:
         ImportRefusedError,
         LettersError,
         LocalServiceError,
+        PageError,
         ReplayRefused,
         VerifyError,
     ) as error:
@@ -361,6 +363,17 @@ def _moment(text: str, option: str) -> int:
             param_hint=option,
         )
     return found
+
+
+@app.command()
+def serve() -> None:
+    """Show the counts, corrections, dead letters and the delay in a browser, live, until stopped.
+
+    http://127.0.0.1:8420 unless ONECOUNT_PAGE_HOST and ONECOUNT_PAGE_PORT say otherwise. It has no login.
+    """
+    from app.page.serve import serve as serve_page
+
+    raise typer.Exit(serve_page(from_environment()))
 
 
 @app.command()

@@ -91,8 +91,19 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="the first worker's port for /metrics, the next ones count up; unset: none"
     )
+    page_host: str = Field("127.0.0.1", description="the address that `onecount serve` listens on; it has no login")
+    page_port: int = Field(8420, ge=0, le=65535, description="its port; 0: any free one")
+    page_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("localhost", "127.0.0.1", "[::1]"), description="the names in the browser's address that it answers to; *: any"
+    )
+    page_max_rows: int = Field(
+        200_000,
+        ge=100,
+        le=10_000_000,
+        description="count rows that the page holds, some 600 bytes each; as many conversions",
+    )
 
-    @field_validator("events_topics", mode="before")
+    @field_validator("events_topics", "page_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

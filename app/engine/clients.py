@@ -88,6 +88,10 @@ class KafkaClients:
         """
         return Consumer(reader_properties(self.settings) | {"error_cb": _raise_refusal}, **self._to("reader"))
 
+    def follower(self) -> Consumer:
+        """A reader that goes on at the end of a log, where the broker keeps it waiting."""
+        return Consumer(reader_properties(self.settings) | {"error_cb": _raise_refusal, "fetch.wait.max.ms": 250})
+
     def topics(self, names: Iterable[str]) -> dict[str, Topic]:
         """Those of the topics that exist. Raises KafkaException where the brokers do not say.
 

@@ -1,0 +1,7 @@
+"""The live page: counts, corrections, dead letters and the delay in a browser, from the output topics only.
+
+    serve(settings)   # of app.page.serve: until SIGTERM; the exit code
+
+Data flows one way: `reader` consumes and folds (`fold`: `figures`, `news`), `snapshot` makes each part of the page plain data,
+at most once a second, `broadcast` hands the same bytes to every browser (`site`), and `static/` draws them.
+"""
