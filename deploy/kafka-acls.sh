@@ -4,7 +4,7 @@
 #   KAFKA_ACLS="bin/kafka-acls.sh --bootstrap-server kafka:9093 --command-config admin.properties" deploy/kafka-acls.sh
 #
 # Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
-# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq).
+# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq), PAGE (serve).
 set -euo pipefail
 : "${KAFKA_ACLS:?set KAFKA_ACLS to the kafka-acls command with its connection options}"
 
@@ -13,6 +13,7 @@ aggregator=${AGGREGATOR:-User:onecount-aggregator}
 producer=${PRODUCER:-User:onecount-producer}
 importer=${IMPORTER:-User:onecount-importer}
 operator=${OPERATOR:-User:onecount-operator}
+page=${PAGE:-User:onecount-page}
 
 counter_group=${ONECOUNT_COUNTER_GROUP:-onecount.counter}
 aggregator_group=${ONECOUNT_AGGREGATOR_GROUP:-onecount.aggregator}
@@ -35,7 +36,7 @@ allow() { # principal, operations (comma-separated), resources...
 }
 
 # Clients that only read a log back name a group, too: they never join it, but look for its coordinator.
-for principal in "$counter" "$aggregator" "$operator"; do allow "$principal" Describe --group "$counter_group.read"; done
+for principal in "$counter" "$aggregator" "$operator" "$page"; do allow "$principal" Describe --group "$counter_group.read"; done
 
 # Read and Write imply Describe. An idempotent or transactional producer needs no right on the cluster.
 allow "$counter" Read "${events[@]}" "${rekeyed[@]}"
@@ -67,3 +68,5 @@ for name in "${events[@]}" "${own[@]}"; do [ "$name" = --topic ] || shadows+=(--
 allow "$operator" Create,Read,Write,Delete,DescribeConfigs "${shadows[@]}" --resource-pattern-type prefixed
 allow "$operator" Read,Delete --group "$counter_group.replay-" --group "$aggregator_group.replay-" --resource-pattern-type prefixed
 allow "$operator" Write --transactional-id "$counter_group.replay-" --transactional-id "$aggregator_group.replay-" --resource-pattern-type prefixed
+
+allow "$page" Read "${counts[@]}" "${attributed[@]}" "${dlq[@]}"

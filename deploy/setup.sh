@@ -3,7 +3,7 @@
 # Changes nothing when all is there. Debian and Ubuntu are installed on; elsewhere it says what is missing.
 #
 #   deploy/setup.sh                  install what is missing
-#   deploy/setup.sh --tests          and what only the tests need: Prometheus
+#   deploy/setup.sh --tests          and what only the tests need: Prometheus, chromium
 #   deploy/setup.sh --print-python   the Python to use: $PYTHON, else the newest of 3.13, 3.12, 3.11 that works
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -54,6 +54,7 @@ missing() { # as Debian's packages
   has_redis || echo redis-server
   has_jars || command -v mvn >/dev/null || echo maven
   [ -z "$FOR_TESTS" ] || has_prometheus || echo prometheus
+  [ -z "$FOR_TESTS" ] || command -v chromium >/dev/null || echo chromium
 }
 
 # --- Installing ---------------------------------------------------------------------------------------------------

@@ -15,8 +15,15 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from confluent_kafka import OFFSET_BEGINNING, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from app.contract import rows
+from app.engine.clients import KafkaClients
+from app.engine.topics import create_topics
+from app.local import local_kafka
+from app.policy.load import load_policy
 from tests.conftest import Services
 from tests.integration.deployment import Deployment, deployed
 
@@ -39,28 +46,10 @@ class Served:
         self.deployment = deployment
         deployment.start("counter")
         deployment.start("aggregator")
-        self.process, self.url = self.serve()
-
-    def serve(self, **environment: str) -> tuple[subprocess.Popen[bytes], str]:
-        """One `onecount serve` on a free port, and its address."""
-        log = self.deployment.folder / "page.log"
-        begin = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "app", "serve"],
-                env=os.environ | self.deployment.environment | {"ONECOUNT_PAGE_PORT": "0"} | environment,
-                stdout=file,
-                stderr=file,
-            )
-        self.deployment.running.append(process)
-        self.deployment.wait_until(lambda: b'"url"' in log.read_bytes()[begin:], "the page is served")
-        said = log.read_bytes()[begin:].splitlines()
-        return process, next(json.loads(line)["url"] for line in said if b'"url"' in line)
+        _, self.url = serve(deployment)
 
     def send(self, **event: Any) -> None:
         """One event, as a producer outside would send it."""
-        from confluent_kafka import Producer
-
         producer = Producer({"bootstrap.servers": self.deployment.settings.bootstrap, "partitioner": "murmur2_random"})
         value = {"event_time": time.time_ns() // 1_000_000, **event}
         producer.produce(self.deployment.settings.events_topics[0], json.dumps(value), value["user_id"])
@@ -68,10 +57,6 @@ class Served:
 
     def published_ms(self, clicks: int) -> int:
         """When the row was published in which the clicks of the page came to be so many, by the broker's clock."""
-        from confluent_kafka import OFFSET_BEGINNING, TopicPartition
-
-        from app.engine.clients import KafkaClients
-
         consumer = KafkaClients(self.deployment.settings).reader()
         try:
             topic = self.deployment.settings.counts_topic
@@ -89,6 +74,21 @@ class Served:
             consumer.close()
 
 
+def serve(deployment: Deployment) -> tuple[subprocess.Popen[bytes], str]:
+    """One `onecount serve` on a free port, and its address."""
+    path = deployment.folder / f"page-{len(deployment.running)}.log"
+    with path.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve"],
+            env=os.environ | deployment.environment | {"ONECOUNT_PAGE_PORT": "0"},
+            stdout=log,
+            stderr=log,
+        )
+    deployment.running.append(process)
+    deployment.wait_until(lambda: b'"url"' in path.read_bytes(), "the page is served")
+    return process, next(json.loads(line)["url"] for line in path.read_bytes().splitlines() if b'"url"' in line)
+
+
 @pytest.fixture(scope="module")
 def served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     name = f"test-page-{os.getpid()}"
@@ -102,7 +102,9 @@ def browser() -> Iterator[Browser]:
     assert program is not None, "chromium is missing: run `make test`, or deploy/setup.sh --browser"
     with sync_playwright() as playwright:
         # root can't use chromium's sandbox; the page is our own
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.getuid() == 0 else [])
+        chromium = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox"] if os.getuid() == 0 else []
+        )
         yield chromium
         chromium.close()
 
@@ -113,7 +115,9 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     opened = context.new_page()
     complaints: list[str] = []
-    opened.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on(
+        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+    )
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     foreign: list[str] = []
     opened.on("request", lambda request: foreign.append(request.url) if "127.0.0.1" not in request.url else None)
@@ -125,7 +129,9 @@ def page(browser: Browser) -> Iterator[Page]:
 
 def shows(page: Page, id_: str, text: str) -> None:
     """Waits until an element says just this."""
-    page.wait_for_function("([id, text]) => document.getElementById(id).textContent === text", arg=[id_, text], timeout=WAIT_MS)
+    page.wait_for_function(
+        "([id, text]) => document.getElementById(id).textContent === text", arg=[id_, text], timeout=WAIT_MS
+    )
 
 
 @pytest.mark.timeout(180)
@@ -153,17 +159,22 @@ def test_conversions_corrections_and_refused_events_are_shown_and_no_user(served
     now_ms = time.time_ns() // 1_000_000
     order = {"conversion_name": "purchase", "order_id": "order-77", "currency": "EUR", "advertiser_id": "shop"}
     served.send(event_id="seen", event_type="click", user_id="bob@example.com", event_time=now_ms - 5_000, **ADS)
-    served.send(event_id="c1", event_type="conversion", user_id="bob@example.com", platform="meta", value=1234.5, **order)
+    served.send(
+        event_id="c1", event_type="conversion", user_id="bob@example.com", platform="meta", value=1234.5, **order
+    )
     shows(page, "conversions", "1")
     shows(page, "value", "EUR\xa01,234.50")
     assert "purchase" in page.inner_text("#actions")
-    served.send(event_id="r1", event_type="adjustment", adjustment="restate", user_id="bob@example.com", value=1000.0, order_id="order-77", advertiser_id="shop")  # fmt: skip
+    restated = {"event_type": "adjustment", "adjustment": "restate", "order_id": "order-77", "value": 1000.0}
+    served.send(event_id="r1", user_id="bob@example.com", advertiser_id="shop", **restated)
     page.wait_for_selector("#corrections .change", timeout=WAIT_MS)
     change = page.inner_text("#corrections").replace("\xa0", " ")
     assert "EUR 1,234.50 → EUR 1,000.00" in change
     shows(page, "value", "EUR\xa01,000.00")
     served.send(event_id="x", event_type="nonsense", user_id="eve@example.com", advertiser_id="shop")
-    page.wait_for_function("document.getElementById('refused').textContent.includes('Unknown event type')", timeout=WAIT_MS)
+    page.wait_for_function(
+        "document.getElementById('refused').textContent.includes('Unknown event type')", timeout=WAIT_MS
+    )
     text = page.content()
     assert not any(secret in text for secret in ("example.com", "order-77"))
 
@@ -214,35 +225,63 @@ def test_axe_finds_nothing_to_object_to(served: Served, page: Page, scheme: Any)
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(244, 246, 249)", "dark": "rgb(13, 17, 24)"}[scheme]
     # axe is put into the page past its Content-Security-Policy, by the browser's own debugging protocol
-    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]})
+    found = Axe().run(
+        page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+    )
     assert found.violations_count == 0, found.generate_report()
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-@pytest.mark.timeout(180)
-def test_an_outage_of_kafka_is_told_with_the_last_figures_and_ends_by_itself(served: Served, page: Page) -> None:
-    """Behind a listener of the test's own that can be cut: the broker that others use stays up."""
-    from tests.faults.forwarder import Forwarder
-
-    with Forwarder(served.deployment.settings.bootstrap) as forwarder:
-        process, url = served.serve(**forwarder.environment)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_an_outage_of_kafka_is_told_with_the_last_figures_and_ends_by_itself_and_so_does_a_reset(
+    topic_prefix: str, tmp_path: Path, page: Page
+) -> None:
+    with local_kafka() as kafka, deployed(kafka.bootstrap, "redis://unused", topic_prefix, tmp_path) as deployment:
+        publish(deployment, clicks=1234)
+        process, url = serve(deployment)
         page.goto(url)
-        shows(page, "status-text", "Live")
-        clicks = page.inner_text("#clicks")
-        forwarder.cut()
+        shows(page, "clicks", "1,234")
+        kafka.kill()
         shows(page, "status-text", "No answer from Kafka")
         assert "No answer from Kafka since" in page.inner_text("#notice")
-        assert page.inner_text("#clicks") == clicks
-        forwarder.mend()
+        assert page.inner_text("#clicks") == "1,234"
+        kafka.start()
+        publish(deployment, clicks=1235)
+        shows(page, "clicks", "1,235")
         shows(page, "status-text", "Live")
+        remake(deployment)
+        publish(deployment, clicks=7)
+        shows(page, "clicks", "7")
         process.terminate()
         assert process.wait(15) == 0
 
 
+def publish(deployment: Deployment, clicks: int) -> None:
+    """A row of counts, as an aggregator would publish it."""
+    window = int(time.time()) // 60 * 60_000
+    row = rows.CountRow(window, window + 60_000, "meta", "shop", {"campaign_id": "spring"}, "", "", 0, 0, clicks, 0, 0.0, 0.0, 1, False)  # fmt: skip
+    producer = Producer({"bootstrap.servers": deployment.settings.bootstrap})
+    producer.produce(deployment.settings.counts_topic, rows.encode(row), b"the only key")
+    assert producer.flush(20) == 0
+
+
+def remake(deployment: Deployment) -> None:
+    """Deletes the topics of counts and makes them anew, as `onecount reset` does."""
+    admin = AdminClient({"bootstrap.servers": deployment.settings.bootstrap})
+    admin.delete_topics([deployment.settings.counts_topic], operation_timeout=20)[
+        deployment.settings.counts_topic
+    ].result()
+    policy = load_policy(deployment.settings.policy)[0]
+    deployment.wait_until(lambda: create_topics(deployment.settings, policy), "the topic is made anew")
+
+
 @pytest.mark.timeout(120)
-def test_a_browser_that_takes_nothing_does_not_hold_the_others_up_and_sigterm_ends_all(served: Served, page: Page) -> None:
-    process, url = served.serve()
+def test_a_browser_that_takes_nothing_does_not_hold_the_others_up_and_sigterm_ends_all(
+    served: Served, page: Page
+) -> None:
+    process, url = serve(served.deployment)
     host, port = url.removeprefix("http://").rstrip("/").split(":")
     sleepers = [socket.create_connection((host, int(port))) for _ in range(20)]
     for sleeper in sleepers:
