@@ -12,6 +12,7 @@ from typing import Final
 import orjson
 import structlog
 import uvicorn
+from pydantic import SecretStr
 from starlette.applications import Starlette
 
 from app.observe.logs import configure_logs
@@ -32,8 +33,7 @@ def serve(settings: Settings) -> int:
     """Serves the page until SIGTERM or SIGINT; the exit code. Raises `PageError` where it can't listen."""
     configure_logs()
     listener = listen(settings.page_host, settings.page_port)
-    quick = min(settings.request_timeout_ms, ANSWER_TIMEOUT_MS)
-    page = _Page(settings.model_copy(update={"request_timeout_ms": quick}))
+    page = _Page(settings.model_copy(update=_patience(settings)))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more when it has stopped
         signal.signal(number, page.stop)
     host = f"[{settings.page_host}]" if ":" in settings.page_host else settings.page_host
@@ -41,6 +41,14 @@ def serve(settings: Settings) -> int:
     page.server.run(sockets=[listener])
     _log.info("stopped")
     return page.code
+
+
+def _patience(settings: Settings) -> dict[str, object]:
+    """What differs from a worker: shorter waits, and the clients don't log each try to connect, of which the page tells."""
+    return {
+        "request_timeout_ms": min(settings.request_timeout_ms, ANSWER_TIMEOUT_MS),
+        "kafka": {"log_level": SecretStr("2")} | settings.kafka,
+    }
 
 
 class _Page:
@@ -78,11 +86,19 @@ class _Page:
 
     async def _beat(self, reader: Reader, reading: asyncio.Task[None]) -> None:
         """Tells the browsers every second how things stand, and ends their streams, for which uvicorn waits, when it stops."""
+        was_silent = False
         while not self.server.should_exit:
+            now_ms = time.time_ns() // 1_000_000
+            is_silent = reader.pulse.answered_ms > 0 and reader.pulse.is_silent(now_ms)
+            if is_silent != was_silent:
+                was_silent = is_silent
+                (_log.warning if is_silent else _log.info)(
+                    "no answer from Kafka" if is_silent else "Kafka answers again"
+                )
             if reading.done():
                 _log.error("reading ended by itself", exc_info=reading.exception())
                 self.code, self.server.should_exit = FAILED, True
                 break
-            self._broadcast.publish({"beat": orjson.dumps(beat(reader, time.time_ns() // 1_000_000))})
+            self._broadcast.publish({"beat": orjson.dumps(beat(reader, now_ms))})
             await asyncio.sleep(BEAT_S)
         self._broadcast.close()
