@@ -11,7 +11,16 @@ html_title = f"onecount {release}"
 
 NAVIGATION = {
     "What it does": ["docs/counting", "docs/contract", "docs/real-data"],
-    "In production": ["docs/deploy", "deploy/helm/onecount/README", "docs/runbook", "docs/metrics", "docs/security"],
+    "In production": [
+        "docs/deploy",
+        "deploy/helm/onecount/README",
+        "docs/page",
+        "docs/runbook",
+        "docs/metrics",
+        "docs/dead-letters",
+        "docs/replay",
+        "docs/security",
+    ],
     "How it is built": ["docs/architecture", "docs/performance", "docs/decisions", "CHANGELOG"],
 }
 root_doc = "README"

@@ -12,6 +12,10 @@ FILE: Final = Path(__file__).resolve().parents[2] / "deploy/helm/onecount/values
 # The chart sets these itself, secrets come as files, and in a pod of one process every worker has slot 0: all that are
 # pinned would sit on one core of the node.
 NOT_IN_VALUES: Final = {"policy", "secrets_dir", "worker_id", "metrics_port", "pin_workers"} | {
+    "page_host",
+    "page_port",
+    "page_hosts",
+    "page_max_rows",
     "kafka_password",
     "kafka_key_password",
     "kafka_client_secret",

@@ -301,7 +301,7 @@ class Server:
 def test_a_redis_that_the_replay_would_fill_is_refused_before_and_while_it_fills() -> None:
     gigabyte = 2**30
     refuse_full(Server(gigabyte // 2, gigabyte), 5_000_000)  # type: ignore[arg-type]
-    with pytest.raises(ReplayRefused, match="would stop live counting.*ONECOUNT_REDIS_URL"):
+    with pytest.raises(ReplayRefused, match=r"would stop live counting.*ONECOUNT_REDIS_URL"):
         refuse_full(Server(gigabyte // 2, gigabyte), 6_000_000)  # type: ignore[arg-type]
     refuse_full(Server(int(gigabyte * 0.89), gigabyte), 0)  # type: ignore[arg-type]
     with pytest.raises(ReplayRefused, match="would stop live counting"):
