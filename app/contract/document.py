@@ -28,6 +28,7 @@ _TOPICS: Final = {
     for spec in topic_specs(
         ("ads.events",),
         "ads.events.dlq",
+        "ads.events.dlq.handled",
         "onecount.rekeyed",
         "onecount.deltas",
         "onecount.policy",
