@@ -51,7 +51,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             ("reason",),
             "Events refused, by reason; each is on the dead-letter topic.",
             "the event broke the contract or its time is out of bounds; nothing was counted for it",
-            "read the dead letters of that reason and mend their producer",
+            "`onecount dlq list --reason REASON` and `dlq show` tell which events; mend their producer",
             "counter",
         ),
         Metric(
@@ -60,7 +60,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             (),
             "Dead letters by judged events, over the last minute.",
             "0 to 1; 0 while fewer than 20 events came in that minute",
-            "above its limit: `onecount_rejected_events_total` names the reasons, the dead letters the producer",
+            "above its limit: `onecount_rejected_events_total` names the reasons, `onecount dlq list` the sources",
             "counter",
         ),
         Metric(
