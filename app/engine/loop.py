@@ -194,7 +194,8 @@ def _read(session: Session, settings: Settings) -> None:
     """Fills the partitions' pending records: until the commit interval is over, or the batch is as large as it may be."""
     deadline = time.monotonic() + settings.commit_interval_ms / 1000
     count, size_bytes = 0, 0
-    while count < settings.max_batch_events and size_bytes < settings.max_batch_bytes:
+    bytes_max = settings.max_batch_bytes // session.reading.share
+    while count < settings.max_batch_events and size_bytes < bytes_max:
         left_s = deadline - time.monotonic()
         taken, bytes_taken = session.poll(settings.max_batch_events - count, max(left_s, 0))
         count += taken

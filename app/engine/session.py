@@ -26,7 +26,6 @@ from app.engine.store import Store
 from app.settings import Settings
 
 _HELD_BATCHES = 4  # so many may wait for another topic, of each topic and partition
-_SLICE = 2_000  # records a call to consume, so that a batch's bytes are looked at often enough
 
 
 class SessionEnded(Exception):
@@ -58,6 +57,8 @@ class Reading(NamedTuple):
     topics: tuple[str, ...]
     published_topic: str  # read back when state was lost
     marks_topic: str | None = None  # tells which offsets each published batch took
+    share: int = 1  # a batch has at most max_batch_bytes / share
+    slice_records: int = 2_000  # a call to consume takes so many, so that a batch's bytes are looked at often enough
 
 
 class Session:
@@ -247,7 +248,7 @@ class Session:
 
     def poll(self, count: int, timeout_s: float) -> tuple[int, int]:
         """Consumes up to `count` records, in at most `timeout_s`, into their partitions' pending ones; how many, and their bytes."""
-        messages = self._kafka(self.consumer.consume, min(count, _SLICE), timeout_s)
+        messages = self._kafka(self.consumer.consume, min(count, self.reading.slice_records), timeout_s)
         if self.failure is not None:
             raise self.failure
         taken = 0

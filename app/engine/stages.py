@@ -17,8 +17,9 @@ ROLES: Final = ("counter", "aggregator")
 def make_stage(role: str, settings: Settings, policy: Policy, clients: Clients) -> tuple[Stage, Reading]:
     """The stage of a role, and its group and topics. Raises `StateRefused` where the topics are missing."""
     if role == "aggregator":
+        # a record holds up to 2,000 changes of rows, each of which takes ten times its bytes in memory
         return AggregatorStage(settings, policy), Reading(
-            settings.aggregator_group, (settings.deltas_topic,), settings.counts_topic
+            settings.aggregator_group, (settings.deltas_topic,), settings.counts_topic, share=8, slice_records=20
         )
     counts = partition_counts(settings, clients)
     stage = CounterStage(settings, policy, counts[settings.events_topics[0]], counts[settings.deltas_topic])
