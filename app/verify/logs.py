@@ -5,7 +5,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Final, TypeAlias
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, Message, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from app.settings import Settings
@@ -15,6 +23,11 @@ Spans: TypeAlias = dict[tuple[str, int], tuple[int, int]]
 
 _FETCH_RECORDS: Final = 10_000
 _FETCH_S: Final = 0.1  # a read of little waits this long for more
+_LOADING: Final = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
 _POLL_S: Final = 0.5
 
 
@@ -129,9 +142,20 @@ def unread_spans(settings: Settings, group: str, spans: Spans) -> Spans:
 
 
 def wait_until_read(settings: Settings, group: str, spans: Spans, wait_s: float) -> None:
-    """Returns when a group has committed every record of the spans; after `wait_s` seconds raises `VerifyError`."""
+    """Returns when a group has committed every record of the spans; after `wait_s` seconds raises `VerifyError`, or the
+    KafkaException of a coordinator that was not ready in all that time.
+    """
     deadline_s = time.monotonic() + wait_s
-    while behind := unread_spans(settings, group, spans):
+    while True:
+        try:
+            behind = unread_spans(settings, group, spans)
+        except KafkaException as error:  # a broker that has just started is still loading its groups
+            if error.args[0].code() not in _LOADING or time.monotonic() > deadline_s:
+                raise
+            time.sleep(_POLL_S)
+            continue
+        if not behind:
+            return
         if time.monotonic() > deadline_s:
             lags = ", ".join(f"{topic}/{number} up to {end - at}" for (topic, number), (at, end) in behind.items())
             raise VerifyError(
