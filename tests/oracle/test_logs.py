@@ -41,5 +41,5 @@ def test_a_broker_that_does_not_answer_is_told_at_once(monkeypatch: pytest.Monke
 
 
 def test_a_group_that_stays_behind_is_told_with_its_lag(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(VerifyError, match="ads.events/0 up to 2"):
+    with pytest.raises(VerifyError, match=r"ads\.events/0 up to 2"):
         wait(monkeypatch, [BEHIND], wait_s=-1)
