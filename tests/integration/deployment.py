@@ -78,6 +78,21 @@ class Deployment:
         self.running.append(worker)
         return worker
 
+    def serve(self) -> tuple[subprocess.Popen[bytes], str]:
+        """One `onecount serve` on a free port, and its address."""
+        path = self.folder / f"page-{len(self.running)}.log"
+        with path.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "app", "serve"],
+                env=os.environ | self.environment | {"ONECOUNT_PAGE_PORT": "0"},
+                stdout=log,
+                stderr=log,
+            )
+        self.running.append(process)
+        self.wait_until(lambda: b'"url"' in path.read_bytes(), "the page is served")
+        told = (orjson.loads(line) for line in path.read_bytes().splitlines() if b'"url"' in line)
+        return process, next(told)["url"]
+
     def generate(self, *arguments: str) -> subprocess.Popen[bytes]:
         """The generator as a process of its own, which any outside producer is; its log is `generator.log`."""
         command = [sys.executable, "-m", "app", "generate", *arguments]

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -47,7 +45,7 @@ class Served:
         self.deployment = deployment
         deployment.start("counter")
         deployment.start("aggregator")
-        _, self.url = serve(deployment)
+        _, self.url = deployment.serve()
 
     def send(self, **event: Any) -> None:
         """One event, as a producer outside would send it."""
@@ -75,21 +73,6 @@ class Served:
             consumer.close()
 
 
-def serve(deployment: Deployment) -> tuple[subprocess.Popen[bytes], str]:
-    """One `onecount serve` on a free port, and its address."""
-    path = deployment.folder / f"page-{len(deployment.running)}.log"
-    with path.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve"],
-            env=os.environ | deployment.environment | {"ONECOUNT_PAGE_PORT": "0"},
-            stdout=log,
-            stderr=log,
-        )
-    deployment.running.append(process)
-    deployment.wait_until(lambda: b'"url"' in path.read_bytes(), "the page is served")
-    return process, next(json.loads(line)["url"] for line in path.read_bytes().splitlines() if b'"url"' in line)
-
-
 @pytest.fixture(scope="module")
 def served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     name = f"test-page-{os.getpid()}"
@@ -100,7 +83,7 @@ def served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     program = which("chromium")
-    assert program is not None, "chromium is missing: run `make test`, or deploy/setup.sh --browser"
+    assert program is not None, "chromium is missing: run `make test`, or deploy/setup.sh --tests"
     with sync_playwright() as playwright:
         # root can't use chromium's sandbox; the page is our own
         chromium = playwright.chromium.launch(
@@ -241,7 +224,7 @@ def test_an_outage_of_kafka_is_told_with_the_last_figures_and_ends_by_itself_and
 ) -> None:
     with local_kafka() as kafka, deployed(kafka.bootstrap, "redis://unused", topic_prefix, tmp_path) as deployment:
         publish(deployment, clicks=1234)
-        process, url = serve(deployment)
+        process, url = deployment.serve()
         page.goto(url)
         shows(page, "clicks", "1,234")
         kafka.kill()
@@ -285,7 +268,7 @@ def remake(deployment: Deployment) -> None:
 def test_a_browser_that_takes_nothing_does_not_hold_the_others_up_and_sigterm_ends_all(
     served: Served, page: Page
 ) -> None:
-    process, url = serve(served.deployment)
+    process, url = served.deployment.serve()
     host, port = url.removeprefix("http://").rstrip("/").split(":")
     sleepers = [socket.create_connection((host, int(port))) for _ in range(20)]
     for sleeper in sleepers:

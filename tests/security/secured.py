@@ -16,7 +16,7 @@ from app.verify.logs import fix_spans
 from tests.integration.deployment import Deployment, deployed
 from tests.security.acls import grant, least_privilege, revoke
 
-PRINCIPALS = tuple(f"onecount-{role}" for role in ("counter", "aggregator", "producer", "importer", "operator"))
+PRINCIPALS = tuple(f"onecount-{role}" for role in ("counter", "aggregator", "producer", "importer", "operator", "page"))
 MARK = "s3cr3t"  # begins every secret, so that it is known where one is printed
 ADMIN = "admin"  # of Redis
 KEY_PASSWORD = f"{MARK}-key"

@@ -2,10 +2,12 @@
 worker says when that is too little; and that no secret is told on the way.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -29,6 +31,16 @@ def assert_no_secret(*texts: str) -> None:
         assert MARK not in text
 
 
+def assert_the_page_shows_counts(scram: SecuredDeployment) -> None:
+    """As its own principal, which may read the outputs and nothing else."""
+    with scram.acting_as("onecount-page"):
+        page, url = scram.onecount.serve()
+    with urlopen(f"{url.rstrip('/')}/events/day", timeout=30) as stream:
+        shown = (json.loads(line[5:]) for line in stream if line.startswith(b"data:"))
+        assert any(snapshot.get("series") for snapshot in shown), scram.onecount.logs()
+    assert scram.onecount.stop(page) == 0
+
+
 @pytest.mark.timeout(180)
 def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: SecuredDeployment) -> None:
     workers = [scram.start("counter"), scram.start("aggregator")]
@@ -45,6 +57,7 @@ def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: Secur
     # what was lost is rebuilt from the log, and compared with what is published: rights that nothing else needs
     workers = [scram.start("counter"), scram.start("aggregator")]
     scram.onecount.assert_exact()
+    assert_the_page_shows_counts(scram)
     said += [
         scram.run("onecount-operator", "dlq", "list"),
         scram.run("onecount-operator", "dlq", "drop", "--limit", "1", "--yes"),
