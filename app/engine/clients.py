@@ -191,6 +191,8 @@ def reader_properties(settings: Settings) -> dict[str, Any]:
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
+            "queued.min.messages": 20_000,  # a rebuild has a reader for each partition
+            "queued.max.messages.kbytes": 16_384,
             "fetch.wait.max.ms": 10,  # the end of a log is told only after this wait
         }
     )

@@ -111,10 +111,7 @@ class Worker:
         idle, looked = IdleClock(), time.monotonic()
         while not self.stop.is_set():
             self.observer.beat()
-            was_rebuilding = _is_rebuilding(session)
             step(session, self.settings, self.observer)
-            if was_rebuilding and not _is_rebuilding(session):
-                give_back()
             idle.look(session, self.observer)
             if time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
@@ -142,10 +139,6 @@ class Worker:
         return end
 
 
-def _is_rebuilding(session: Session) -> bool:
-    return any(owned.mode is Mode.REBUILD for owned in session.owned.values())
-
-
 def cause_of(error: Exception) -> str:
     """Why a session ended, as it is counted."""
     if isinstance(error, SessionEnded):
@@ -171,6 +164,7 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
                 observer.transaction("committed")
             owned.mode = Mode.LIVE
             if is_rebuilt:
+                give_back()
                 break  # the next one follows with the next turn, as the group must hear of this worker meanwhile
     observer.owned(session)
     return sum(len(batch.records) for batch in batches.values())
