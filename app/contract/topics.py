@@ -61,7 +61,8 @@ def topic_specs(
         TopicSpec(dlq, None, {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)} | written, raw),
         # Kept for ever, as a raw topic may be: what was sent again lies there, and `reset` writes its first letter anew.
         TopicSpec(handled, 1, {"cleanup.policy": "compact"} | written),
-        TopicSpec(deltas, None, {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS)} | written),
+        # As long as the raw topics: a rebuild folds them in the order that the deltas tell.
+        TopicSpec(deltas, None, {"cleanup.policy": "delete", "retention.ms": log["retention.ms"]} | written),
         TopicSpec(attributed, None, upserts, raw),
         TopicSpec(counts, None, upserts, deltas),
         TopicSpec(policy, 1, {"cleanup.policy": "compact"} | written),

@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException
 
 from app.columns.table import StateDamaged
 from app.engine.clients import Clients, Topic, explained
+from app.engine.course import read_course
 from app.engine.failpoint import passing
 from app.engine.fold import Batch, Fold
 from app.engine.layout import refuse_changed_topics
@@ -162,7 +163,7 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
             is_rebuilt = owned.mode is Mode.REBUILD
             if is_rebuilt and finish_rebuild(session, partition):
                 observer.transaction("committed")
-            owned.mode = Mode.LIVE
+            owned.mode, owned.course = Mode.LIVE, None
             if is_rebuilt:
                 give_back()
                 break  # the next one follows with the next turn, as the group must hear of this worker meanwhile
@@ -174,6 +175,10 @@ def _prove(session: Session) -> None:
     """Before a partition's first batch: refuses offsets and logs by which it cannot be counted."""
     if unconfirmed := [partition for partition, owned in session.owned.items() if not owned.is_confirmed]:
         session.confirm_offsets(unconfirmed)
+        for partition in unconfirmed:
+            owned = session.owned[partition]
+            if owned.mode is Mode.REBUILD and session.reading.marks_topic is not None:
+                owned.course = read_course(session.clients, session.reading.marks_topic, partition, owned.next_ms)
     fresh = [partition for partition, owned in session.owned.items() if not owned.is_proven]
     if not fresh:
         return

@@ -1,13 +1,16 @@
 """One partition that a worker owns: how far it was read, what waits to be folded, and what makes a batch."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from math import inf
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from app.engine.fold import Batch, Record
 from app.engine.ledger import Mode
+
+Ranges = dict[str, tuple[int, int]]  # half-open offset ranges by topic
+COURSE_RECORDS: Final = 50_000  # of a batch that is folded in its course, at least one batch as it was
 
 
 class Run(NamedTuple):
@@ -34,6 +37,10 @@ class Owned:
         self.committed = committed  # C, as it was when the partition was opened
         self.pending: dict[str, list[Run]] = {}
         self.at_end: set[str] = set()
+        self.course: Iterator[Ranges] | None = (
+            None  # of a rebuild: the batches in which the records were folded at first
+        )
+        self._told: Ranges | None = None  # the next one of them
         self.paused: set[str] = set()  # topics that are far ahead of another one, and not fetched meanwhile
         self.is_confirmed = False  # whether the group's coordinator has said C again
         self.is_proven = False  # whether its offsets and its log were found to fit each other
@@ -69,19 +76,74 @@ class Owned:
         """
         if not self.pending or (self.mode is Mode.REPLAY and any(self.behind(topic) for topic in self.read)):
             return None
+        if self.mode is Mode.REBUILD and self.course is not None:
+            if self.read.keys() - self.at_end - self.pending.keys():
+                return None  # it is not known yet where the course goes on
+            batch = self._in_course()
+            if batch.records or self.course is not None:
+                return batch if batch.records else None
         runs, self.pending = (self.pending, {}) if self.mode is Mode.REPLAY else self._in_step()
         if self.mode is not Mode.LIVE:
             for topic in list(runs):
                 runs[topic], rest = _cut(runs[topic], self.committed.get(topic) or 0)
-                if rest:
-                    self.pending[topic] = rest + self.pending.get(topic, [])
+                self._put_back(topic, rest)
         batch = Batch([], {})
         for topic in sorted(runs):
-            if runs[topic]:
-                batch.ranges[topic] = (runs[topic][0].first, runs[topic][-1].last + 1)
-                for run in runs[topic]:
-                    batch.records.extend(run.records)
+            _add(batch, topic, runs[topic])
         return batch if batch.records else None
+
+    def next_ms(self) -> int:
+        """The time (epoch ms) of the oldest record that comes next in a topic."""
+        return min(_time_ms(runs[0].records[0]) for runs in self.pending.values() if runs)
+
+    def _in_course(self) -> Batch:
+        """The pending records as they were folded at first; nothing where the next batch has not all come yet. Ends the course
+        behind its last batch.
+        """
+        batch = Batch([], {})
+        while len(batch.records) < COURSE_RECORDS:
+            self._told = self._told or next(self.course, None)  # type: ignore[arg-type]
+            if self._told is None:
+                self.course = None
+                break
+            if self._goes_before(self._told):
+                if not batch.records:
+                    self._take_before(self._told, batch)
+                break
+            if not self._take_told(self._told, batch):
+                break
+            self._told = None
+        return batch
+
+    def _take_told(self, told: Ranges, batch: Batch) -> bool:
+        """Takes what has come of a batch, in its order; whether that is all of it."""
+        for topic in sorted(told.keys() & self.read.keys()):
+            end = told[topic][1]
+            is_all = self.read[topic] >= end or topic in self.at_end
+            if not is_all and topic not in self.paused:
+                return False
+            runs, rest = _cut(self.pending.pop(topic, []), end)
+            self._put_back(topic, rest)
+            _add(batch, topic, runs)
+            if not is_all:  # the rest is fetched once these are folded
+                return False
+        return True
+
+    def _goes_before(self, told: Ranges) -> bool:
+        """Whether records are pending that were folded before a batch, which is the first one that the deltas still hold."""
+        return any(topic in told and runs and runs[0].first < told[topic][0] for topic, runs in self.pending.items())
+
+    def _take_before(self, told: Ranges, batch: Batch) -> None:
+        """Of these nobody knows the order: they come in step."""
+        runs, self.pending = self._in_step()
+        for topic in sorted(runs):
+            before, rest = _cut(runs[topic], told[topic][0]) if topic in told else (runs[topic], [])
+            self._put_back(topic, rest)
+            _add(batch, topic, before)
+
+    def _put_back(self, topic: str, runs: list[Run]) -> None:
+        if runs:
+            self.pending[topic] = runs + self.pending.get(topic, [])
 
     def _in_step(self) -> tuple[dict[str, list[Run]], dict[str, list[Run]]]:
         """The pending runs that may be folded now, and those that wait, by the records' times.
@@ -121,6 +183,14 @@ class Owned:
         return all(not self.behind(topic) for topic in self.read) and all(
             offset >= (self.committed.get(topic) or 0) for topic, offset in self.next.items()
         )
+
+
+def _add(batch: Batch, topic: str, runs: list[Run]) -> None:
+    if runs:
+        first = batch.ranges[topic][0] if topic in batch.ranges else runs[0].first
+        batch.ranges[topic] = (first, runs[-1].last + 1)
+        for run in runs:
+            batch.records.extend(run.records)
 
 
 def _time_ms(record: Record) -> int:

@@ -98,7 +98,6 @@ def read_partition(
         count = 0
         while limit is None or count < limit:
             for message in consumer.consume(10_000 if limit is None else limit - count, 0.1):
-                deadline = time.monotonic() + READ_TIMEOUT_S
                 error = message.error()
                 if error is None:
                     count += 1
@@ -109,6 +108,7 @@ def read_partition(
                         return
                 else:
                     raise SessionEnded(f"reading {topic}/{partition} back: {error}")
+                deadline = time.monotonic() + READ_TIMEOUT_S  # whoever asks for the next one may take his time
             if time.monotonic() > deadline:
                 raise SessionEnded(f"reading {topic}/{partition} back: no answer in {READ_TIMEOUT_S} s")
     finally:

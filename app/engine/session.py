@@ -25,7 +25,7 @@ from app.engine.state import StateOutdated, StateRefused
 from app.engine.store import Store
 from app.settings import Settings
 
-_HELD_BATCHES = 4  # so many may wait for another topic, of each topic and partition
+_HELD_BATCHES = 2  # so many may wait for another topic, of each topic of all partitions
 
 
 class SessionEnded(Exception):
@@ -193,6 +193,8 @@ class Session:
             self.stage.open(partition, None, self.run)
         owned = Owned(taken.epoch, opening.mode, dict(opening.offsets), committed, self.stage.span_ms)
         owned.first = {topic: begins for topic, (begins, _) in log.items()}
+        # an empty topic's end is told behind all that was fetched before
+        owned.at_end = {topic for topic, (_, end) in log.items() if owned.read[topic] >= end}
         owned.by_hand = {place.topic for place in found if place.offset >= 0 and not place.metadata}
         owned.discarded = discarded
         owned.written = taken.written
@@ -270,7 +272,7 @@ class Session:
 
     def _hold_back(self) -> None:
         """Stops fetching a topic that is far ahead of another one of its partition, until that one has come after."""
-        most = _HELD_BATCHES * self.settings.max_batch_events
+        most = _HELD_BATCHES * self.settings.max_batch_events // max(len(self.owned), 1)
         for partition, owned in self.owned.items():
             if owned.mode is Mode.REPLAY:  # which is one batch, and is taken whole
                 continue

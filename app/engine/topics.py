@@ -40,7 +40,7 @@ def create_topics(settings: Settings, policy: Policy, retention_ms: int | None =
         if spec.name in present:
             continue
         config = dict(spec.config)
-        if retention_ms is not None and spec.name in settings.input_topics():
+        if retention_ms is not None and spec.name in (*settings.input_topics(), settings.deltas_topic):
             config["retention.ms"] = str(retention_ms)
         wanted.append(NewTopic(spec.name, spec.partitions or partitions, settings.replication, config=config))
     if wanted:

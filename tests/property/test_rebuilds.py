@@ -152,11 +152,6 @@ def test_many_windows_become_final_with_several_batches(monkeypatch: pytest.Monk
     assert finals == dict.fromkeys(windows, 2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a rebuild folds the topics of a partition in step, not in the order in which they were read (decision 29): an "
-    "event that was just within the correction horizon may be too late then",
-)
 def test_an_event_that_was_just_in_time_is_so_in_a_rebuild() -> None:
     owner = owner_partition(b"ann", 2, "murmur2")
 
