@@ -140,6 +140,11 @@ class Owned:
             before, rest = _cut(runs[topic], told[topic][0]) if topic in told else (runs[topic], [])
             self._put_back(topic, rest)
             _add(batch, topic, before)
+        if not batch.records:  # whatever else waits was folded later than these
+            for topic in sorted(told.keys() & self.pending.keys()):
+                before, rest = _cut(self.pending.pop(topic), told[topic][0])
+                self._put_back(topic, rest)
+                _add(batch, topic, before)
 
     def _put_back(self, topic: str, runs: list[Run]) -> None:
         if runs:

@@ -85,3 +85,70 @@ def test_every_turn_takes_something(times: list[int]) -> None:
         left -= found
         if not partition.pending.keys() >= {A, B}:
             partition.at_end |= {A, B} - partition.pending.keys()
+
+
+def rebuilding(*course: dict[str, tuple[int, int]], committed: int = 100) -> Owned:
+    """A partition whose state is lost, and the batches in which its records were folded at first."""
+    partition = Owned(1, Mode.REBUILD, {A: 0, B: 0}, {A: committed, B: committed})
+    partition.course = iter(course)
+    return partition
+
+
+def order(partition: Owned) -> list[tuple[str, int]]:
+    """Topic and offset of the records that are folded now."""
+    batch = partition.take()
+    return [(str(record.topic()), record.offset()) for record in batch.records] if batch else []
+
+
+def test_a_rebuild_folds_as_it_was_folded_whatever_the_times_say() -> None:
+    partition = rebuilding({B: (0, 1)}, {A: (0, 2), B: (1, 2)}, {A: (2, 3)})
+    put(partition, A, 1, 2, 3)
+    put(partition, B, 900, 1000)
+    assert order(partition) == [(B, 0), (A, 0), (A, 1), (B, 1), (A, 2)]
+
+
+def test_a_batch_that_has_not_all_come_is_waited_for_in_its_order() -> None:
+    partition = rebuilding({A: (0, 2), B: (0, 1)}, {B: (1, 2)})
+    put(partition, A, 1)
+    put(partition, B, 1, 2)
+    assert order(partition) == []
+    put(partition, A, 2)
+    assert order(partition) == [(A, 0), (A, 1), (B, 0), (B, 1)]
+
+
+def test_a_topic_that_is_held_back_is_folded_first_and_the_rest_of_the_batch_follows() -> None:
+    partition = rebuilding({A: (0, 4), B: (0, 1)})
+    put(partition, A, 1, 2)
+    put(partition, B, 1)
+    partition.paused.add(A)
+    assert order(partition) == [(A, 0), (A, 1)]
+    partition.paused.discard(A)
+    assert order(partition) == []
+    put(partition, A, 3, 4)
+    assert order(partition) == [(A, 2), (A, 3), (B, 0)]
+
+
+def test_what_was_folded_before_the_oldest_batch_that_is_told_comes_in_step() -> None:
+    partition = rebuilding({A: (2, 3), B: (1, 2)})
+    put(partition, A, 10, 20, 5)
+    put(partition, B, 15, 1)
+    assert order(partition) == [(A, 0), (B, 0)]
+    assert order(partition) == [(A, 1)]
+    assert order(partition) == [(A, 2), (B, 1)]
+
+
+def test_behind_the_last_batch_that_is_told_records_come_in_step_up_to_what_is_committed() -> None:
+    partition = rebuilding({A: (0, 1)}, committed=2)
+    put(partition, A, 1, 2, 3)
+    partition.at_end |= {A, B}
+    assert order(partition) == [(A, 0)]
+    assert order(partition) == [(A, 1)]
+    assert partition.course is None
+
+
+def test_a_rebuild_that_goes_on_skips_what_is_in_the_state() -> None:
+    partition = Owned(1, Mode.REBUILD, {A: 2, B: 1}, {A: 9, B: 9})
+    partition.course = iter([{A: (0, 1), B: (0, 1)}, {A: (1, 3), B: (1, 2)}])
+    put(partition, A, 1)
+    put(partition, B, 1)
+    assert order(partition) == [(A, 2), (B, 1)]
