@@ -11,7 +11,7 @@ from confluent_kafka import OFFSET_BEGINNING
 from app.engine.aggregator import read_deltas
 from app.engine.clients import Clients
 from app.engine.owned import Ranges
-from app.engine.rebuild import CLOCK_MS, read_partition
+from app.engine.rebuild import read_partition
 
 
 def read_course(clients: Clients, deltas_topic: str, partition: int, since_ms: Callable[[], int]) -> Iterator[Ranges]:
@@ -19,7 +19,7 @@ def read_course(clients: Clients, deltas_topic: str, partition: int, since_ms: C
     (epoch ms) or later, and that the deltas still hold. Every partition of the deltas has the marks of all batches.
     """
     # asked for when the first one is wanted; a batch was published after its records were written
-    for message in read_partition(clients, deltas_topic, 0, OFFSET_BEGINNING, None, since_ms() - CLOCK_MS):
+    for message in read_partition(clients, deltas_topic, 0, OFFSET_BEGINNING, None, since_ms()):
         for mark in read_deltas(message).marks:
             if mark.partition == partition and mark.ranges:
                 yield mark.ranges

@@ -98,7 +98,8 @@ class Worker:
                     self.observer.transaction(session.unsettled)
                 self.observer.session(cause_of(error), explained(error))
                 has_counted = session is not None and session.folded > 0
-                failures, has_doubt = 1 if has_counted else failures + 1, has_doubt and not has_counted
+                failures = 1 if has_counted else failures + 1
+                has_doubt = has_doubt and not has_counted
                 self.stop.wait(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
             finally:
                 if session is not None:
@@ -159,14 +160,14 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
         observer.step("read", read_s)
         _carry(session, batches, observer)
     for partition, owned in list(session.owned.items()):
-        if owned.mode is not Mode.LIVE and owned.is_caught_up():
-            is_rebuilt = owned.mode is Mode.REBUILD
-            if is_rebuilt and finish_rebuild(session, partition):
+        if owned.mode is Mode.REPLAY and owned.is_caught_up():
+            owned.mode = Mode.LIVE
+        elif owned.mode is Mode.REBUILD and owned.is_caught_up():
+            if finish_rebuild(session, partition):
                 observer.transaction("committed")
             owned.mode, owned.course = Mode.LIVE, None
-            if is_rebuilt:
-                give_back()
-                break  # the next one follows with the next turn, as the group must hear of this worker meanwhile
+            give_back()
+            break  # the next one follows with the next turn, as the group must hear of this worker meanwhile
     observer.owned(session)
     return sum(len(batch.records) for batch in batches.values())
 

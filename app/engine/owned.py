@@ -38,7 +38,7 @@ class Owned:
         self.pending: dict[str, list[Run]] = {}
         self.at_end: set[str] = set()
         self.course: Iterator[Ranges] | None = (
-            None  # of a rebuild: the batches in which the records were folded at first
+            None  # of a rebuild: the batches that its records were folded in at first
         )
         self._told: Ranges | None = None  # the next one of them
         self.paused: set[str] = set()  # topics that are far ahead of another one, and not fetched meanwhile
@@ -80,8 +80,10 @@ class Owned:
             if self.read.keys() - self.at_end - self.pending.keys():
                 return None  # it is not known yet where the course goes on
             batch = self._in_course()
-            if batch.records or self.course is not None:
-                return batch if batch.records else None
+            if batch.records:
+                return batch
+            if self.course is not None:
+                return None
         runs, self.pending = (self.pending, {}) if self.mode is Mode.REPLAY else self._in_step()
         if self.mode is not Mode.LIVE:
             for topic in list(runs):

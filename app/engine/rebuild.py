@@ -57,7 +57,7 @@ def read_back(
     """The committed rows of a partition in their order, as (key, value); None for a deleted one. At least all that were
     written since a time (epoch ms), or all where it is 0 or less. Calls `beat` now and then, as it may take minutes.
     """
-    records = read_partition(clients, topic, partition, OFFSET_BEGINNING, None, since_ms - CLOCK_MS)
+    records = read_partition(clients, topic, partition, OFFSET_BEGINNING, None, since_ms)
     for count, message in enumerate(records):
         if count % BEAT_RECORDS == 0:
             beat()
@@ -82,16 +82,16 @@ def read_partition(
     clients: Clients, topic: str, partition: int, offset: int, limit: int | None, since_ms: int = 0
 ) -> Any:
     """Yields a partition's committed records from `offset` to its end at the time of the call, or `limit` of them; with
-    `since_ms` (epoch ms) from the first one that was written then or later.
+    `since_ms` (epoch ms) at least all that were written since then, by clocks that agree within a day.
 
     The end is that of all records: what was committed behind another producer's open transaction can only be read when
     that one has ended, and is waited for. Otherwise it would be missed, and published again.
     """
     consumer = clients.reader()
     try:
-        place = TopicPartition(
-            topic, partition, offset if since_ms <= 0 else _offset_at(consumer, topic, partition, since_ms)
-        )
+        if since_ms > CLOCK_MS:
+            offset = _offset_at(consumer, topic, partition, since_ms - CLOCK_MS)
+        place = TopicPartition(topic, partition, offset)
         consumer.assign([place])
         end: int | None = None
         deadline = time.monotonic() + READ_TIMEOUT_S

@@ -87,8 +87,8 @@ def read_log(settings: Settings, spans: Spans, only_first: bool = False) -> Iter
                 end = unread.get(where, 0)  # 0: what still comes of a partition that is done
                 is_record = not _is_end(message, end)
                 if is_record:
-                    heard_s = time.monotonic()
                     yield message
+                    heard_s = time.monotonic()  # whoever asks for the next one may take his time
                 # The end may lie behind control records, which are not delivered: then the partition's EOF tells.
                 is_done = message.offset() + 1 >= end or (is_record and only_first)
                 if is_done and unread.pop(where, None) is not None:
