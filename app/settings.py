@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     policy_topic: str = "onecount.policy"
     attributed_topic: str = "conversions.attributed"
     counts_topic: str = "conversions.counts"
+    journeys_topic: str = "conversions.journeys"
+    models_topic: str = "conversions.models"
     partitions: int = Field(
         4, ge=1, le=4096, description="of the raw topics, for `topics create`; never changed afterwards"
     )
@@ -158,6 +160,8 @@ class Settings(BaseSettings):
             self.policy_topic,
             self.attributed_topic,
             self.counts_topic,
+            self.journeys_topic,
+            self.models_topic,
         ]
         if len({*own, *self.events_topics}) != len(own) + len(self.events_topics):
             raise ValueError("every topic needs a name of its own")

@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from app.contract.events import EVENT_TYPES, REQUIRED, Event
+from app.contract.journeys import JourneyRow, ModelRow
 from app.contract.meanings import MEANINGS
 from app.contract.reasons import ALL_REASONS
 from app.contract.rows import STATUSES, AttributedRow, CountRow, DeadLetter
@@ -34,6 +35,7 @@ _TOPICS: Final = {
         "onecount.policy",
         "conversions.attributed",
         "conversions.counts",
+        ("conversions.journeys", "conversions.models"),
         _REBUILD_MS,
     )
 }
@@ -85,6 +87,22 @@ _KINDS: Final = {
             [1764000360000, "meta", "shop", "spring", "purchase", "EUR"],
         ),
     ),
+    "journey": Kind(
+        "conversions.journeys",
+        "send",
+        JourneyRow,
+        "Upserts, a row a real conversion over all platforms; a null value deletes. Where the policy has `journeys`. Read committed records only.",
+        _key_array("advertiser_id, user_id, conversion_name, event_id", ["shop", "u1", "purchase", "c1"]),
+    ),
+    "model": Kind(
+        "conversions.models",
+        "send",
+        ModelRow,
+        "Upserts, a row a counted conversion and model; a null value deletes. Where the policy has `journeys`. Read committed records only.",
+        _key_array(
+            "advertiser_id, user_id, conversion_name, event_id, model", ["shop", "u1", "purchase", "c1", "linear"]
+        ),
+    ),
     "dead_letter": Kind(
         "ads.events.dlq",
         "send",
@@ -101,8 +119,10 @@ def schema_of(name: str) -> dict[str, Any]:
     (found,), definitions = msgspec.json.schema_components([struct], ref_template="#/definitions/{name}")
     body = definitions.pop(found["$ref"].rsplit("/", 1)[1])
     body["description"] = inspect.getdoc(struct)
-    for field, meaning in MEANINGS.get(struct, {}).items():
-        body["properties"][field]["description"] = meaning
+    bodies = {struct: body} | {part: definitions[part.__name__] for part in MEANINGS if part.__name__ in definitions}
+    for part, each in bodies.items():
+        for field, meaning in MEANINGS.get(part, {}).items():
+            each["properties"][field]["description"] = meaning
     if struct is Event:
         body["properties"]["event_type"]["enum"] = list(EVENT_TYPES)
         body["properties"]["adjustment"] = {"enum": ["retract", "restate", None], "default": None}
@@ -169,8 +189,8 @@ def _channel_binding(spec: TopicSpec) -> dict[str, Any]:
 
 def field_table(struct: type[msgspec.Struct]) -> str:
     """Every field of a row with its JSON type and meaning, as a Markdown table."""
-    name = next(name for name, kind in _KINDS.items() if kind.struct is struct)
-    properties = schema_of(name)["properties"]
+    (found,), definitions = msgspec.json.schema_components([struct], ref_template="{name}")
+    properties = definitions[found["$ref"]]["properties"]
     lines = ["| field | type | meaning |", "| --- | --- | --- |"]
     for field, meaning in MEANINGS[struct].items():
         lines.append(f"| `{field}` | {_type_of(properties[field])} | {meaning} |")
@@ -180,6 +200,10 @@ def field_table(struct: type[msgspec.Struct]) -> str:
 def _type_of(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_type_of(each) for each in schema["anyOf"])
+    if "$ref" in schema:
+        return schema["$ref"]
+    if schema["type"] == "array":
+        return f"array of {_type_of(schema['items'])}"
     if schema["type"] == "object":
         return f"object of {_type_of(schema['additionalProperties'])}"
     return schema["type"]

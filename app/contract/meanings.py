@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from app.contract.journeys import JourneyRow, ModelRow, PathTouch, Share
 from app.contract.rows import AttributedRow, CountRow, DeadLetter
 
 MEANINGS: Final = {
@@ -58,7 +59,9 @@ MEANINGS: Final = {
             "multiples of it."
         ),
         "window_end": "The first millisecond after the window, epoch ms.",
-        "platform": "The platform of the touches, or whose method counted the conversions.",
+        "platform": (
+            "The platform of the touches, or whose method counted the conversions; `all` in the rows of scope `all`."
+        ),
         "advertiser_id": "Whose.",
         "dimensions": (
             "The policy's `dimensions`, by name: of the touches themselves, or of the touches that the "
@@ -80,6 +83,86 @@ MEANINGS: Final = {
             "Whether every partition had passed the window's end plus the allowed lateness when the row was "
             "written. A correction may still come, with a higher revision."
         ),
+        "scope": (
+            "`platform`: what one platform's method counts. `all`: conversions counted once over all platforms, where the "
+            "policy has `journeys`; never add the two."
+        ),
+    },
+    JourneyRow: {
+        "advertiser_id": "Whose conversion.",
+        "user_id": "Who converted; as the producer named the user.",
+        "conversion_name": "The action, one of the policy's catalogue.",
+        "event_id": "The conversion's own id: of the order's first report.",
+        "event_time": "When it happened, epoch ms.",
+        "order_id": 'The order, as the event said it; null or "" where it named none.',
+        "scope": "`all`: each order is counted once over all platforms.",
+        "status": "As in `conversions.attributed`, judged over all platforms; never `duplicate`.",
+        "conversions": "1 if `counted`, else 0: the sum is how many there really were.",
+        "value": "The worth of it in `currency`, as in `conversions.attributed`. Add it up over `counted` rows only.",
+        "currency": "ISO 4217, as the event said it; null where it said none.",
+        "action_class": "The action's class in the policy: `macro` or `micro`.",
+        "intent": "The action's intent in the policy: `hard` or `soft`.",
+        "outcome": "The action's business outcome in the policy: `revenue` or `retention`.",
+        "policy_version": "The version of the policy in force at `event_time`, 1 for the first.",
+        "credit": "The policy's `journeys.credit`, by which `credited` is chosen.",
+        "credited": "The one touch that earns it over all platforms; null: no platform's method may credit any.",
+        "time_to_convert_ms": "`event_time` - the credited touch's time, ms; null where there is none.",
+        "counted_by": "The platforms whose own methods count the order, in order of their names: as many claims as names.",
+        "first_touch": "The earliest touch of any kind in the journey; null where there is none.",
+        "touches": (
+            "The touches that some platform's method may credit, the earliest first; of more than "
+            "`journeys.max_touches` the first and the last ones."
+        ),
+        "views": "Views in the journey, creditable or not.",
+        "engaged_views": "Engaged views in the journey, creditable or not.",
+        "clicks": "Clicks in the journey, creditable or not.",
+        "visits": "Page views on the advertiser's site in the journey.",
+        "pages": "The pages of the last `journeys.max_pages` visits, the latest last.",
+        "first_visit_time": "When the first visit of the journey was, epoch ms; null where there is none.",
+        "first_page": "Its page.",
+        "first_referrer": "Its referrer.",
+        "time_from_first_touch_ms": "`event_time` - the first touch's time, ms.",
+        "time_from_first_visit_ms": "`event_time` - `first_visit_time`, ms.",
+        "customer": (
+            "Of a paid order (`journeys.orders`): `new` for the customer's first, `returning` where another one stands "
+            "before it within `journeys.customer_window`; null for other actions and retracted orders."
+        ),
+        "abandoned_action": (
+            "The action that a paid order takes up again (a cart, a checkout) after it was left for `journeys.abandonment.after`; else null."
+        ),
+        "abandoned_time": "When that was, epoch ms.",
+        "returned_by": "The last creditable touch since then: what brought the person back; null where none did.",
+        "revision": "1 at first, one more with every correction of the row.",
+    },
+    PathTouch: {
+        "platform": "Where the touch was.",
+        "touch_type": "`click`, `engaged_view` or `view`.",
+        "event_id": "The touch's event_id.",
+        "time": "When it happened, epoch ms.",
+        "campaign_id": "Null, as the six fields below, where the touch did not say, or the policy's `keep` leaves the field out.",
+        "ad_id": "The ad.",
+        "creative_id": "The creative.",
+        "landing_page": "The landing page.",
+        "offer_id": "The offer.",
+        "source": "The traffic's source.",
+        "medium": "The traffic's medium.",
+    },
+    ModelRow: {
+        "advertiser_id": "Whose conversion.",
+        "user_id": "Who converted.",
+        "conversion_name": "The action.",
+        "event_id": "The conversion's own id.",
+        "event_time": "When it happened, epoch ms.",
+        "model": "`first_touch`, `last_touch`, `linear`, `position` or `time_decay`.",
+        "value": "The conversion's value in `currency`, all of it.",
+        "currency": "ISO 4217; null where the event said none.",
+        "credits": "The touches that have a share, the earliest first.",
+        "revision": "That of the conversion's row in `conversions.journeys`.",
+    },
+    Share: {
+        "touch": "The touch.",
+        "share": "Its part of the conversion, in millionths: all parts sum to exactly 1.",
+        "value": "Its part of the value, in millionths: all parts sum to exactly `value`.",
     },
     DeadLetter: {
         "reason": "Why the event was refused, of a closed list.",

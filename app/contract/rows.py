@@ -24,6 +24,8 @@ DUPLICATE: Final = "duplicate"  # another report of the same order
 RETRACTED: Final = "retracted"
 STATUSES: Final = (COUNTED, UNCOUNTED, UNATTRIBUTED, DUPLICATE, RETRACTED)
 
+ALL: Final = "all"  # the platform of what is counted once over all platforms; none of the policy's may be called so
+SCOPES: Final = ("platform", ALL)
 MEASURES: Final = ("views", "engaged_views", "clicks", "conversions", "value", "cost")
 MONEY_MEASURES: Final = ("value", "cost")
 
@@ -96,6 +98,7 @@ class CountRow(msgspec.Struct, frozen=True, gc=False):
     cost: float
     revision: int
     final: bool
+    scope: str = "platform"
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
@@ -125,6 +128,11 @@ decode_attributed = msgspec.json.Decoder(AttributedRow).decode
 _decode_timed = msgspec.json.Decoder(_Timed).decode
 decode_count = msgspec.json.Decoder(CountRow).decode
 decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+
+
+def scope_of(platform: str) -> str:
+    """The scope of a count row: `all` where conversions are counted once over all platforms."""
+    return ALL if platform == ALL else "platform"
 
 
 def attributed_time_ms(value: bytes) -> int:

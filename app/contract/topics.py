@@ -33,10 +33,11 @@ def topic_specs(
     policy: str,
     attributed: str,
     counts: str,
+    journeys: tuple[str, ...],
     rebuild_ms: int,
 ) -> list[TopicSpec]:
-    """Every topic, the raw ones first. `rebuild_ms`: how far back (ms) a rebuild of lost state must read the raw
-    topics.
+    """Every topic, the raw ones first. `journeys`: the topics of journeys, none where the policy follows none. `rebuild_ms`:
+    how far back (ms) a rebuild of lost state must read the raw topics.
     """
     log = {
         "cleanup.policy": "delete",
@@ -65,5 +66,6 @@ def topic_specs(
         TopicSpec(deltas, None, {"cleanup.policy": "delete", "retention.ms": log["retention.ms"]} | written),
         TopicSpec(attributed, None, upserts, raw),
         TopicSpec(counts, None, upserts, deltas),
+        *(TopicSpec(name, None, upserts, raw) for name in journeys),
         TopicSpec(policy, 1, {"cleanup.policy": "compact"} | written),
     ]

@@ -254,6 +254,7 @@ class AggregatorStage:
             cost / MICROS,
             revision,
             final,
+            rows.scope_of(platform),
         )
 
     def _floor_ms(self, opened: AggregatorPartition) -> int:

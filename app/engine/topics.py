@@ -20,6 +20,7 @@ def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
         settings.policy_topic,
         settings.attributed_topic,
         settings.counts_topic,
+        (settings.journeys_topic, settings.models_topic) if policy.bounds.journeys else (),
         policy.conversion_retention_ms(),
     )
 

@@ -5,12 +5,15 @@ import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
+from zoneinfo import available_timezones
 
 import jsonschema
 import yaml
 
 from app.contract.events import parse_time_ms, to_micros
-from app.policy.model import DAY_MS, MAX_LOOKBACK_MS, METHODS, Action, Bounds, Platform, Policy, Version
+from app.contract.rows import ALL
+from app.policy.desk import Desk, FollowUp
+from app.policy.model import DAY_MS, MAX_LOOKBACK_MS, METHODS, Action, Bounds, Journeys, Platform, Policy, Version
 
 _UNITS_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": DAY_MS}
 _DURATIONS: Final = (
@@ -85,6 +88,36 @@ def parse_policy(document: object, name: str = "policy") -> tuple[Policy, int | 
     return policy, effective_from_ms
 
 
+def load_desk(path: Path | str) -> Desk:
+    """The `desk` section of a policy file. Raises `PolicyError`."""
+    policy, _ = load_policy(path)
+    return parse_desk(yaml.safe_load(Path(path).read_text()), policy.versions[0], str(path))
+
+
+def parse_desk(document: dict[str, Any], version: Version, name: str = "policy") -> Desk:
+    """The `desk` section of a policy document that keeps the schema. Raises `PolicyError`."""
+    desk = document.get("desk", {})
+    zones = {key: value.get("time_zone", "UTC") for key, value in desk.get("advertisers", {}).items()}
+    for advertiser, zone in zones.items():
+        if zone not in available_timezones():
+            raise PolicyError(
+                f"{name}: desk: {advertiser}: {zone!r} is no time zone; write an IANA name such as Europe/Berlin"
+            )
+    follow_ups = {
+        key: FollowUp(rule["what"], duration_ms(rule["within"])) for key, rule in desk.get("follow_ups", {}).items()
+    }
+    for action in follow_ups:
+        if version.counted_action(action) is None:
+            raise PolicyError(
+                f"{name}: desk: follow_ups: {action!r} is no action of the catalogue that names an outcome"
+            )
+    tolerances = desk.get("tolerances", {})
+    for platform in tolerances:
+        if platform != "default" and platform not in version.platforms:
+            raise PolicyError(f"{name}: desk: tolerances: the policy has no platform {platform!r}")
+    return Desk(zones, follow_ups, tolerances)
+
+
 def warnings(policy: Policy) -> list[str]:
     """What is allowed but probably not meant."""
     found = []
@@ -106,7 +139,23 @@ def _bounds(document: dict[str, Any]) -> Bounds:
     values |= {key: tuple(document[key]) for key in ("dimensions", "keep") if key in document}
     if "partitioner" in document:
         values["partitioner"] = document["partitioner"]
+    if "journeys" in document:
+        values["journeys"] = _journeys(document["journeys"])
     return Bounds(**values)
+
+
+def _journeys(document: dict[str, Any]) -> Journeys:
+    values: dict[str, Any] = {
+        f"{key}_ms": duration_ms(document[key]) for key in ("window", "half_life", "customer_window") if key in document
+    }
+    values |= {key: document[key] for key in ("credit", "max_touches", "max_pages") if key in document}
+    values |= {key: tuple(document[key]) for key in ("models", "orders") if key in document}
+    abandonment = document.get("abandonment", {})
+    if abandonment:
+        values["abandoned_actions"] = tuple(abandonment["actions"])
+    if "after" in abandonment:
+        values["abandon_after_ms"] = duration_ms(abandonment["after"])
+    return Journeys(**values)
 
 
 def _platform(name: str, value: dict[str, Any]) -> Platform:
@@ -155,5 +204,31 @@ def _refuse_impossible(policy: Policy, name: str) -> None:
         raise PolicyError(
             f"{name}: dimensions {', '.join(sorted(missing))} are not in keep, so a credited touch could not name them"
         )
+    if ALL in version.platforms:
+        raise PolicyError(f"{name}: no platform may be called {ALL}: the counts over all platforms are")
+    if bounds.journeys is not None:
+        _refuse_journeys(bounds.journeys, version, name)
     if not any(action.outcome for action in version.actions.values()):
         raise PolicyError(f"{name}: no action names an outcome, so nothing would ever be counted")
+
+
+def _refuse_journeys(journeys: Journeys, version: Version, name: str) -> None:
+    if not 0 < journeys.window_ms <= MAX_LOOKBACK_MS:
+        raise PolicyError(f"{name}: journeys: window must be above 0 and at most 90d")
+    for platform, rule in version.platforms.items():
+        for kind, window_ms in rule.windows_ms.items():
+            if window_ms > journeys.window_ms:
+                raise PolicyError(
+                    f"{name}: journeys: window is shorter than the {kind} window of {platform}: a journey would lack "
+                    "touches that earn its conversion"
+                )
+    for key in ("half_life_ms", "customer_window_ms", "abandon_after_ms"):
+        if getattr(journeys, key) <= 0:
+            raise PolicyError(f"{name}: journeys: {key.removesuffix('_ms')} must be above 0")
+    for action in (*journeys.orders, *journeys.abandoned_actions):
+        if version.counted_action(action) is None:
+            raise PolicyError(
+                f"{name}: journeys: {action!r} is no action of the catalogue that names an outcome, so it is never counted"
+            )
+    if journeys.abandoned_actions and not journeys.orders:
+        raise PolicyError(f"{name}: journeys: abandonment needs orders, the actions that complete what was abandoned")

@@ -64,6 +64,27 @@ class Version(msgspec.Struct, frozen=True):
         return action if action is not None and action.outcome is not None else None
 
 
+MODELS: Final = ("first_touch", "last_touch", "linear", "position", "time_decay")
+CREDITS: Final = ("last_click", "last_touch", "first_touch")
+
+
+class Journeys(msgspec.Struct, frozen=True):
+    """How conversions are followed back over all platforms: how far, who earns them, how models share them, which actions
+    are paid orders, and which are left behind before one.
+    """
+
+    window_ms: int = 30 * DAY_MS
+    credit: str = "last_click"
+    models: tuple[str, ...] = MODELS
+    half_life_ms: int = 7 * DAY_MS
+    max_touches: int = 50
+    max_pages: int = 20
+    orders: tuple[str, ...] = ()
+    customer_window_ms: int = 730 * DAY_MS
+    abandoned_actions: tuple[str, ...] = ()
+    abandon_after_ms: int = 3_600_000
+
+
 class Bounds(msgspec.Struct, frozen=True):
     """The times and choices that all versions share; changing one would change what was published, so it needs a
     reset.
@@ -81,6 +102,7 @@ class Bounds(msgspec.Struct, frozen=True):
     dedup_window_ms: int = 2 * DAY_MS
     order_window_ms: int = 90 * DAY_MS
     adjustment_window_ms: int = 55 * DAY_MS
+    journeys: Journeys | None = None  # None: no visits are kept, and nothing is counted over all platforms
 
 
 class Policy(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from app.contract.meanings import MEANINGS
 from app.contract.rows import AttributedRow, CountRow, DeadLetter, encode
 from app.contract.topics import DAY_MS, DELETIONS_KEPT_MS
 from app.policy.load import load_policy
+from app.policy.model import Journeys
 from app.settings import Settings
 from tests.unit.test_contract import adjustment, conversion, view, without
 
@@ -97,9 +98,12 @@ def test_the_documents_say_what_topics_create_makes_by_default(asyncapi: dict[st
     from app.engine.topics import specs_of
 
     settings = Settings()
-    specs = {spec.name: spec for spec in specs_of(settings, load_policy(POLICY)[0])}
+    policy = load_policy(POLICY)[0]
+    policy = msgspec.structs.replace(policy, bounds=msgspec.structs.replace(policy.bounds, journeys=Journeys()))
+    specs = {spec.name: spec for spec in specs_of(settings, policy)}
     addresses = {channel["address"] for channel in asyncapi["channels"].values()}
-    assert addresses == {*settings.events_topics, settings.attributed_topic, settings.counts_topic, settings.dlq_topic}
+    upserts = {settings.attributed_topic, settings.counts_topic, settings.journeys_topic, settings.models_topic}
+    assert addresses == {*settings.events_topics, *upserts, settings.dlq_topic}
     for channel in asyncapi["channels"].values():
         binding = channel["bindings"]["kafka"]
         assert binding["partitions"] == settings.partitions
@@ -121,7 +125,7 @@ def test_the_example_consumers_know_how_long_deletions_are_kept(monkeypatch: pyt
 # --- JSON Schema
 
 
-@pytest.mark.parametrize("name", ["event", "attributed", "count", "dead_letter"])
+@pytest.mark.parametrize("name", ["event", "attributed", "count", "journey", "model", "dead_letter"])
 def test_a_schema_is_one(name: str) -> None:
     jsonschema.Draft7Validator.check_schema(schema_of(name))
 
