@@ -79,14 +79,3 @@ class Stage(Protocol):
 
     def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
         """What to publish for partitions that have had no record for the idle timeout."""
-
-
-def latest(published: Iterable[Published]) -> dict[bytes, bytes]:
-    """The last value of each key; deleted keys are left out."""
-    found: dict[bytes, bytes] = {}
-    for key, value in published:
-        if value is None:
-            found.pop(key, None)
-        else:
-            found[key] = value
-    return found

@@ -55,7 +55,9 @@ class Reading(NamedTuple):
 
     group: str
     topics: tuple[str, ...]
-    published_topic: str  # read back when state was lost
+    published_topics: dict[
+        str, int
+    ]  # read back when state was lost; each so much further (ms) than what may still change
     marks_topic: str | None = None  # tells which offsets each published batch took
     share: int = 1  # a batch has at most max_batch_bytes / share
     slice_records: int = 2_000  # a call to consume takes so many, so that a batch's bytes are looked at often enough
