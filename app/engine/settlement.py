@@ -285,6 +285,8 @@ def publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], s
     for key, row in changed:
         if row is not None:
             fold.counted["conversion", row.platform, row.method, row.status] += 1
+            if row.revision == 1 and row.status == rows.COUNTED and row.time_to_convert_ms is not None:
+                fold.converted.append((row.platform, row.conversion_name, row.time_to_convert_ms))
         value = None if row is None else rows.encode(row)
         records.add(fold.outputs, settings.attributed_topic, partition, {"key": key, "value": value})
 

@@ -117,6 +117,9 @@ class Metrics:
                 family = self.families[_NAMED[what]]
                 (family.labels(*labels) if labels else family).inc(count)
 
+        for platform, action, time_ms in fold.converted:
+            self.families["onecount_time_to_convert_seconds"].labels(platform, action).observe(time_ms / 1000)
+
     def transaction(self, result: str) -> None:
         """A transaction was committed, given up, or nobody knows yet."""
         self.families["onecount_transactions_total"].labels(result).inc()
@@ -146,6 +149,9 @@ class Metrics:
         for platform, _ in methods:
             self.families["onecount_late_events_total"].labels(platform)
             self.families["onecount_corrections_total"].labels(platform)
+        actions = {name for version in policy.versions for name in version.actions if version.counted_action(name)}
+        for (platform, _), action in product(methods, actions):
+            self.families["onecount_time_to_convert_seconds"].labels(platform, action)
 
     def redis(self, servers: list[Any]) -> None:
         """What Redis's servers say of themselves."""
