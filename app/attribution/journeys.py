@@ -6,8 +6,7 @@ Pure, as `settle` is: of the user's whole set of conversions, each with its path
 
 from bisect import bisect_left
 from collections import defaultdict
-from fractions import Fraction
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from app.attribution.settle import Decision, Settlement, adjust, distinct, group_orders, in_order, judge
 from app.attribution.state import Conversion, Path, Touch, UserState
@@ -16,6 +15,7 @@ from app.contract.events import MICROS, to_micros
 from app.contract.journeys import NEW, RETURNING, JourneyRow, ModelRow, PathTouch, Share
 from app.policy.model import Journeys, Policy
 
+DECAY_ONE: Final = 2**40  # what the last touch weighs in time_decay
 Key = tuple[str, str]  # conversion_name, event_id
 
 
@@ -76,18 +76,21 @@ def _with_customers(found: dict[Key, Journey], state: UserState, journeys: Journ
         for conversion in state.conversions
         if conversion.name in journeys.abandoned_actions
     )
-    before = (state.last_order_ms, "") if state.last_order_ms is not None else (-1, "")
-    for key, journey in found.items():  # in order of (time, event_id)
-        if not _is_paid(journey, journeys):
-            continue
-        conversion = journey.decision.conversion
-        now = conversion.time_ms, conversion.event_id
+    before = (state.last_order_ms, "", "") if state.last_order_ms is not None else (-1, "", "")
+    paid = sorted(
+        (journey.decision.conversion.time_ms, key[1], key[0])
+        for key, journey in found.items()
+        if _is_paid(journey, journeys)
+    )
+    for now in paid:
+        key = now[2], now[1]
+        journey = found[key]
         is_back = 0 <= before[0] <= now[0] <= before[0] + journeys.customer_window_ms
         last = left[max(bisect_left(left, now) - 1, 0)] if left else None
         abandoned = None
         if (
             last is not None
-            and before < last[:2] < now
+            and before < last < now
             and journeys.abandon_after_ms <= now[0] - last[0] <= journeys.window_ms
         ):
             abandoned = last[2], last[0]
@@ -184,7 +187,7 @@ def model_rows(row: JourneyRow, journeys: Journeys) -> list[ModelRow]:
     value_micros = to_micros(row.value)
     for model in journeys.models:
         shares = apportion(weights(model, [touch.time for touch in row.touches], journeys.half_life_ms), MICROS)
-        values = apportion([Fraction(share) for share in shares], value_micros)
+        values = apportion(shares, value_micros)
         credits = [
             Share(touch, share / MICROS, value / MICROS)
             for touch, share, value in zip(row.touches, shares, values, strict=True)
@@ -207,29 +210,29 @@ def model_rows(row: JourneyRow, journeys: Journeys) -> list[ModelRow]:
     return found
 
 
-def weights(model: str, times_ms: list[int], half_life_ms: int) -> list[Fraction]:
+def weights(model: str, times_ms: list[int], half_life_ms: int) -> list[int]:
     """What each touch weighs in a model, the earliest first."""
     count = len(times_ms)
     if model == "first_touch":
-        return [Fraction(int(at == 0)) for at in range(count)]
+        return [int(at == 0) for at in range(count)]
     if model == "last_touch":
-        return [Fraction(int(at == count - 1)) for at in range(count)]
+        return [int(at == count - 1) for at in range(count)]
     if model == "time_decay":
-        return [Fraction(2.0 ** ((time_ms - times_ms[-1]) / half_life_ms)) for time_ms in times_ms]
+        # whole numbers, so that the last bit of a power, in which machines differ, decides nothing
+        return [int(DECAY_ONE * 2.0 ** ((time_ms - times_ms[-1]) / half_life_ms)) for time_ms in times_ms]
     if model == "linear" or count < 3:
-        return [Fraction(1)] * count
-    middle = [Fraction(1, 5 * (count - 2))] * (count - 2)
-    return [Fraction(2, 5), *middle, Fraction(2, 5)]
+        return [1] * count
+    ends = 2 * (count - 2)  # 0.4 each, to 0.2 for all between
+    return [ends, *[1] * (count - 2), ends]
 
 
-def apportion(shares: list[Fraction], whole: int) -> list[int]:
+def apportion(weights: list[int], whole: int) -> list[int]:
     """A whole number in parts by weight that sum to exactly it: rounded down, and the rest to the largest remainders, of
     equal ones to the earlier (the method of Hamilton).
     """
-    total = sum(shares)
-    exact = [share * whole / total for share in shares]
-    parts = [int(part) for part in exact]
-    order = sorted(range(len(parts)), key=lambda at: parts[at] - exact[at])
+    total = sum(weights)
+    parts = [weight * whole // total for weight in weights]
+    order = sorted(range(len(parts)), key=lambda at: -(weights[at] * whole % total))
     for at in order[: whole - sum(parts)]:
         parts[at] += 1
     return parts

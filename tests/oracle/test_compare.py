@@ -201,6 +201,8 @@ def report(**changes):
         "noise": 0,
         "attributed_rows": {"counted": 1},
         "count_rows": 2,
+        "journey_rows": {},
+        "model_rows": 0,
         "seconds": 0.5,
         "differences": {},
         "shown": (),
