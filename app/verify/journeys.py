@@ -73,7 +73,7 @@ def touch_order(touch: Arrival) -> tuple[int, str, str, str]:
     return (*touch.time_and_id, touch.event.platform or "", touch.event.event_type)
 
 
-def visit_order(visit: Arrival) -> tuple[int, str, str]:
+def visit_order(visit: Arrival) -> tuple[int, str]:
     """(event_time, event_id); of equal ones the first processed goes first."""
     return visit.time_and_id
 
