@@ -278,6 +278,8 @@ class Session:
         for partition, owned in self.owned.items():
             if owned.mode is Mode.REPLAY:  # which is one batch, and is taken whole
                 continue
+            if owned.mode is Mode.LIVE and owned.waits_for_nobody():
+                continue  # all of it is folded next; and what a paused topic has fetched is fetched again
             for topic in owned.pending.keys() - owned.paused:
                 if owned.held(topic) > most:
                     self.consumer.pause([TopicPartition(topic, partition)])
