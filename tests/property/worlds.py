@@ -236,7 +236,8 @@ class _Scribe:
         """
         if event["event_type"] not in ("conversion", "adjustment"):
             return
-        names = ("advertiser_id", "platform", "event_type", "conversion_name", "event_id")
+        # With and without its platform an event is one conversion, and over all platforms whichever it names.
+        names = ("advertiser_id", "event_type", "conversion_name", "event_id")
         identity = tuple(event.get(name) for name in names)
         user, time_ms = self.first.setdefault(identity, (event["user_id"], event["event_time"]))
         is_noise = event.get("conversion_name") in NOISE and event["event_type"] == "conversion"
