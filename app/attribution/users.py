@@ -4,6 +4,7 @@ The difference is what leaves onecount: a row with a higher revision for each de
 that no longer stands, and negative and positive deltas for the counts.
 """
 
+from math import inf
 from typing import Any, NamedTuple
 
 from app.attribution.journeys import Journey, Key, follow, journey_row, latest_order_ms, model_rows
@@ -13,7 +14,7 @@ from app.contract import rows
 from app.contract.events import MICROS
 from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
 from app.contract.rows import AttributedRow
-from app.policy.model import Policy
+from app.policy.model import Journeys, Policy
 
 
 class CountDelta(NamedTuple):
@@ -275,10 +276,10 @@ def forget(state: UserState, stream_ms: int, policy: Policy) -> None:
     journeys = policy.bounds.journeys
     held = state.conversions
     if journeys is None or not journeys.orders or all(conversion.time_ms >= floor_ms for conversion in held):
-        prune(state, floor_ms)
+        prune(state, floor_ms, journeys)
     else:
         found = answer(state, policy).journeys
-        prune(state, floor_ms)
+        prune(state, floor_ms, journeys)
         kept = {conversion.identity() for conversion in state.conversions}
         gone = [conversion for conversion in held if conversion.identity() not in kept]
         times = [latest_order_ms(gone, found, journeys), state.last_order_ms]
@@ -291,12 +292,12 @@ def forget(state: UserState, stream_ms: int, policy: Policy) -> None:
         state.last_order_ms = None
 
 
-def prune(state: UserState, floor_ms: int) -> None:
+def prune(state: UserState, floor_ms: int, journeys: Journeys | None = None) -> None:
     """Forgets, in place, the conversions and adjustments that are older than `floor_ms` (epoch ms) and so can no longer
     matter.
 
-    A conversion stays while any other one that it is judged with (its order, its touch's place, its adjustment) stays,
-    since forgetting it earlier would change their judgement.
+    A conversion stays while any other one that it is judged with (its order, its touch's place, its adjustment; a paid order
+    before it, a cart that it takes up again) stays, since forgetting it earlier would change their judgement.
     """
     for item in state.conversions:
         if item.time_ms < floor_ms:
@@ -316,9 +317,12 @@ def prune(state: UserState, floor_ms: int) -> None:
     grown = True
     while grown:
         grown = False
+        since_ms = _needed_since(state, kept, journeys) if journeys is not None else {}
         for conversion in state.conversions:
             identity = conversion.identity()
-            if identity not in kept and ties[identity] & live:
+            if identity not in kept and (
+                ties[identity] & live or conversion.time_ms >= since_ms.get(conversion.name, inf)
+            ):
                 kept.add(identity)
                 live |= ties[identity]
                 grown = True
@@ -331,6 +335,18 @@ def prune(state: UserState, floor_ms: int) -> None:
     state.adjustments = [
         item for item in state.adjustments if item.time_ms >= floor_ms or _adjustment_ties(item) & live
     ]
+
+
+def _needed_since(state: UserState, kept: set[tuple[str, str, str]], journeys: Journeys) -> dict[str, int]:
+    """By action: since when (ms) those that are kept may hang on its conversions. What is forgotten of paid orders stands
+    before all that are kept, so that the last one's time tells all of it.
+    """
+    paid = [each.time_ms for each in state.conversions if each.name in journeys.orders and each.identity() in kept]
+    if not paid:
+        return {}
+    first_ms = min(paid)
+    left = dict.fromkeys(journeys.abandoned_actions, first_ms - journeys.window_ms)
+    return dict.fromkeys(journeys.orders, first_ms) | left
 
 
 def _ties(conversion: Conversion) -> set[tuple[str, ...]]:

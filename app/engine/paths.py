@@ -93,7 +93,9 @@ def follow(
     since_ms = view.settled_ms - policy.bounds.correction_horizon_ms
     found: list[tuple[str, Conversion, Places]] = []
     for user, (field, brought) in enumerate(work.items()):
-        for conversion in (*states[field].conversions, *brought.conversions):
+        # Of one identity the first stands; what comes after it is a repeat, whose own time says nothing.
+        standing = {each.identity(): each for each in (*brought.conversions[::-1], *states[field].conversions)}
+        for conversion in standing.values():
             if conversion.time_ms >= since_ms:
                 places = path_before(conversion, user, touches, visits, windows, journeys)
                 found.append((field, conversion, places))

@@ -150,8 +150,10 @@ def test_a_late_touch_and_a_late_visit_stand_in_the_journey_as_if_they_had_come_
 
 def test_of_one_time_touches_stand_by_event_id_then_platform_then_kind_by_code_point():
     events = [
-        click("b", 0),
+        view("b", 0, platform="tiktok"),
         view("b", 0),
+        click("b", 0),
+        touch("engaged_view", "b", 0, **GOOGLE),
         click("b", 0, **GOOGLE),
         click("Z", 0, platform="linkedin"),
         click("\U0001f600", 0),
@@ -162,8 +164,10 @@ def test_of_one_time_touches_stand_by_event_id_then_platform_then_kind_by_code_p
     assert [(each.event_id, each.platform, each.touch_type) for each in row.touches] == [
         ("Z", "linkedin", "click"),
         ("b", "google_ads", "click"),
+        ("b", "google_ads", "engaged_view"),
         ("b", "meta", "click"),
         ("b", "meta", "view"),
+        ("b", "tiktok", "view"),
         ("\uffff", "meta", "click"),
         ("\U0001f600", "meta", "click"),
     ]

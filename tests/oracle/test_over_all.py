@@ -107,6 +107,11 @@ def test_reports_that_differ_in_order_name_user_or_advertiser_are_two_orders(oth
     assert sorted(journeys_of(conversion("x", 0, order_id="o"), second)) == ["x", "y"]
 
 
+def test_an_empty_order_id_is_none():
+    rows = journeys_of(conversion("x", 0, order_id=""), conversion("y", 1, order_id="", **GOOGLE))
+    assert [row.order_id for row in rows.values()] == [None, None]
+
+
 def test_an_earlier_report_that_comes_late_becomes_the_conversion():
     events = [conversion("y", 2, order_id="o"), click("k", 1), conversion("x", 1, order_id="o", **GOOGLE)]
     assert outcomes(*events) == {"x": "unattributed"}
