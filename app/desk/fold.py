@@ -33,9 +33,12 @@ class DeskFold(Protocol):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    lasting: tuple[str, ...]  # those of the outputs whose rows stay once published, though `rows` gives them no more
 
     def take(self, record: Input) -> None:
         """Takes one record into account. Idempotent. Input that breaks its contract is counted and named, never raised."""
 
     def rows(self, now_ms: int) -> Iterable[Output]:
-        """The rows that differ from those given out before; at a new start all of them."""
+        """The rows that differ from those given out before; at a new start all of them. Asked for only once the inputs are read
+        to their ends. What is published, not in a `lasting` topic, and not among those of a new start, is deleted.
+        """
