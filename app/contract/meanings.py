@@ -205,9 +205,7 @@ MEANINGS: Final = {
         "conversions": "How many conversions of the action since then, retracted ones left out.",
         "last_time": "When the last of them was, epoch ms.",
         "follow_up": "What the policy's `desk.follow_ups` says that it needs; null where it says nothing.",
-        "waiting_since": (
-            "When the first conversion after the last follow-up was, epoch ms; null unless `waiting`."
-        ),
+        "waiting_since": ("When the first conversion after the last follow-up was, epoch ms; null unless `waiting`."),
         "due_time": "Until when `follow_up` must be done, epoch ms; null unless `waiting` for one.",
         "answered_time": "When it was last `contacted` or `sent` to since it was opened, epoch ms; null: never.",
         "closed_time": "When it was won or lost, epoch ms; else null.",
