@@ -247,6 +247,8 @@ def _type_of(schema: dict[str, Any]) -> str:
         return " or ".join(_type_of(each) for each in schema["anyOf"])
     if "$ref" in schema:
         return schema["$ref"]
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
         return f"array of {_type_of(schema['items'])}"
     if schema["type"] == "object":

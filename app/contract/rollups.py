@@ -53,3 +53,9 @@ def rollup_key(period: str, period_start: int, rest: bytes) -> bytes:
     `rest` as in `split_count_key`.
     """
     return b'["%s",%d,%s]' % (period.encode(), period_start, rest)
+
+
+def start_of_rollup(key: bytes) -> int:
+    """The period's start (epoch ms) of a `rollup_key`. Raises ValueError."""
+    _, _, rest = key.partition(b",")
+    return int(rest.partition(b",")[0])

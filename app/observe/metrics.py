@@ -1,6 +1,7 @@
 """The observer of a worker: metrics by the catalogue, health, and quiet logs."""
 
 import time
+from collections.abc import Iterable, Mapping
 from itertools import product
 from socketserver import ThreadingMixIn
 from threading import Thread
@@ -21,6 +22,7 @@ from prometheus_client import (
 
 from app import __version__
 from app.contract.events import TOUCH_TYPES
+from app.contract.leads import COOL, HOT, STATES
 from app.contract.reasons import ALL_REASONS
 from app.contract.rows import STATUSES, UNATTRIBUTED
 from app.observe.catalogue import CATALOGUE, KAFKA_CLIENTS, LEVELS, MODES, RESULTS, SESSION_CAUSES, STEPS, Metric
@@ -146,6 +148,40 @@ class Metrics:
         for platform, _ in methods:
             self.families["onecount_late_events_total"].labels(platform)
             self.families["onecount_corrections_total"].labels(platform)
+
+    def leads_of(self, actions: Iterable[str]) -> None:
+        """The actions whose leads may be overdue; their series begin with 0."""
+        self.families["onecount_topic_partitions"].set(1)  # that of the lease
+        for state, temperature in product(STATES, (HOT, COOL)):
+            self.families["onecount_leads"].labels(state, temperature)
+        for action in actions:
+            self.families["onecount_leads_overdue"].labels(action)
+
+    def leads(self, leads: Mapping[tuple[str, str], int], overdue: Mapping[str, int]) -> None:
+        """How many leads there are by state and temperature, and how many are overdue by action."""
+        for labels, count in leads.items():
+            self.families["onecount_leads"].labels(*labels).set(count)
+        for action, count in overdue.items():
+            self.families["onecount_leads_overdue"].labels(action).set(count)
+
+    def lease(self, is_held: bool, behind: int) -> None:
+        """Whether this desk is the one that publishes, and how many records it has still to read."""
+        opened = {0: "live"} if is_held else {}
+        self._opened(opened, opened)
+        self.families["onecount_lag_records"].set(behind)
+        if not behind:
+            self.waiting_since_ms = None
+        elif self.waiting_since_ms is None:
+            self.waiting_since_ms = time.time_ns() // 1_000_000
+
+    def desk_rows(self, count: int) -> None:
+        """So many rows were published."""
+        self.families["onecount_desk_rows_total"].inc(count)
+
+    def refused(self, refused: Mapping[tuple[str, str], int]) -> None:
+        """How many records the desk refused, by topic and reason."""
+        for labels, count in refused.items():
+            self.families["onecount_desk_refused_records"].labels(*labels).set(count)
 
     def redis(self, servers: list[Any]) -> None:
         """What Redis's servers say of themselves."""

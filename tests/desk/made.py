@@ -82,7 +82,7 @@ class Reader:
     """What somebody who reads the output topics holds."""
 
     def __init__(self, topics: Iterable[str]) -> None:
-        self.published = Published(topics)
+        self.published = Published(topics, {})
         self.offset = 0
 
     def read(self, outputs: Iterable[Output]) -> None:

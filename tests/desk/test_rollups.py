@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,7 +138,7 @@ def test_days_and_weeks_meet_without_a_gap(zone: str) -> None:
     begin = round(
         datetime(2018, 1, 1, tzinfo=ZoneInfo(zone)).timestamp() * 1000
     )  # Sao Paulo still skips midnights then
-    for step in range(0, 400 * 24 * 60, 47):
+    for step in range(0, 400 * 24 * 60, 467):
         for period, wanted in zip(
             periods_of(begin + step * 60_000, zone), oracle.periods(begin + step * 60_000, ZoneInfo(zone)), strict=True
         ):
@@ -195,8 +196,6 @@ def test_any_order_any_repeat_and_any_cut_end_in_the_oracles_rows(
 
 def as_final(row: CountRow, before: CountRow | None) -> CountRow:
     """A row that was final once stays so."""
-    import msgspec
-
     return msgspec.structs.replace(row, final=row.final or (before is not None and before.final))
 
 

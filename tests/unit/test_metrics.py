@@ -33,7 +33,13 @@ from tests.unit.test_alarms import Clock
 from tests.unit.test_deploy import ROOT
 
 UNITS = ("_seconds", "_bytes", "_records", "_ratio", "_ratio_limit", "_limit_bytes", "_partitions")
-NO_UNIT = {"onecount_ready", "onecount_policy_version", "onecount_worker_info"}
+NO_UNIT = {
+    "onecount_ready",
+    "onecount_policy_version",
+    "onecount_worker_info",
+    "onecount_leads",
+    "onecount_leads_overdue",
+}
 CALM = Lag(0, None, 0.0)
 
 
