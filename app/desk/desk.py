@@ -111,7 +111,7 @@ class Desk:
         rollups_ms = self._policy.count_retention_ms() + 2 * LONGEST_MS
         outputs = [name for fold in folds for name in fold.outputs]
         published = Published(outputs, {self._settings.rollups_topic: rollups_ms}, self.tally)
-        session = Session(self._settings, self._clients, self._lease, places_of(topics), folds, published)
+        session = Session(self._settings, self._clients, self._lease, places_of(topics), folds, published, _now_ms)
         self.session, self.behind, self._is_read, self._ended = session, None, False, None
         stop = self._stop_reading = Event()
         loop = asyncio.get_running_loop()
@@ -171,7 +171,7 @@ class Desk:
             return
         before, was_active = session.rows_published, session.is_active
         try:
-            await session.tick(_now_ms())
+            await session.tick()
         except (KafkaException, DeskEnded) as error:
             if session is self.session:
                 self._ended = error

@@ -34,7 +34,7 @@ class Published:
         if record.value is None:
             rows.pop(key, None)
         elif record.topic not in self._held_ms or self._is_held(record.topic, key):
-            rows[key] = record.value
+            self.rows[record.topic][key] = record.value
 
     def _is_held(self, topic: str, key: bytes) -> bool:
         """Whether a rollup is recent enough to be kept; lets go what a newer one makes too old, once a day of its time."""

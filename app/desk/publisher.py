@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from app.desk.fold import Output
 from app.engine.clients import KafkaClients
+from app.engine.failpoint import passing
 from app.settings import Settings
 
 
@@ -20,6 +21,9 @@ class Publisher:
     def publish(self, rows: Iterable[Output]) -> None:
         """All of these rows or none; the next of one key holds. After an error this publisher is of no more use."""
         self._producer.begin_transaction()
+        passing("transaction_begun")
         for row in rows:
             self._producer.produce(row.topic, row.value, row.key, partition=0)
+        passing("produced")
         self._producer.commit_transaction(self._timeout_s)
+        passing("committed")

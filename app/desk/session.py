@@ -10,7 +10,7 @@ corrects what differs. A repeat is harmless, and nothing stale follows: only the
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -20,8 +20,10 @@ from app.desk.log import Batch, Ends, Place
 from app.desk.published import Published, missing
 from app.desk.publisher import Publisher
 from app.engine.clients import KafkaClients
+from app.engine.failpoint import passing
 from app.settings import Settings
 
+STEPS: Final = ("fenced", "compared", "transaction_begun", "produced", "committed")  # where a test may end or pause it
 MOST_ROWS: Final = 5_000  # of one transaction, which must end within transaction_timeout_ms
 _WAIT_S: Final = 0.05
 
@@ -45,6 +47,7 @@ class Session:
         places: list[Place],
         folds: list[DeskFold],
         published: Published,
+        now_ms: Callable[[], int],
     ) -> None:
         self.places = places
         self.published = published
@@ -53,6 +56,7 @@ class Session:
         self.is_active = self.is_over = False
         self.rows_published = 0
         self._settings, self._clients, self._lease = settings, clients, lease
+        self._now_ms = now_ms
         self._publisher: Publisher | None = None
         self._term = 0
         self._lock = asyncio.Lock()  # no record is taken while rows are given out
@@ -74,21 +78,22 @@ class Session:
         """How many offsets lie between what is read and these ends."""
         return sum(max(end - self.read.get(place, 0), 0) for place, end in ends.items())
 
-    async def tick(self, now_ms: int) -> None:
+    async def tick(self) -> None:
         """Publishes what there is to publish, where it is this desk's turn. Raises `DeskEnded` and KafkaException."""
         if self.is_over:
             return
         if self._publisher is not None and self._term != self._lease.term:
             raise DeskEnded("ownership", "another desk may have taken over while this one was away")
         if self._publisher is None and self._lease.is_held:
-            await self._take_over(now_ms)
+            await self._take_over()
         elif self._publisher is not None:
             async with self._lock:
-                await self._publish(self._publisher, _changed(self.folds, now_ms))
+                await self._publish(self._publisher, _changed(self.folds, self._now_ms()))
 
-    async def _take_over(self, now_ms: int) -> None:
+    async def _take_over(self) -> None:
         self._term = self._lease.term
         publisher = await asyncio.to_thread(Publisher, self._settings, self._clients)
+        passing("fenced")
         ends = await asyncio.to_thread(Ends(self._settings).ask, self.places)
         while self.behind(ends):
             if self.is_over:
@@ -97,7 +102,8 @@ class Session:
                 raise DeskEnded("ownership", "the lease went to another desk before this one had read its topics")
             await asyncio.sleep(_WAIT_S)
         async with self._lock:
-            await self._publish(publisher, missing(self.folds, self.published, now_ms))
+            passing("compared")
+            await self._publish(publisher, missing(self.folds, self.published, self._now_ms()))
         self._publisher = publisher
         self.is_active = not self.is_over
 

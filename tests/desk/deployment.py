@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from app.contract.journeys import JourneyRow
 from app.contract.rows import CountRow, encode
@@ -51,6 +52,7 @@ class Desks:
             "session_timeout_ms": 6_000,
             "transaction_timeout_ms": 5_000,
             "desk_port": 0,
+            "namespace": name[-20:],
         }
         values = names | groups | own | settings
         self.environment = {f"ONECOUNT_{key.upper()}": str(value) for key, value in values.items()}
@@ -79,6 +81,30 @@ class Desks:
             )
         self.processes.append(process)
         return process
+
+    def onecount(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command as an operator runs it."""
+        return subprocess.run(
+            [sys.executable, "-m", "app", *arguments],
+            env=os.environ | self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def remake(self, *topics: str) -> None:
+        """Deletes topics and makes them anew."""
+        admin = AdminClient({"bootstrap.servers": self.settings.bootstrap})
+        for future in admin.delete_topics(list(topics), operation_timeout=PATIENCE_S).values():
+            future.result()
+        made: set[str] = set()
+
+        def is_made() -> bool:
+            made.update(create_topics(self.settings, self.policy, -1))
+            return made >= set(topics)
+
+        self.wait(is_made, "they are made anew")
 
     def events(self, process: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
         """What a process has logged."""
