@@ -52,12 +52,13 @@ def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy) -> list[DeskF
 
 
 class Desk:
-    """Belongs to one event loop. `session` is the present one; None before the first."""
+    """Belongs to one event loop. `session` is the present one, or the last; None before the first."""
 
     def __init__(self, settings: Settings, policy: Policy, desk: DeskPolicy, metrics: Metrics) -> None:
         kafka_log = KafkaLog(metrics.kafka_line, role="desk", worker=settings.worker_id)
         self.session: Session | None = None
         self.stopping = asyncio.Event()
+        self.shown: Published | None = None  # what the views show: the present session's, once it has read everything
         self.answered_ms = 0  # when Kafka last answered, epoch ms
         self.behind: int | None = None  # offsets that were there at the last look and are not read yet; None: unknown
         self.failure: BaseException | None = None
@@ -94,6 +95,7 @@ class Desk:
                 except (KafkaException, DeskEnded) as error:
                     cause = error.cause if isinstance(error, DeskEnded) else "kafka"
                     self._metrics.session(cause, explained(error))
+                    self._ended = None
                 await self._wait(_RETRY_S[min(self._tries, len(_RETRY_S) - 1)])
                 self._tries += 1
         finally:
@@ -123,6 +125,8 @@ class Desk:
         try:
             await self._watch(session, topics, reading)
         finally:
+            self._lease.ask(False)  # another desk may be ready
+            self._is_read = False
             session.end()
             stop.set()
             await asyncio.wait([reading])
@@ -155,8 +159,9 @@ class Desk:
         self.answered_ms, self._is_silent = _now_ms(), False
         if before is not None:
             self.behind = session.behind(before)
-            if self.behind == 0:
-                self._is_read, self._tries = True, 0
+            if self.behind == 0 and not self._is_read:
+                self._is_read, self._tries, self.shown = True, 0, session.published
+                self._lease.ask(True)
         return before if self.behind and not self._is_read else now
 
     async def take(self, session: Session, batch: Batch) -> None:
@@ -179,12 +184,13 @@ class Desk:
         if session.is_active and not was_active:
             _log.info("active", role="desk", rows=session.rows_published)
 
-    def tell(self) -> None:
+    async def tell(self) -> None:
         """Tells the metrics how things stand."""
         metrics, session = self._metrics, self.session
         metrics.beat()
         metrics.lease(session is not None and session.is_active, self.behind or 0)
-        metrics.leads(self.tally.leads, self.tally.overdue)
+        if self._is_read:  # until then it would tell of some of them only
+            metrics.leads(self.tally.leads, self.tally.overdue)
         if session is not None:
             metrics.refused({key: count for fold in session.folds for key, count in fold.refused.items()})
         if self._lease.trouble != self._told_trouble:

@@ -18,19 +18,28 @@ _RETRY_S: Final = 1.0
 
 
 class Lease:
-    """Asks for the lease from `start` to `stop`. `term` grows with each time that it is given or taken away."""
+    """Works from `start` to `stop`, and asks for the lease while it is told to. `term` grows with each time that it is given or
+    taken away.
+    """
 
     def __init__(self, settings: Settings, clients: KafkaClients) -> None:
         self.is_held = False
         self.term = 0
         self.trouble = ""
         self._settings, self._clients = settings, clients
-        self._stop = Event()
+        self._stop, self._wanted = Event(), Event()
         self._thread = Thread(target=self._run, name="lease", daemon=True)
 
     def start(self) -> None:
-        """Joins the group."""
+        """Begins; nothing is asked for yet."""
         self._thread.start()
+
+    def ask(self, is_wanted: bool) -> None:
+        """Joins the group, or leaves it: who could not publish at once must not keep others from it."""
+        if is_wanted:
+            self._wanted.set()
+        else:
+            self._wanted.clear()
 
     def stop(self) -> None:
         """Leaves the group, which hands the lease on at once."""
@@ -39,6 +48,8 @@ class Lease:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            if not self._wanted.wait(_WAIT_S):
+                continue
             try:
                 with closing(self._clients.member(_properties(self._settings))) as consumer:
                     consumer.subscribe(
@@ -47,11 +58,11 @@ class Lease:
                     self._follow(consumer)
             except KafkaException as error:
                 self.trouble = str(error)
+                self._stop.wait(_RETRY_S)
             self._taken()
-            self._stop.wait(_RETRY_S)
 
     def _follow(self, consumer: Consumer) -> None:
-        while not self._stop.is_set():
+        while self._wanted.is_set() and not self._stop.is_set():
             message = consumer.poll(_WAIT_S)
             error = message.error() if message is not None else None
             if error is not None and error.code() not in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):

@@ -55,15 +55,23 @@ async def _serve(settings: Settings, policy: Policy, desk_policy: DeskPolicy, me
     _log.info(
         "desk", url=f"http://{settings.desk_host}:{settings.desk_port}/leads", answers_to=list(settings.desk_hosts)
     )
+    ending = asyncio.create_task(_end_at_last(desk))
     await guarded(desk, desk.work(give))
-    # a client that hangs while it closes must not outlive this; an end at once loses nothing
-    loop.call_later(STOP_TIMEOUT_S, os._exit, FAILED)
     await app.stop()
+    ending.cancel()
     if desk.failure is not None:
         _log.critical("crashed", exc_info=desk.failure)
         return FAILED
     _log.info("stopped")
     return 0
+
+
+async def _end_at_last(desk: Desk) -> None:
+    """A client that hangs while it closes must not outlive this; an end at once loses nothing."""
+    await desk.stopping.wait()
+    await asyncio.sleep(STOP_TIMEOUT_S)
+    _log.error("stopping took too long, ended at once", role="desk", after_s=STOP_TIMEOUT_S)
+    os._exit(FAILED)
 
 
 def _free_port(host: str, port: int) -> int:

@@ -68,7 +68,7 @@ def application(settings: Settings, desk: Desk) -> tuple[faust.App, Give]:
 
     @app.timer(TICK_S)
     async def telling() -> None:
-        desk.tell()
+        await guarded(desk, desk.tell())
 
     for path, topic, view in (
         ("/leads", settings.leads_topic, LEADS),
@@ -96,13 +96,12 @@ async def guarded(desk: Desk, work: Any) -> None:
 
 def _page(desk: Desk, topic: str, view: View) -> Any:
     async def page(self: Any, request: Request) -> Any:
-        session = desk.session
-        rows = list(session.published.rows[topic].values()) if session is not None else []
+        rows = list(desk.shown.rows[topic].values()) if desk.shown is not None else []
         try:
             body = await asyncio.to_thread(answer, view, rows, request.query)
         except AskedWrongly as error:
             return self.error(400, str(error))
-        # rows of a desk that has not read everything yet are not all there, or not the latest
+        # they may not be the latest: Kafka does not answer, or this desk is reading everything anew
         return Response(
             body=body, content_type="application/json", headers=_HEADERS, status=200 if desk.is_current else 503
         )

@@ -189,7 +189,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "gauge",
             (),
             "1 while partitions are owned and open.",
-            "0 during outages and rebalances, and for a worker too many",
+            "0 during outages and rebalances, for a worker too many, and for a desk that stands by",
             "see the log line",
         ),
         Metric(

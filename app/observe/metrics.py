@@ -86,6 +86,7 @@ class Metrics:
         self.looked_at = 0.0
         self.open: dict[int, str] = {}
         self.policy_version = 0
+        self.actions: set[str] = set()  # whose leads may be overdue
         self.stream_ms = 0
         self.waiting_since_ms: int | None = None
         # asked for when they are shown, so that they go on growing while the loop waits for Kafka or Redis
@@ -152,17 +153,16 @@ class Metrics:
     def leads_of(self, actions: Iterable[str]) -> None:
         """The actions whose leads may be overdue; their series begin with 0."""
         self.families["onecount_topic_partitions"].set(1)  # that of the lease
-        for state, temperature in product(STATES, (HOT, COOL)):
-            self.families["onecount_leads"].labels(state, temperature)
-        for action in actions:
-            self.families["onecount_leads_overdue"].labels(action)
+        self.actions = set(actions)
+        self.leads({}, {})
 
     def leads(self, leads: Mapping[tuple[str, str], int], overdue: Mapping[str, int]) -> None:
         """How many leads there are by state and temperature, and how many are overdue by action."""
-        for labels, count in leads.items():
-            self.families["onecount_leads"].labels(*labels).set(count)
-        for action, count in overdue.items():
-            self.families["onecount_leads_overdue"].labels(action).set(count)
+        for labels in product(STATES, (HOT, COOL)):
+            self.families["onecount_leads"].labels(*labels).set(leads.get(labels, 0))
+        self.actions |= overdue.keys()
+        for action in self.actions:
+            self.families["onecount_leads_overdue"].labels(action).set(overdue.get(action, 0))
 
     def lease(self, is_held: bool, behind: int) -> None:
         """Whether this desk is the one that publishes, and how many records it has still to read."""
