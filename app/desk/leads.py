@@ -6,7 +6,7 @@ it is overdue is one of the time besides. docs/desk.md has it as a table.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 from sys import intern
 from typing import Final, NamedTuple
@@ -38,8 +38,8 @@ from app.desk.refusals import Refusals, judge_row
 from app.policy.desk import Desk, FollowUp
 
 CLOSINGS_KEPT: Final = 100  # of a user, the latest ones: more `won` and `lost` than that are no people's work
-_NAMES_OF_A_JOURNEY: Final = 4  # advertiser, user, action, event: `journey_key`
 _HARD: Final = "hard"
+_NEVER: Final[Mapping[str | None, int]] = {}
 
 
 class Origin(NamedTuple):
@@ -81,7 +81,7 @@ class Known(NamedTuple):
 
     conversions: list[Conversion]
     closings: list[Closing]
-    answered_ms: dict[str | None, int]
+    answered_ms: Mapping[str | None, int]
 
 
 def leads_of(
@@ -174,12 +174,14 @@ class _Given(NamedTuple):
 
 
 class _Person:
+    """What is held of a user. Most are never followed up, so what is empty is shared until it is replaced."""
+
     __slots__ = ("answered_ms", "closings", "conversions", "given")
 
     def __init__(self) -> None:
         self.conversions: dict[tuple[str, str], _Held] = {}
-        self.closings: set[Closing] = set()
-        self.answered_ms: dict[str | None, int] = {}
+        self.closings: frozenset[Closing] = frozenset()
+        self.answered_ms: Mapping[str | None, int] = _NEVER
         self.given: dict[str, _Given] = {}
 
     def known(self) -> Known:
@@ -192,7 +194,7 @@ Who = tuple[str, str]  # advertiser and user
 
 
 class LeadsFold:
-    """The fold. Holds every user that has converted or was followed up, some kilobyte each (docs/desk.md has the figures)."""
+    """The fold. Holds every user that has converted or was followed up (docs/desk.md has what that takes)."""
 
     def __init__(
         self,
@@ -240,24 +242,24 @@ class LeadsFold:
         if isinstance(row, Rejection):
             self.refusals.add(record, row)
             return
-        who = (advertiser, user)
+        who = (intern(advertiser), user)
         person = self._people.get(who)
         if person is None:
             person = self._people[who] = _Person()
         name = (intern(action), event_id)
         held = person.conversions.get(name)
         if held is None or record.offset > held.offset:
-            person.conversions[name] = _Held(record.offset, self._conversion(row))
+            person.conversions[name] = _Held(record.offset, self._conversion(event_id, row))
             self._changed.add(who)
 
-    def _conversion(self, row: JourneyRow | None) -> Conversion | None:
+    def _conversion(self, event_id: str, row: JourneyRow | None) -> Conversion | None:
         if row is None or row.status == RETRACTED:
             return None
         touch = row.credited or row.first_touch
         origin = NOWHERE if touch is None else Origin(*(getattr(touch, name) for name in Origin._fields))
         origin = self._origins.setdefault(origin, origin)
         return Conversion(
-            row.event_time, row.event_id, intern(row.conversion_name), row.intent == _HARD, intern(row.outcome), origin
+            row.event_time, event_id, intern(row.conversion_name), row.intent == _HARD, intern(row.outcome), origin
         )
 
     def _take_follow_up(self, record: Input) -> None:
@@ -265,7 +267,7 @@ class LeadsFold:
         if isinstance(found, Rejection):
             self.refusals.add(record, found)
             return
-        who = (found.event.advertiser_id, found.event.user_id)
+        who = (intern(found.event.advertiser_id), found.event.user_id)
         person = self._people.get(who)
         if person is None:
             person = self._people[who] = _Person()
@@ -325,8 +327,10 @@ def _follow_up(person: _Person, found: FollowedUp) -> None:
     """Adds a follow-up to what is known. A set, of which only what can matter is kept: order and repeats change nothing."""
     event, action = found.event, intern(found.event.conversion_name) if found.event.conversion_name else None
     if event.kind in (CONTACTED, SENT):
-        person.answered_ms[action] = max(person.answered_ms.get(action, -1), found.time_ms)
+        last_ms = max(person.answered_ms.get(action, -1), found.time_ms)
+        person.answered_ms = {**person.answered_ms, action: last_ms}
         return
-    person.closings.add(Closing(found.time_ms, event.kind, action))
-    if len(person.closings) > CLOSINGS_KEPT:
-        person.closings.remove(min(person.closings, key=lambda each: (each.time_ms, each.label, each.action or "")))
+    closings = person.closings | {Closing(found.time_ms, intern(event.kind), action)}
+    if len(closings) > CLOSINGS_KEPT:
+        closings -= {min(closings, key=lambda each: (each.time_ms, each.label, each.action or ""))}
+    person.closings = closings

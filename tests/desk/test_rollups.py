@@ -112,6 +112,23 @@ def test_what_can_change_no_more_is_let_go_and_stays_published() -> None:
     assert reader.rows(ROLLUPS) == after
 
 
+def test_a_desk_that_reads_old_windows_before_newer_ones_leaves_old_periods_as_they_are() -> None:
+    old, other, new = (
+        count(START_MS, views=1),
+        count(START_MS, "other", views=2),
+        count(START_MS + 30 * DAY_MS, views=3),
+    )
+    again = count(START_MS + 60_000, views=4)
+    reader = desk_of(old, again, other, policy=SHORT)
+    before = reader.rows(ROLLUPS)
+    anew = RollupsFold(COUNTS, ROLLUPS, DESK, SHORT)
+    for offset, (key, row) in enumerate((old, new, again, other)):  # as partitions may be read one after the other
+        anew.take(as_input(COUNTS, offset, key, row))
+    reader.begin([anew], 0)
+    assert before.items() <= reader.rows(ROLLUPS).items()
+    assert len(reader.rows(ROLLUPS)) == len(before) + 3
+
+
 def test_a_window_longer_than_an_hour_is_in_no_hour() -> None:
     policy = Policy(Bounds(window_ms=DAY_MS), ())
     kinds = {row["period"] for row in desk_of(count(START_MS, views=1), policy=policy).rows(ROLLUPS).values()}
