@@ -43,6 +43,7 @@ MISUSED = 2
 
 def main() -> None:
     """The entry point: known errors end in one clear line and exit code 2, never a traceback."""
+    from app.desk.refusal import DeskError
     from app.engine.maintenance import StillRunning
     from app.generate import DeliveryError
     from app.importer import ImportRefusedError, MappingError
@@ -67,6 +68,7 @@ def main() -> None:
         StoreUnavailable,
         StillRunning,
         DeliveryError,
+        DeskError,
         MappingError,
         ImportRefusedError,
         LettersError,
@@ -374,6 +376,18 @@ def serve() -> None:
     from app.page.serve import serve as serve_page
 
     raise typer.Exit(serve_page(from_environment()))
+
+
+@app.command()
+def desk() -> None:
+    """Keep the leads and their deadlines, and the counts by hour, day and week, until stopped. Several may run: one publishes.
+
+    Answers http://127.0.0.1:8421/leads, /leads/overdue and /rollups, unless ONECOUNT_DESK_HOST and ONECOUNT_DESK_PORT say
+    otherwise. It has no login.
+    """
+    from app.desk.run import run_desk
+
+    raise typer.Exit(run_desk(from_environment()))
 
 
 @app.command()

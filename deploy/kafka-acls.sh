@@ -4,7 +4,8 @@
 #   KAFKA_ACLS="bin/kafka-acls.sh --bootstrap-server kafka:9093 --command-config admin.properties" deploy/kafka-acls.sh
 #
 # Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
-# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq), PAGE (serve).
+# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq), PAGE (serve),
+# DESK (desk), CRM (who tells the desk of follow-ups).
 set -euo pipefail
 : "${KAFKA_ACLS:?set KAFKA_ACLS to the kafka-acls command with its connection options}"
 
@@ -14,9 +15,12 @@ producer=${PRODUCER:-User:onecount-producer}
 importer=${IMPORTER:-User:onecount-importer}
 operator=${OPERATOR:-User:onecount-operator}
 page=${PAGE:-User:onecount-page}
+desk=${DESK:-User:onecount-desk}
+crm=${CRM:-User:onecount-crm}
 
 counter_group=${ONECOUNT_COUNTER_GROUP:-onecount.counter}
 aggregator_group=${ONECOUNT_AGGREGATOR_GROUP:-onecount.aggregator}
+desk_group=${ONECOUNT_DESK_GROUP:-onecount.desk}
 rekeyed=(--topic "${ONECOUNT_REKEYED_TOPIC:-onecount.rekeyed}")
 dlq=(--topic "${ONECOUNT_DLQ_TOPIC:-ads.events.dlq}")
 handled=(--topic "${ONECOUNT_DLQ_TOPIC:-ads.events.dlq}.handled")
@@ -24,6 +28,10 @@ deltas=(--topic "${ONECOUNT_DELTAS_TOPIC:-onecount.deltas}")
 policy=(--topic "${ONECOUNT_POLICY_TOPIC:-onecount.policy}")
 attributed=(--topic "${ONECOUNT_ATTRIBUTED_TOPIC:-conversions.attributed}")
 counts=(--topic "${ONECOUNT_COUNTS_TOPIC:-conversions.counts}")
+journeys=(--topic "${ONECOUNT_JOURNEYS_TOPIC:-conversions.journeys}")
+told=(--topic "${ONECOUNT_FOLLOWUPS_TOPIC:-leads.followups}")
+rollups=(--topic "${ONECOUNT_ROLLUPS_TOPIC:-conversions.rollups}")
+leads=(--topic "${ONECOUNT_LEADS_TOPIC:-leads}" --topic "${ONECOUNT_OVERDUE_TOPIC:-leads.overdue}" --topic "${ONECOUNT_FOLLOWUPS_TOPIC:-leads.followups}.dlq")
 IFS=', ' read -ra names <<< "${ONECOUNT_EVENTS_TOPICS:-ads.events}"
 events=()
 for name in "${names[@]}"; do events+=(--topic "$name"); done
@@ -36,7 +44,7 @@ allow() { # principal, operations (comma-separated), resources...
 }
 
 # Clients that only read a log back name a group, too: they never join it, but look for its coordinator.
-for principal in "$counter" "$aggregator" "$operator" "$page"; do allow "$principal" Describe --group "$counter_group.read"; done
+for principal in "$counter" "$aggregator" "$operator" "$page" "$desk"; do allow "$principal" Describe --group "$counter_group.read"; done
 
 # Read and Write imply Describe. An idempotent or transactional producer needs no right on the cluster.
 allow "$counter" Read "${events[@]}" "${rekeyed[@]}"
@@ -68,5 +76,16 @@ for name in "${events[@]}" "${own[@]}"; do [ "$name" = --topic ] || shadows+=(--
 allow "$operator" Create,Read,Write,Delete,DescribeConfigs "${shadows[@]}" --resource-pattern-type prefixed
 allow "$operator" Read,Delete --group "$counter_group.replay-" --group "$aggregator_group.replay-" --resource-pattern-type prefixed
 allow "$operator" Write --transactional-id "$counter_group.replay-" --transactional-id "$aggregator_group.replay-" --resource-pattern-type prefixed
+
+allow "$operator" Create,Read,DescribeConfigs "${told[@]}" "${leads[@]}" "${rollups[@]}"
+allow "$operator" Delete "${leads[@]}" "${rollups[@]}" # for reset, which leaves what others told the desk
+allow "$operator" Describe --group "$desk_group"
+
+allow "$desk" Read "${journeys[@]}" "${counts[@]}" "${told[@]}"
+allow "$desk" Read,Write "${leads[@]}" "${rollups[@]}" # they are read back by a desk that begins
+allow "$desk" Read --group "$desk_group"
+allow "$desk" Write --transactional-id "$desk_group"
+
+allow "$crm" Write "${told[@]}"
 
 allow "$page" Read "${counts[@]}" "${attributed[@]}" "${dlq[@]}"

@@ -15,10 +15,12 @@ import yaml
 
 from app.contract.events import EVENT_TYPES, REQUIRED, Event
 from app.contract.journeys import JourneyRow, ModelRow
+from app.contract.leads import STATES, FollowUpEvent, LeadRow, OverdueRow
 from app.contract.meanings import MEANINGS
 from app.contract.reasons import ALL_REASONS
+from app.contract.rollups import PERIODS, RollupRow
 from app.contract.rows import STATUSES, AttributedRow, CountRow, DeadLetter
-from app.contract.topics import DAY_MS, TopicSpec, topic_specs
+from app.contract.topics import DAY_MS, TopicSpec, desk_specs, topic_specs
 
 PAGE: Final = "contract.md"
 _PARTITIONS: Final = 4  # the default of ONECOUNT_PARTITIONS
@@ -38,6 +40,7 @@ _TOPICS: Final = {
         ("conversions.journeys", "conversions.models"),
         _REBUILD_MS,
     )
+    + desk_specs(("leads.followups",), ("leads", "leads.overdue", "leads.followups.dlq", "conversions.rollups"))
 }
 
 
@@ -103,6 +106,44 @@ _KINDS: Final = {
             "advertiser_id, user_id, conversion_name, event_id, model", ["shop", "u1", "purchase", "c1", "linear"]
         ),
     ),
+    "rollup": Kind(
+        "conversions.rollups",
+        "send",
+        RollupRow,
+        "Upserts, absolute counts of an hour, a day or a week and its dimensions; never deleted. Written by `onecount desk`. Read committed records only.",
+        _key_array(
+            "period, period_start, platform, advertiser_id, ...dimensions, conversion_name, currency",
+            ["day", 1763938800000, "meta", "shop", "spring", "purchase", "EUR"],
+        ),
+    ),
+    "lead": Kind(
+        "leads",
+        "send",
+        LeadRow,
+        "Upserts, a row a lead; a null value deletes. Written by `onecount desk`. Read committed records only.",
+        _key_array("advertiser_id, user_id, conversion_name", ["shop", "u1", "demo_booked"]),
+    ),
+    "overdue_lead": Kind(
+        "leads.overdue",
+        "send",
+        OverdueRow,
+        "Upserts, a row a lead that waits for longer than the policy allows; a null value deletes. Written by `onecount desk`. Read committed records only.",
+        _key_array("advertiser_id, user_id, conversion_name", ["shop", "u1", "demo_booked"]),
+    ),
+    "follow_up": Kind(
+        "leads.followups",
+        "receive",
+        FollowUpEvent,
+        "What a CRM or a marketing automation did about leads; a log. Any key: user_id spreads them well.",
+        {"type": "string", "description": "any"},
+    ),
+    "refused_follow_up": Kind(
+        "leads.followups.dlq",
+        "send",
+        DeadLetter,
+        "Refused follow-ups with their reason. Upserts, so that a desk that begins anew writes none twice. Read committed records only.",
+        _key_array("topic, partition, offset", ["leads.followups", 0, 17]),
+    ),
     "dead_letter": Kind(
         "ads.events.dlq",
         "send",
@@ -132,6 +173,10 @@ def schema_of(name: str) -> dict[str, Any]:
         ]
     if struct is AttributedRow:
         body["properties"]["status"]["enum"] = list(STATUSES)
+    if struct is LeadRow:
+        body["properties"]["state"]["enum"] = list(STATES)
+    if struct is RollupRow:
+        body["properties"]["period"]["enum"] = list(PERIODS)
     if struct is DeadLetter:
         body["properties"]["reason"]["enum"] = list(ALL_REASONS)
     return {
@@ -202,6 +247,8 @@ def _type_of(schema: dict[str, Any]) -> str:
         return " or ".join(_type_of(each) for each in schema["anyOf"])
     if "$ref" in schema:
         return schema["$ref"]
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
         return f"array of {_type_of(schema['items'])}"
     if schema["type"] == "object":
@@ -215,8 +262,9 @@ def topic_table() -> str:
     for kind in _KINDS.values():
         spec, key = _TOPICS[kind.topic], kind.key["description"].removeprefix("JSON: ")
         policy = spec.config["cleanup.policy"]
-        days = int(spec.config.get("retention.ms") or spec.config["delete.retention.ms"]) // DAY_MS
-        kept = f"{days} days" if policy == "delete" else f"ever, a key's last record; deletions {days} days"
+        kept_ms = int(spec.config.get("retention.ms") or spec.config["delete.retention.ms"])
+        days = f"{kept_ms // DAY_MS} days" if kept_ms >= 0 else "ever"
+        kept = days if policy == "delete" else f"ever, a key's last record; deletions {days}"
         lines.append(f"| `{spec.name}` | {key} | {spec.partitions or '`ONECOUNT_PARTITIONS`'} | {policy} | {kept} |")
     return "\n".join(lines)
 

@@ -6,9 +6,9 @@ function for every row that it cannot vouch for, so both accept and reject the s
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -77,6 +77,7 @@ class Accepted(NamedTuple):
     time_ms: int
 
 
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 decode_struct = msgspec.json.Decoder(Event).decode
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -134,7 +135,7 @@ def from_micros(micros: int) -> float:
     return micros / MICROS
 
 
-def judge_bytes(raw: bytes | None) -> Event | Rejection:
+def judge_bytes(raw: bytes | None, decode: Callable[[bytes], Struct] = decode_struct) -> Struct | Rejection:
     """Decodes one record's value; a `Rejection` where it is no JSON object with the contract's types and bounds."""
     if raw is None:
         return Rejection(reasons.NULL_RECORD, "", "the record has no value")
@@ -149,7 +150,7 @@ def judge_bytes(raw: bytes | None) -> Event | Rejection:
     if _depth(text) > MAX_DEPTH:
         return Rejection(reasons.TOO_DEEP, "", f"nested deeper than {MAX_DEPTH} levels")
     try:
-        event = decode_struct(raw)
+        event = decode(raw)
         json.loads(text, object_pairs_hook=_refuse_duplicates)
     except _DuplicateKey as error:
         return Rejection(

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType, TopicMetadata
 
-from app.contract.topics import AT_LEAST, TopicSpec, topic_specs
+from app.contract.topics import AT_LEAST, TopicSpec, desk_specs, topic_specs
 from app.policy.model import Policy
 from app.settings import Settings
 
 
 def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
-    """The topics of these settings; the raw ones must reach back as far as a rebuild reads."""
+    """The topics of counting; the raw ones must reach back as far as a rebuild reads."""
     return topic_specs(
         settings.events_topics,
         settings.dlq_topic,
@@ -25,6 +25,12 @@ def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
     )
 
 
+def all_specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
+    """As `specs_of`, and the desk's topics, where the policy has `journeys`, which leads come from."""
+    desk = desk_specs(settings.desk_inputs, settings.desk_outputs) if policy.bounds.journeys else []
+    return specs_of(settings, policy) + desk
+
+
 def create_topics(settings: Settings, policy: Policy, retention_ms: int | None = None) -> list[str]:
     """Creates the topics that are missing, with as many partitions as the raw ones have; their names.
 
@@ -37,7 +43,7 @@ def create_topics(settings: Settings, policy: Policy, retention_ms: int | None =
         (len(present[name].partitions) for name in settings.events_topics if name in present), settings.partitions
     )
     wanted = []
-    for spec in specs_of(settings, policy):
+    for spec in all_specs_of(settings, policy):
         if spec.name in present:
             continue
         config = dict(spec.config)
@@ -59,7 +65,7 @@ def check_topics(settings: Settings, policy: Policy) -> list[str]:
     counts = {name: len(present[name].partitions) for name in settings.input_topics() if name in present}
     if len(set(counts.values())) > 1:
         found.append(f"the input topics differ in their partition counts: {counts}; a user would have several owners")
-    specs = specs_of(settings, policy)
+    specs = all_specs_of(settings, policy)
     found += [f"{spec.name} is missing: run `onecount topics create`" for spec in specs if spec.name not in present]
     there = [spec for spec in specs if spec.name in present]
     resources = {spec.name: ConfigResource(ResourceType.TOPIC, spec.name) for spec in there}

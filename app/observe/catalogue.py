@@ -23,7 +23,7 @@ LEVELS: Final = ("error", "warning", "info")
 
 class Metric(NamedTuple):
     """One metric family. `labels` are few-valued by design: no user, campaign or offset. `remedy` is what an operator
-    does. `role`: the only one that has it; empty for both.
+    does. `role`: the only one that has it; empty for all.
     """
 
     name: str
@@ -202,7 +202,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "gauge",
             (),
             "1 while partitions are owned and open.",
-            "0 during outages and rebalances, and for a worker too many",
+            "0 during outages and rebalances, for a worker too many, and for a desk that stands by",
             "see the log line",
         ),
         Metric(
@@ -272,6 +272,44 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Lines that librdkafka logged, by client and level.",
             "quiet when healthy; each is in the log as `librdkafka`, with its text",
             "errors: brokers go, or refuse; the lines say which",
+        ),
+    ),
+    "The desk": (
+        Metric(
+            "onecount_leads",
+            "gauge",
+            ("state", "temperature"),
+            "Leads by state and temperature.",
+            "rows of `leads`; every desk shows them, so take the largest and not the sum",
+            "many `waiting`: nobody follows up, or the CRM does not tell",
+            "desk",
+        ),
+        Metric(
+            "onecount_leads_overdue",
+            "gauge",
+            ("action",),
+            "Leads that wait for longer than the policy allows, by action.",
+            "rows of `leads.overdue`; every desk shows them, so take the largest and not the sum",
+            "`/leads/overdue` of the desk says who waits for what; see the runbook",
+            "desk",
+        ),
+        Metric(
+            "onecount_desk_rows_total",
+            "counter",
+            (),
+            "Rows that the desk published.",
+            "leads, overdue ones, rollups and the rest; one for each that changed",
+            "none while the counts change: see whether a desk is ready, and its log",
+            "desk",
+        ),
+        Metric(
+            "onecount_desk_refused_records",
+            "gauge",
+            ("topic", "reason"),
+            "Records that the desk refused, since it last read its topics from their start.",
+            "follow-ups and other input of others that broke the contract; nothing else waits for them",
+            "the topic with `.dlq` behind its name says which, and why; mend who sends them and send them again",
+            "desk",
         ),
     ),
     "Redis": (

@@ -122,6 +122,27 @@ OVERVIEW: Final = Dashboard(
                 ),
             ),
         ),
+        (
+            "Does anybody wait?",
+            (
+                Panel(
+                    "Overdue leads", "They have waited for longer than the policy allows. Who: /leads/overdue of the desk.",
+                    ((f"max by (action) (onecount_leads_overdue{{{_ON}}})", "{{action}}"),),
+                    kind="stat", width=8, height=7, limits=(1,), alarm="OnecountLeadsOverdue",
+                ),
+                Panel(
+                    "Leads", "By state and temperature. waiting: nobody has followed them up.",
+                    ((f"max by (state, temperature) (onecount_leads{{{_ON}}})", "{{state}} {{temperature}}"),),
+                    width=8, height=7, stacked=True,
+                ),
+                Panel(
+                    "Rows of the desk", "Leads, overdue ones and rollups published; and follow-ups refused since its last start.",
+                    ((_rate("onecount_desk_rows_total", _ON), "rows a second"),
+                     (f"max by (topic, reason) (onecount_desk_refused_records{{{_ON}}})", "refused: {{reason}}")),
+                    width=8, height=7,
+                ),
+            ),
+        ),
     ),
 )  # fmt: skip
 
