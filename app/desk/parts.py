@@ -10,7 +10,7 @@ from app.contract.rows import STATUSES, decode_attributed, decode_dead_letter
 from app.desk.calendar import Calendar
 from app.desk.cases import LATE, Claim, Part, Refused, Truth, refused_conversion
 from app.desk.fold import Input
-from app.desk.records import judge_row
+from app.desk.refusals import judge_row
 
 # (advertiser, order), or (advertiser, user, action, event) of a conversion without an order
 Case: TypeAlias = tuple[str, ...]

@@ -2,8 +2,6 @@
 
 A fold of upserts (`DeskFold`). All money is in integer millionths, so a sum depends on no order; each record may come again,
 late, or before what it belongs to. It needs every partition of its inputs, since an order and its conversion lie anywhere.
-`conversions.reconciliation`, its own output, may be given to it too: then it also deletes what an earlier run has published
-and that is no row any more.
 """
 
 from collections import Counter, defaultdict
@@ -19,7 +17,8 @@ from app.desk.cases import Paid, Part, Place, contributions
 from app.desk.comparison import Reach, Scope, claimed, difference_ratio, make_row, restricted
 from app.desk.fold import Input, Output
 from app.desk.parts import Case, claim_of, order_case, refused_of, truth_of
-from app.desk.records import Latest, Published, Refusals
+from app.desk.records import Latest, Rows
+from app.desk.refusals import Refusals
 from app.desk.totals import Measures, Total, add, together
 from app.policy.desk import Desk
 from app.policy.model import Policy
@@ -51,10 +50,11 @@ class Reconciliation:
             settings.dlq_topic: self._letter,
             settings.reported_topic: self._report,
         }
-        self.inputs = (*self._take, settings.reconciliation_topic)
+        self.inputs = tuple(self._take)
         self.outputs = (settings.reconciliation_topic, settings.desk_dlq_topic)
+        self.lasting = (settings.desk_dlq_topic,)
         self.refusals = Refusals(settings.desk_dlq_topic)
-        self._published = Published(settings.reconciliation_topic)
+        self._rows = Rows(settings.reconciliation_topic)
         self._desk, self._calendar = desk, Calendar(desk)
         self._version = policy.versions[-1]
         self._platforms = frozenset(policy.platforms())
@@ -75,13 +75,17 @@ class Reconciliation:
         self._stale: set[Field] = set()
         self._stale_orders: set[str] = set()
 
+    @property
+    def refused(self) -> Counter[tuple[str, str]]:
+        """How many records broke their contract, by topic and reason."""
+        return self.refusals.counted
+
     # --- What comes in
 
     def take(self, record: Input) -> None:
         """Takes one record into account; one that breaks its contract becomes a letter on `desk.dlq`."""
-        if record.topic == self._published.topic:
-            self._published.take(record)
-        elif (rejection := self._take[record.topic](record)) is not None:
+        rejection = self._take[record.topic](record)
+        if rejection is not None:
             self.refusals.add(record, rejection)
 
     def _part(self, judge: Callable[[Input], tuple[Case, Part] | Rejection]) -> Callable[[Input], Rejection | None]:
@@ -189,7 +193,7 @@ class Reconciliation:
     # --- What goes out
 
     def rows(self, now_ms: int) -> Iterator[Output]:
-        """The rows that differ from those that are published, as far as that is known."""
+        """The rows that differ from those given out before; the time changes none of them."""
         for case in self._changed_cases:
             self._add_case(case, 1)
             if not self._cases.get(case):
@@ -206,7 +210,7 @@ class Reconciliation:
         self._changed.clear()
         for advertiser_id, changed_weeks in weeks.items():
             self._publish_all(advertiser_id, changed_weeks)
-        yield from self._published.differing()
+        yield from self._rows.differing()
         yield from self.refusals.letters()
 
     def _apply_scopes(self) -> set[str]:
@@ -269,13 +273,13 @@ class Reconciliation:
         advertiser_id, platform = field
         key = reconciliation_key(advertiser_id, TO_DATE if week is None else week_name(week), platform, campaign)
         if total is None:
-            self._published.want(key, None)
+            self._rows.put(key, None)
             return
         scope = self._scope_of_all(advertiser_id) if platform == ALL else self._scopes.get(field, NO_SCOPE)
         tolerance = self._desk.tolerance(platform) if platform not in ("", ALL) else None
         time_zone = self._calendar.zone(advertiser_id).key
         row = make_row(advertiser_id, week, platform, campaign, total, scope, tolerance, time_zone)
-        self._published.want(key, encode(row))
+        self._rows.put(key, encode(row))
 
     def _scope_of_all(self, advertiser_id: str) -> Scope:
         """Reported is what any platform reports; complete what all of these do."""
