@@ -184,6 +184,7 @@ class ReturnMoney(msgspec.Struct, frozen=True, gc=False):
     value: float
     new_value: float
     cost_per_conversion: float | None
+    cost_per_lead: float | None
     cost_per_new_customer: float | None
     roas: float | None
     share_of_cost: float | None

@@ -192,7 +192,9 @@ def _is_refunded(order: Order) -> bool:
 
 
 def _refusals(refused: list[Refused], claims: list[Claim]) -> list[tuple[str, int, str, bool]]:
-    """Each conversion that was refused and never accepted, once: the same event may have been sent and refused again."""
+    """Each conversion that was refused and never accepted, once: the same event, with the same order, may have been sent and
+    refused again.
+    """
     accepted = {(each.user_id, each.conversion_name, each.event_id) for each in claims}
     first: dict[tuple[str, str, str, str], Refused] = {}
     for each in sorted(refused, reverse=True):  # so that the smallest one stands

@@ -118,9 +118,17 @@ def order(order_id: str, time: str | int, paid: float = 10.0, refunded: float = 
     return SETTINGS.orders_topic, money.order_key(event["advertiser_id"], order_id), event
 
 
-def report(day: str, conversions: float, platform: str = "meta", campaign: str | None = "spring", **fields: Any) -> Entry:
+def report(
+    day: str, conversions: float, platform: str = "meta", campaign: str | None = "spring", **fields: Any
+) -> Entry:
     """What a platform claims of a day."""
-    event = {"advertiser_id": "shop", "platform": platform, "campaign_id": campaign, "day": day, "conversions": conversions}
+    event = {
+        "advertiser_id": "shop",
+        "platform": platform,
+        "campaign_id": campaign,
+        "day": day,
+        "conversions": conversions,
+    }
     event |= fields
     key = money.report_key(event["advertiser_id"], platform, campaign, event.get("conversion_name"), day)
     return SETTINGS.reported_topic, key, event
