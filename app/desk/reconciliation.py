@@ -6,7 +6,7 @@ late, or before what it belongs to. It needs every partition of its inputs, sinc
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from app.contract import reasons
 from app.contract.events import Rejection
@@ -27,14 +27,6 @@ from app.settings import Settings
 Field: TypeAlias = tuple[str, str]  # (advertiser, platform)
 Slots: TypeAlias = dict[tuple[int, str], Measures]  # by (day, action)
 NO_SCOPE: Final = Scope()
-
-
-class Gauge(NamedTuple):
-    """The value of a metric of the catalogue."""
-
-    name: str
-    labels: dict[str, str]
-    value: float
 
 
 class Reconciliation:
@@ -295,11 +287,11 @@ class Reconciliation:
 
     # --- What operators watch
 
-    def gauges(self) -> Iterator[Gauge]:
-        """How far each platform's claims are off in the last week that it has reported in full, of the advertiser where they are
-        furthest off; and the tolerance.
+    def differences(self) -> dict[str, tuple[float, float]]:
+        """By platform: how far its claims are from what is counted in the last week that it has reported in full, as a share of
+        that, of the advertiser where they are furthest off; and the tolerance. 0 where it has reported no week.
         """
-        worst = dict.fromkeys(self._platforms, 0.0)
+        worst = dict.fromkeys(sorted(self._platforms), 0.0)
         for field, scope in self._scopes.items():
             platform = field[1]
             if scope.reports is None or platform not in worst:
@@ -308,9 +300,7 @@ class Reconciliation:
             if closed:
                 ratio = difference_ratio(self._totals[field][max(closed)][None].measures)
                 worst[platform] = max(worst[platform], ratio, key=lambda each: (abs(each), each))
-        for platform, ratio in sorted(worst.items()):
-            yield Gauge("onecount_reported_difference_ratio", {"platform": platform}, ratio)
-            yield Gauge("onecount_reported_tolerance_ratio", {"platform": platform}, self._desk.tolerance(platform))
+        return {platform: (ratio, self._desk.tolerance(platform)) for platform, ratio in worst.items()}
 
 
 def _reach(days: Counter[int]) -> Reach | None:
