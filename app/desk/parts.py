@@ -14,7 +14,7 @@ from app.desk.refusals import judge_row
 
 # (advertiser, order), or (advertiser, user, action, event) of a conversion without an order
 Case: TypeAlias = tuple[str, ...]
-_NO_DAY: Final = Rejection(reasons.INVALID_TIME, "event_time", "no day of the calendar")
+NO_DAY: Final = Rejection(reasons.INVALID_TIME, "event_time", "no day of the calendar")
 _NO_AMOUNT: Final = Rejection(reasons.INVALID_FIELD, "value", f"no amount between 0 and {MAX_AMOUNT:g}")
 
 
@@ -33,9 +33,9 @@ def claim_of(record: Input, calendar: Calendar) -> tuple[Case, Part] | Rejection
     if isinstance(row, Rejection):
         return row
     day = calendar.day(row.advertiser_id, row.event_time)
-    refusal = _refusal(row.status, row.value, day)
+    refusal = refusal_of(row.status, row.value, day)
     if refusal is not None or day is None:
-        return refusal or _NO_DAY
+        return refusal or NO_DAY
     claim = Claim(
         row.user_id,
         intern(row.conversion_name),
@@ -58,9 +58,9 @@ def truth_of(record: Input, calendar: Calendar) -> tuple[Case, Part] | Rejection
     if isinstance(row, Rejection):
         return row
     day = calendar.day(row.advertiser_id, row.event_time)
-    refusal = _refusal(row.status, row.value, day)
+    refusal = refusal_of(row.status, row.value, day)
     if refusal is not None or day is None:
-        return refusal or _NO_DAY
+        return refusal or NO_DAY
     truth = Truth(
         row.user_id,
         intern(row.conversion_name),
@@ -77,12 +77,13 @@ def truth_of(record: Input, calendar: Calendar) -> tuple[Case, Part] | Rejection
     return _case(row.advertiser_id, row.user_id, row.conversion_name, row.event_id, row.order_id), truth
 
 
-def _refusal(status: str, value: float, day: int | None) -> Rejection | None:
+def refusal_of(status: str, value: float, day: int | None) -> Rejection | None:
+    """Why a row of a conversion is none: its status, its value, or a time (whose day is None) that no calendar has."""
     if status not in STATUSES:
         return Rejection(reasons.INVALID_FIELD, "status", f"one of {', '.join(STATUSES)}")
     if not 0 <= value <= MAX_AMOUNT:
         return _NO_AMOUNT
-    return _NO_DAY if day is None else None
+    return NO_DAY if day is None else None
 
 
 def refused_of(record: Input, calendar: Calendar) -> tuple[Case, Refused] | Rejection | None:

@@ -23,10 +23,11 @@ from app.contract.money import (
     judge_spend,
     return_key,
 )
-from app.contract.rows import ALL, STATUSES, decode_count, encode
+from app.contract.rows import ALL, decode_count, encode
 from app.desk.calendar import WEEK_DAYS, Calendar, day_name, monday, week_name
 from app.desk.earnings import Found, Origin, Touched, Unit, Won, day_costs, origin_of, user_brings
 from app.desk.fold import Input, Output
+from app.desk.parts import NO_DAY, refusal_of
 from app.desk.records import Latest, Rows
 from app.desk.refusals import Refusals, judge_row
 from app.desk.totals import Measures, Total, add, currencies, together
@@ -45,7 +46,6 @@ _PER: Final = (
     ("cost_per_lead", "leads"),
     ("cost_per_new_customer", "new_customers"),
 )
-_NO_DAY: Final = Rejection(reasons.INVALID_TIME, "", "no day of the calendar")
 
 User: TypeAlias = tuple[str, str]  # (advertiser, user)
 PlatformDay: TypeAlias = tuple[str, str, int]  # (advertiser, platform, day)
@@ -139,10 +139,9 @@ class Returns:
         if isinstance(row, Rejection):
             return row
         day = self._calendar.day(row.advertiser_id, row.event_time)
-        if day is None:
-            return _NO_DAY
-        if row.status not in STATUSES or not 0 <= row.value <= MAX_AMOUNT:
-            return Rejection(reasons.INVALID_FIELD, "status", "no status or value of a conversion")
+        refusal = refusal_of(row.status, row.value, day)
+        if refusal is not None or day is None:
+            return refusal or NO_DAY
         return (row.advertiser_id, row.user_id), Won(
             row.event_time,
             row.event_id,
@@ -164,7 +163,7 @@ class Returns:
             return None  # a row of conversions: those are taken from the journeys
         day = self._calendar.day(row.advertiser_id, row.window_start)
         if day is None:
-            return _NO_DAY
+            return NO_DAY
         if not 0 <= row.cost <= MAX_AMOUNT**2:
             return Rejection(reasons.INVALID_FIELD, "cost", "no cost of touches")
         origin = Origin(row.platform, *(row.dimensions.get(name) for name in Origin._fields[1:]))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.desk.fold import DeskFold, Input
 from app.desk.reconciliation import Reconciliation
 from app.desk.returns import Returns
-from tests.property.money import (
+from tests.desk.money import (
     DESK,
     POLICY,
     SETTINGS,
@@ -30,7 +30,7 @@ from tests.property.money import (
     touch,
     touches,
 )
-from tests.property.money_oracle import Rows, reconciliation, returns
+from tests.desk.money_oracle import Rows, reconciliation, returns
 
 # Around the end of a week in Berlin, which is not that in UTC; the end of summer time; New Year in a year with 53 weeks.
 MOMENTS = [*["2026-10-25T00:30"] * 3, "2026-10-25T22:59:59", "2026-10-25T23:00", "2026-12-31T23:00", "2027-01-03T22:59"]
