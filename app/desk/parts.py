@@ -14,6 +14,7 @@ from app.desk.refusals import judge_row
 
 # (advertiser, order), or (advertiser, user, action, event) of a conversion without an order
 Case: TypeAlias = tuple[str, ...]
+NO_KEY: Final = Rejection(reasons.KEY_MISMATCH, "", "the record has no key, so it can never be corrected")
 NO_DAY: Final = Rejection(reasons.INVALID_TIME, "event_time", "no day of the calendar")
 _NO_AMOUNT: Final = Rejection(reasons.INVALID_FIELD, "value", f"no amount between 0 and {MAX_AMOUNT:g}")
 

@@ -16,7 +16,7 @@ from app.desk.calendar import WEEK_DAYS, Calendar, monday, week_name
 from app.desk.cases import Paid, Part, Place, contributions
 from app.desk.comparison import Reach, Scope, claimed, difference_ratio, make_row, restricted
 from app.desk.fold import Input, Output
-from app.desk.parts import Case, claim_of, order_case, refused_of, truth_of
+from app.desk.parts import NO_KEY, Case, claim_of, order_case, refused_of, truth_of
 from app.desk.records import Latest, Rows
 from app.desk.refusals import Refusals
 from app.desk.totals import Measures, Total, add, together
@@ -85,7 +85,7 @@ class Reconciliation:
 
         def take(record: Input) -> Rejection | None:
             if record.key is None:
-                return Rejection(reasons.KEY_MISMATCH, "", "the record has no key, so it can never be corrected")
+                return NO_KEY
             found = judge(record) if record.value is not None else None
             refusal, part = (found, None) if isinstance(found, Rejection) else (None, found)
             self._hold(record, record.key, part)
@@ -136,7 +136,7 @@ class Reconciliation:
 
     def _report(self, record: Input) -> Rejection | None:
         if record.key is None:
-            return Rejection(reasons.KEY_MISMATCH, "", "the record has no key, so it can never be corrected")
+            return NO_KEY
         report = judge_report(record.key, record.value) if record.value is not None else None
         refusal = report if isinstance(report, Rejection) else None
         if isinstance(report, Report) and report.platform not in self._platforms:

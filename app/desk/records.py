@@ -6,6 +6,7 @@ from typing import Generic, NamedTuple, TypeVar
 import xxhash
 
 from app.desk.fold import Input, Output
+from app.policy.model import DAY_MS
 
 Item = TypeVar("Item")
 
@@ -32,6 +33,39 @@ class Latest(Generic[Item]):
             return None
         self._held[name] = (record.offset, item)  # a deletion too: an older record may come after it
         return Change(name, before, item) if item != before else None
+
+    def __len__(self) -> int:
+        """How many keys are held, deleted ones too."""
+        return len(self._held)
+
+
+class Recent(Generic[Item]):
+    """As `Latest`, of keys that each have a time and can change for `held_ms` behind the newest time of their partition, in the
+    order in which it is written. What is older is settled: it is held no more, and a record of it counts where it is none that
+    was read before.
+    """
+
+    def __init__(self, held_ms: int) -> None:
+        self._held_days = held_ms // DAY_MS + 1
+        self._days: dict[int, dict[int, Latest[Item]]] = {}  # by partition and day
+        self._read: dict[int, int] = {}  # the largest offset by partition
+
+    def put(self, record: Input, key: bytes, time_ms: int, item: Item | None) -> Change[Item] | None:
+        """Takes a record whose value is `item`, None where it deletes; None where it changes nothing."""
+        days, day = self._days.setdefault(record.partition, {}), time_ms // DAY_MS
+        is_new = record.offset > self._read.get(record.partition, -1)
+        self._read[record.partition] = max(record.offset, self._read.get(record.partition, -1))
+        newest = max(days, default=day)
+        if day < newest - self._held_days:
+            return Change(b"", None, item) if is_new and item is not None else None
+        if day > newest:
+            for settled in [each for each in days if each < day - self._held_days]:
+                del days[settled]
+        return days.setdefault(day, Latest()).put(record, key, item)
+
+    def __len__(self) -> int:
+        """How many keys are held."""
+        return sum(len(latest) for days in self._days.values() for latest in days.values())
 
 
 class Rows:

@@ -27,7 +27,7 @@ _WORDS: Final = {  # each cause, as it explains what a platform claims beyond wh
 }
 _MONEY: Final = tuple(name for name in ReconciledMoney.__struct_fields__ if name != "currency")
 _PLAIN: Final = tuple(name for name in ReconciliationRow.__struct_fields__ if name != "money")
-CSV_COLUMNS: Final = (*_PLAIN, "currency", *(f"money_{name}" for name in _MONEY))
+CSV_COLUMNS: Final = ("level", *_PLAIN, "currency", *(f"money_{name}" for name in _MONEY))
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 
 
@@ -76,7 +76,8 @@ def write_csv(rows: Iterable[ReconciliationRow], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(CSV_COLUMNS)
         for row in rows:
-            plain = [_cell(getattr(row, name)) for name in _PLAIN]
+            level = ALL if row.platform == ALL else "platform" if row.campaign_id is None else "campaign"
+            plain = [level, *(_cell(getattr(row, name)) for name in _PLAIN)]
             for money in row.money or [None]:
                 amounts = [_cell(getattr(money, name)) for name in ("currency", *_MONEY)] if money else []
                 writer.writerow([*plain, *(amounts or [""] * (1 + len(_MONEY)))])
@@ -192,26 +193,41 @@ def _notes(rows: list[ReconciliationRow]) -> list[str]:
     found = []
     if whole.deduplicated:
         found.append(
-            f"{whole.counted:,} conversions counted by platforms are {whole.deduplicated:,} real ones: each is claimed "
+            f"conversions that platforms count: {whole.counted:,}, that there really were: {whole.deduplicated:,}; each is claimed "
             f"{whole.counted / whole.deduplicated:.2f} times"
         )
     if whole.orders:
-        found.append(f"{whole.orders:,} orders were paid{_of(whole.orders_refunded, ', {} of them paid back in full')}")
+        found.append(
+            f"orders that were paid: {whole.orders:,}{_of(whole.orders_refunded, ', of them paid back in full: {}')}"
+        )
     else:
         found.append("no order is known of these days: nothing can be said of what was paid")
     found += [
         line
         for line in (
-            _of(whole.orders_without_conversion, "{} paid orders never arrived as a conversion")
+            _of(whole.orders_without_conversion, "paid orders that never arrived as a conversion: {}")
             + _sums(whole, "orders_without_conversion"),
-            _of(whole.without_order, "{} conversions name an order that was not paid, or is another user's")
+            _of(whole.without_order, "conversions whose order was not paid, or is another user's: {}")
             + _sums(whole, "without_order"),
-            _of(whole.without_order_id, "{} paid actions name no order, so nobody can tell"),
-            _of(whole.counted_refunded, "{} conversions count though their order was paid back: retract them"),
+            _of(whole.without_order_id, "paid actions that name no order, so nobody can tell: {}"),
+            _of(whole.counted_refunded, "conversions that count though their order was paid back (retract them): {}"),
+            *(_other_currency(row) for row in rows if row.campaign_id is None and row.platform != ALL),
         )
         if line
     ]
     return found
+
+
+def _other_currency(row: ReconciliationRow) -> str:
+    """Where a platform reports in a currency that nothing is counted in."""
+    reported = [each.currency for each in row.money if each.reported and not each.compared]
+    counted = [each.currency or "none" for each in row.money if each.compared]
+    if not reported or not counted or row.reported is None:
+        return ""
+    return (
+        f"{escape(row.platform)} reports in {escape(', '.join(reported))}, what is counted is in {escape(', '.join(counted))}: "
+        "amounts are not compared"
+    )
 
 
 def _of(count: int, text: str) -> str:

@@ -23,12 +23,13 @@ from app.contract.money import (
     judge_spend,
     return_key,
 )
+from app.contract.rollups import split_count_key
 from app.contract.rows import ALL, decode_count, encode
 from app.desk.calendar import WEEK_DAYS, Calendar, day_name, monday, week_name
 from app.desk.earnings import Found, Origin, Touched, Unit, Won, day_costs, origin_of, user_brings
 from app.desk.fold import Input, Output
-from app.desk.parts import NO_DAY, refusal_of
-from app.desk.records import Latest, Rows
+from app.desk.parts import NO_DAY, NO_KEY, refusal_of
+from app.desk.records import Change, Latest, Recent, Rows
 from app.desk.refusals import Refusals, judge_row
 from app.desk.totals import Measures, Total, add, currencies, together
 from app.policy.desk import Desk
@@ -64,12 +65,12 @@ class Returns:
     """Rows of `conversions.return`. `policy`: which actions are paid orders; `desk`: time zones, and what touches cost in."""
 
     def __init__(self, settings: Settings, policy: Policy, desk: Desk) -> None:
-        self._judge: dict[str, Callable[[Input], Part | Rejection | None]] = {
-            settings.journeys_topic: self._won,
-            settings.counts_topic: self._touched,
-            settings.spend_topic: self._spent,
+        self._take: dict[str, Callable[[Input], Rejection | None]] = {
+            settings.journeys_topic: self._upsert(self._won),
+            settings.counts_topic: self._count,
+            settings.spend_topic: self._upsert(self._spent),
         }
-        self.inputs = tuple(self._judge)
+        self.inputs = tuple(self._take)
         self.outputs = (settings.return_topic, settings.desk_dlq_topic)
         self.lasting = (settings.desk_dlq_topic,)
         self.refusals = Refusals(settings.desk_dlq_topic)
@@ -79,6 +80,7 @@ class Returns:
         journeys = policy.bounds.journeys
         self._paid_actions = frozenset(journeys.orders if journeys else ())
         self._latest: Latest[Part] = Latest()
+        self._windows: Recent[Part] = Recent(policy.count_retention_ms())
         self._origins: dict[Origin, Origin] = {}
         self._won_by: dict[User, dict[bytes, Won]] = {}
         self._touched_on: dict[PlatformDay, dict[Origin, list[int]]] = {}  # views, clicks, cost
@@ -98,16 +100,36 @@ class Returns:
 
     def take(self, record: Input) -> None:
         """Takes one record into account; one that breaks its contract becomes a letter on `desk.dlq`."""
-        if record.key is None:
-            self.refusals.add(
-                record, Rejection(reasons.KEY_MISMATCH, "", "the record has no key, so it can never be corrected")
-            )
-            return
-        part = self._judge[record.topic](record) if record.value is not None else None
-        if isinstance(part, Rejection):
-            self.refusals.add(record, part)
-            part = None
-        change = self._latest.put(record, record.key, part)
+        refusal = self._take[record.topic](record)
+        if refusal is not None:
+            self.refusals.add(record, refusal)
+
+    def _upsert(self, judge: Callable[[Input], Part | Rejection]) -> Callable[[Input], Rejection | None]:
+        """Takes a record of which the last of a key holds, by the function that judges it."""
+
+        def take(record: Input) -> Rejection | None:
+            if record.key is None:
+                return NO_KEY
+            found = judge(record) if record.value is not None else None
+            refusal, part = (found, None) if isinstance(found, Rejection) else (None, found)
+            self._change(self._latest.put(record, record.key, part))
+            return refusal
+
+        return take
+
+    def _count(self, record: Input) -> Rejection | None:
+        """A row of `conversions.counts`; those of conversions are passed over, as these are taken from the journeys."""
+        try:
+            start_ms, _ = split_count_key(record.key or b"")
+        except ValueError as error:
+            return Rejection(reasons.KEY_MISMATCH, "", str(error)[:200])
+        found = self._touched(record) if record.value is not None else None
+        refusal, part = (found, None) if isinstance(found, Rejection) else (None, found)
+        if part is not None or refusal is not None or record.value is None:
+            self._change(self._windows.put(record, record.key or b"", start_ms, part))
+        return refusal
+
+    def _change(self, change: Change[Part] | None) -> None:
         if change is None:
             return
         for held, sign in ((change.before, -1), (change.after, 1)):

@@ -40,7 +40,7 @@ class Desks:
             f"{each}_topic": f"{name}.{each}"
             for each in (
                 "dlq", "rekeyed", "deltas", "policy", "attributed", "counts", "journeys", "models", "rollups", "leads",
-                "overdue", "followups",
+                "overdue", "followups", "orders", "reported", "spend", "reconciliation", "return", "desk_dlq",
             )
         }  # fmt: skip
         groups = {f"{each}_group": f"{name}.{each}" for each in ("counter", "aggregator", "desk")}

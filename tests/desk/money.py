@@ -19,6 +19,7 @@ SETTINGS = Settings()
 DOCUMENT: dict[str, Any] = {
     "dimensions": ["campaign_id", "creative_id", "landing_page", "offer_id", "source"],
     "journeys": {"window": "30d", "orders": ["purchase"]},
+    "adjustment_window": "90d",  # so that no window of a test is settled
     "platforms": {
         "meta": {"method": "click_then_view", "windows": {"click": "7d", "view": "1d"}},
         "google_ads": {"method": "click", "windows": {"click": "30d"}},

@@ -211,6 +211,18 @@ def test_counts_of_conversions_cost_nothing() -> None:
     assert (books.rows, books.fold.refused) == ({}, {})
 
 
+def test_windows_that_cannot_change_any_more_are_held_no_longer_and_count_once() -> None:
+    day_ms, held = 86_400_000, POLICY.count_retention_ms() // 86_400_000 + 1
+    many = [touches(number * day_ms, clicks=1, cost=1.0) for number in range(1, 400)]
+    books = Books(*many)
+    assert len(books.fold._windows) == held + 1
+    assert money(books.rows["to_date", "total", None, None]).cost == 399
+    books.count = 0
+    assert books.add(*many)["to_date", "total", None, None].clicks == 399, "the whole topic once more"
+    books.count = 400
+    assert books.add(touches(300 * day_ms, clicks=5))["to_date", "total", None, None].clicks == 399 + 4, "a late click"
+
+
 @pytest.mark.parametrize(
     ("entry", "reason", "field"),
     [
@@ -220,7 +232,8 @@ def test_counts_of_conversions_cost_nothing() -> None:
         (spend(DAY, 1, source="a\nb"), "invalid_field", "source"),
         ((SETTINGS.spend_topic, None, b"{}"), "key_mismatch", ""),
         ((SETTINGS.spend_topic, b"[]", spend(DAY, 1)[2]), "key_mismatch", ""),
-        ((SETTINGS.counts_topic, b"k", b"{}"), "invalid_field", ""),
+        ((SETTINGS.counts_topic, touches(NOON)[1], b"{}"), "invalid_field", ""),
+        ((SETTINGS.counts_topic, b"k", touches(NOON)[2]), "key_mismatch", ""),
         (touches(NOON, cost=1e300), "invalid_field", "cost"),
         (touches(10**18), "invalid_time", "event_time"),
         (journey(-(10**12)), "invalid_time", "event_time"),
