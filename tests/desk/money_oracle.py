@@ -14,7 +14,7 @@ from app.desk.fold import Input
 from app.settings import Settings
 
 NAMES = Settings()
-ZONES = {"shop": "Europe/Berlin"}
+ZONES = {"shop": "Europe/Berlin", "far": "Asia/Kolkata"}
 TOLERANCES = {"meta": Fraction(1, 10)}
 COST_CURRENCIES = {"shop": "EUR"}
 PAID = "purchase"
