@@ -76,9 +76,9 @@ class Reconciliation:
 
     def take(self, record: Input) -> None:
         """Takes one record into account; one that breaks its contract becomes a letter on `desk.dlq`."""
-        rejection = self._take[record.topic](record)
-        if rejection is not None:
-            self.refusals.add(record, rejection)
+        refusal = self._take[record.topic](record)
+        if refusal is not None:
+            self.refusals.add(record, refusal)
 
     def _part(self, judge: Callable[[Input], tuple[Case, Part] | Rejection]) -> Callable[[Input], Rejection | None]:
         """Takes a record that is a part of a case, by the function that makes it one."""
@@ -137,11 +137,11 @@ class Reconciliation:
     def _report(self, record: Input) -> Rejection | None:
         if record.key is None:
             return NO_KEY
-        report = judge_report(record.key, record.value) if record.value is not None else None
-        refusal = report if isinstance(report, Rejection) else None
-        if isinstance(report, Report) and report.platform not in self._platforms:
-            refusal = Rejection(reasons.UNKNOWN_PLATFORM, "platform", f"the policy has no {report.platform[:64]!r}")
-        change = self._reports.put(record, record.key, report if refusal is None else None)  # type: ignore[arg-type]
+        found = judge_report(record.key, record.value) if record.value is not None else None
+        if isinstance(found, Report) and found.platform not in self._platforms:
+            found = Rejection(reasons.UNKNOWN_PLATFORM, "platform", f"the policy has no {found.platform[:64]!r}")
+        refusal, report = (found, None) if isinstance(found, Rejection) else (None, found)
+        change = self._reports.put(record, record.key, report)
         if change is not None:
             for each, sign in ((change.before, -1), (change.after, 1)):
                 if each is not None:
@@ -240,12 +240,11 @@ class Reconciliation:
 
     def _publish_platform(self, field: Field, changed: set[tuple[int, str]]) -> None:
         totals = self._totals[field]
-        # what names no platform names no campaign
-        campaigns = {None, *(campaign for _, campaign in changed)} if field[1] else {None}
-        for week in {week for week, _ in changed}:
-            for campaign in campaigns:
-                self._publish(field, week, campaign, totals[week].get(campaign) if week in totals else None)
-        for campaign in campaigns:
+        whole = {(week, None) for week, _ in changed}
+        places = changed | whole if field[1] else whole  # what names no platform names no campaign
+        for week, campaign in places:
+            self._publish(field, week, campaign, totals[week].get(campaign) if week in totals else None)
+        for campaign in {campaign for _, campaign in places}:
             self._publish(field, None, campaign, together(each.get(campaign) for each in totals.values()))
 
     def _publish_all(self, advertiser_id: str, changed: set[int]) -> None:
