@@ -178,7 +178,7 @@ def _money_table(rows: list[ReconciliationRow]) -> Table:
                 escape(money.currency) or "(none)",
                 _amount(money.reported),
                 _amount(money.compared if money.reported is not None else money.counted),
-                "" if money.difference is None else f"{money.difference:+,.2f}",
+                "" if money.difference is None or _is_foreign(row, money) else f"{money.difference:+,.2f}",
                 *(_amount(each) for each in (money.deduplicated, money.paid, money.refunded, money.net)),
             )
             name = ""
@@ -220,14 +220,19 @@ def _notes(rows: list[ReconciliationRow]) -> list[str]:
 
 def _other_currency(row: ReconciliationRow) -> str:
     """Where a platform reports in a currency that nothing is counted in."""
-    reported = [each.currency for each in row.money if each.reported and not each.compared]
+    reported = [each.currency for each in row.money if _is_foreign(row, each)]
     counted = [each.currency or "none" for each in row.money if each.compared]
-    if not reported or not counted or row.reported is None:
+    if not reported:
         return ""
     return (
         f"{escape(row.platform)} reports in {escape(', '.join(reported))}, what is counted is in {escape(', '.join(counted))}: "
         "amounts are not compared"
     )
+
+
+def _is_foreign(row: ReconciliationRow, money: ReconciledMoney) -> bool:
+    """Whether something is reported in a currency in which nothing is counted, while something is in another one."""
+    return bool(money.reported and not money.compared and any(each.compared for each in row.money))
 
 
 def _of(count: int, text: str) -> str:
