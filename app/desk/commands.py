@@ -1,7 +1,7 @@
 """`onecount reconcile`: the same fold as the desk's, read once."""
 
 import re
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Final
 from zoneinfo import ZoneInfo
@@ -85,17 +85,17 @@ def _computed(settings: Settings, fold: Reconciliation) -> tuple[list[Reconcilia
 def _selection(
     row: ReconciliationRow, week: str | None, to_date: bool, platform: str | None, advertiser: str | None, desk: Desk
 ) -> Selection:
-    period = TO_DATE if to_date else week or last_week(desk.zone(row.advertiser_id))
+    period = TO_DATE if to_date else week or last_week(datetime.now(UTC), desk.zone(row.advertiser_id))
     return Selection(period, platform, advertiser)
 
 
-def last_week(zone: ZoneInfo) -> str:
+def last_week(now: datetime, zone: ZoneInfo) -> str:
     """The last ISO week that is over there."""
-    return week_name((datetime.now(zone).date() - timedelta(weeks=1)).toordinal())
+    return week_name((now.astimezone(zone).date() - timedelta(weeks=1)).toordinal())
 
 
 def _checked(week: str) -> str:
-    match = re.fullmatch(r"(\d{4})-W(\d\d)", week)
+    match = re.fullmatch(r"([0-9]{4})-W([0-9]{2})", week)
     try:
         if match is None:
             raise ValueError
