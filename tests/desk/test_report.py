@@ -43,7 +43,7 @@ def test_the_campaigns_that_are_furthest_off_come_first_and_the_rest_is_counted(
     )
     told = printed(rows, show=2)
     assert re.findall(r"(?m)^ {5}(\w+) ", told) == ["c5", "c4"]
-    assert "and 4 more campaigns" in told
+    assert "and 5 more campaigns" in told
 
 
 def test_names_are_shown_as_they_are() -> None:
