@@ -29,6 +29,25 @@ class Touch(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return RANK[self.kind], self.time_ms, self.event_id
 
 
+class Path(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What stood before a conversion within the journey's window (docs/counting.md, section 8): how many of each, and those
+    that its row shows. Touches are (platform, touch).
+    """
+
+    views: int
+    engaged_views: int
+    clicks: int
+    visits: int
+    first: tuple[str, Touch] | None
+    touches: list[tuple[str, Touch]]  # the creditable ones, shortened
+    credited: tuple[str, Touch] | None
+    first_visit: tuple[int, str, str | None] | None  # time (ms), page, referrer
+    pages: list[str]
+
+
+NO_PATH: Final = Path(0, 0, 0, 0, None, [], None, None, [])
+
+
 class Conversion(msgspec.Struct, array_like=True, gc=False):
     """One accepted conversion event, the best touch known per platform, and the revision of each row published for it."""
 
@@ -41,6 +60,7 @@ class Conversion(msgspec.Struct, array_like=True, gc=False):
     order_id: str | None
     credits: dict[str, Touch]
     revisions: dict[str, int]
+    path: Path = NO_PATH  # where the policy follows journeys
 
     def identity(self) -> tuple[str, str, str]:
         """What makes two events of one user the same conversion event."""
@@ -76,6 +96,11 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     version: int
     conversions: list[Conversion]
     adjustments: list[Adjustment]
+    last_order_ms: int | None = None  # of the paid orders that were forgotten
+
+    def is_empty(self) -> bool:
+        """Whether nothing is left to hold."""
+        return not self.conversions and not self.adjustments and self.last_order_ms is None
 
 
 _encoder = msgspec.msgpack.Encoder()

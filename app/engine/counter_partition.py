@@ -10,7 +10,7 @@ import numpy as np
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.converters import Converters, user_field
 from app.attribution.state import Adjustment, Conversion
-from app.attribution.touches import SegmentKey, Touches
+from app.attribution.touches import SegmentKey, touches_of, visits_of
 from app.columns.texts import Texts, hash64, stir
 from app.contract.events import Event, to_micros
 from app.contract.rows import KEPT_BYTES
@@ -35,6 +35,8 @@ class View(msgspec.Struct, array_like=True):
     days: list[int]
     swept_day: int
     swept_buckets: int
+    visits: list[tuple[SegmentKey, int]] = []
+    visit_slots: list[int] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -48,9 +50,11 @@ class CounterPartition:
         bounds = policy.bounds
         self.policy = policy
         self.seen = Seen(tag, bounds.dedup_window_ms)
-        self.touches = Touches(tag, policy)
+        self.touches = touches_of(tag, policy)
+        self.visits = visits_of(tag, policy)
         self.converters = Converters(tag, bounds.correction_horizon_ms)
         self.stream_ms = 0
+        self.settled_ms = 0  # the stream time with which the batch before ended
         self.swept_day = -1
         self.swept_buckets = CONVERTER_BUCKETS
 
@@ -70,7 +74,12 @@ class CounterPartition:
                 f"the stored touches keep {', '.join(view.keep)}; the policy differs: set it back or run `onecount rebuild`"
             )
         self.stream_ms, self.swept_day, self.swept_buckets = view.stream_ms, view.swept_day, view.swept_buckets
+        self.settled_ms = view.stream_ms
         self.touches.slots = set(view.slots)
+        if self.visits is not None:
+            self.visits.slots = set(view.visit_slots)
+            for segment, count in view.visits:
+                self.visits.load(segment, count, run)
         self.converters.days = set(view.days)
         for segment, count in view.segments:
             self.touches.load(segment, count, run)
@@ -92,14 +101,18 @@ class CounterPartition:
                 sorted(self.converters.days),
                 self.swept_day,
                 self.swept_buckets,
+                sorted((segment, len(table)) for segment, table in self.visits.segments.items()) if self.visits else [],
+                sorted(self.visits.slots) if self.visits else [],
             )
         )
 
     def expire(self) -> list[Command]:
-        """The UNLINKs for what can no longer matter at the stream time."""
+        """The UNLINKs for what can no longer matter at the stream time, after a batch is settled."""
+        self.settled_ms = self.stream_ms
         return (
             self.seen.expire(self.stream_ms)
             + self.touches.expire(self.stream_ms)
+            + (self.visits.expire(self.stream_ms) if self.visits else [])
             + self.converters.expire(self.stream_ms)
         )
 

@@ -10,6 +10,9 @@ STEP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 # A batch is closed after 0.2 s by default; an hour is a standstill.
 LATENCY_BUCKETS_S: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 
+# From an impulse to the windows that platforms offer. Few, since there is a histogram a platform and action.
+CONVERT_BUCKETS_S: Final = (600.0, 3600.0, 21_600.0, 86_400.0, 259_200.0, 604_800.0, 2_592_000.0)
+
 SESSION_CAUSES: Final = ("kafka", "redis", "ownership", "topics", "policy", "state")
 RESULTS: Final = ("committed", "aborted", "ambiguous")
 STEPS: Final = ("read", "watch", "fold", "publish", "write")
@@ -89,6 +92,16 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "counts publications, so a corrected conversion counts again; the exact counts are in `conversions.counts`",
             "many `unattributed`: touches are missing, or their user ids differ",
             "counter",
+        ),
+        Metric(
+            "onecount_time_to_convert_seconds",
+            "histogram",
+            ("platform", "action"),
+            "From the credited touch to the conversion, when a conversion is counted first.",
+            "corrections are left out; the exact times are `time_to_convert_ms` in `conversions.attributed`",
+            "much near a platform's window: a longer window would count more; near zero: clicks that are made by the purchase itself",
+            "counter",
+            CONVERT_BUCKETS_S,
         ),
         Metric(
             "onecount_late_events_total",

@@ -205,6 +205,12 @@ COUNTING: Final = Dashboard(
                     "percentunit", most=1,
                 ),
                 Panel(
+                    "Time to convert", "Half of the conversions, and 9 of 10, come within this of their credited touch.",
+                    ((_quantile(0.5, "onecount_time_to_convert_seconds", _PLATFORMS, "platform"), "{{platform}}, half"),
+                     (_quantile(0.9, "onecount_time_to_convert_seconds", _PLATFORMS, "platform"), "{{platform}}, 9 of 10")),
+                    "s",
+                ),
+                Panel(
                     "Corrections", "Published decisions that a later event changed: late touches, earlier duplicates, adjustments.",
                     ((_rate("onecount_corrections_total", _PLATFORMS, "platform"), "{{platform}}"),),
                     "cps",

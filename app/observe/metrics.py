@@ -120,6 +120,9 @@ class Metrics:
                 family = self.families[_NAMED[what]]
                 (family.labels(*labels) if labels else family).inc(count)
 
+        for platform, action, time_ms in fold.converted:
+            self.families["onecount_time_to_convert_seconds"].labels(platform, action).observe(time_ms / 1000)
+
     def transaction(self, result: str) -> None:
         """A transaction was committed, given up, or nobody knows yet."""
         self.families["onecount_transactions_total"].labels(result).inc()
@@ -149,6 +152,9 @@ class Metrics:
         for platform, _ in methods:
             self.families["onecount_late_events_total"].labels(platform)
             self.families["onecount_corrections_total"].labels(platform)
+        actions = {name for version in policy.versions for name in version.actions if version.counted_action(name)}
+        for (platform, _), action in product(methods, actions):
+            self.families["onecount_time_to_convert_seconds"].labels(platform, action)
 
     def leads_of(self, actions: Iterable[str]) -> None:
         """The actions whose leads may be overdue; their series begin with 0."""

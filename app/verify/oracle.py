@@ -11,8 +11,11 @@ from typing import Final
 
 from app.contract import reasons, rows
 from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Event, Rejection, decode_event
+from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
 from app.contract.rows import AttributedRow, CountRow
 from app.policy.model import Policy
+from app.verify.journey_rows import journey_row, model_rows
+from app.verify.journeys import RealOrder, follow
 from app.verify.partition import owner_of
 from app.verify.records import Arrival, Coordinates, Order, Person, Record
 from app.verify.sequence import Streams, by_batches, by_time
@@ -36,12 +39,15 @@ class Answer:
     """What must stand in the output topics, and why.
 
     Rows are by their Kafka key; `revision` is 0 and `final` False, for neither is a function of the input.
+    `journeys` and `models` are empty, and no count row is of scope `all`, where the policy has no `journeys`.
     `rejected`, `duplicates` and `refused_adjustments` are by the coordinates of the raw record; a refused adjustment
     is an accepted event too. `faults` names what is wrong with the batches and the re-keyed copies.
     """
 
     attributed: dict[bytes, AttributedRow] = field(default_factory=dict)
     counts: dict[bytes, CountRow] = field(default_factory=dict)
+    journeys: dict[bytes, JourneyRow] = field(default_factory=dict)
+    models: dict[bytes, ModelRow] = field(default_factory=dict)
     rejected: dict[Coordinates, str] = field(default_factory=dict)
     duplicates: set[Coordinates] = field(default_factory=set)
     refused_adjustments: dict[Coordinates, str] = field(default_factory=dict)
@@ -88,6 +94,9 @@ def answer(
             result.refused_adjustments |= refused
             for decision in decisions:
                 publish(decision, policy, result, tallies)
+            if policy.bounds.journeys is not None:
+                for real in follow(person, decisions, policy):
+                    publish_journey(real, policy, result, tallies)
     for identity, tally in tallies.items():
         publish_count(identity, tally, policy, result)
     return result
@@ -204,10 +213,10 @@ def identity_of(event: Event) -> tuple[str, ...]:
 
 
 def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
-    """Counts a touch; gives touches, conversions and adjustments to their person. "Visits are in no count row"."""
+    """Gives an event to its person, and counts a touch. "Visits are in no count row", and matter to journeys only."""
     event = arrival.event
     result.accepted += 1
-    if event.event_type == "visit":
+    if event.event_type == "visit" and policy.bounds.journeys is None:
         return
     result.people[event.advertiser_id, event.user_id].add(arrival)
     if event.event_type in TOUCH_TYPES:
@@ -217,7 +226,7 @@ def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[Count
         result.noise += counted_action(policy, arrival) is None
 
 
-# --- Sections 3, 4 and 7: rows ----------------------------------------------------------------------------------------
+# --- Sections 3, 4, 7 and 9: rows ----------------------------------------------------------------------------------------
 
 
 def count_identity(
@@ -288,6 +297,27 @@ def attributed_row(decision: Decision, policy: Policy) -> AttributedRow:
     )
 
 
+def publish_journey(order: RealOrder, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+    """An order over all platforms as its row in `conversions.journeys` and, if it is counted, in the counts of scope `all`
+    and in `conversions.models`: sections 8 to 11.
+    """
+    journeys = policy.bounds.journeys
+    assert journeys is not None
+    row = journey_row(order, policy, journeys)
+    identity = (row.advertiser_id, row.user_id, row.conversion_name, row.event_id)
+    assert journey_key(*identity) not in result.journeys, identity  # one row an order
+    result.journeys[journey_key(*identity)] = row
+    for model in model_rows(order, policy, journeys):
+        result.models[model_key(*identity, model.model)] = model
+    if order.status == rows.COUNTED:
+        assert order.credited is not None
+        currency = order.conversion.event.currency or ""
+        count = count_identity(
+            order.conversion.time_ms, rows.ALL, order.credited, row.conversion_name, currency, policy
+        )
+        add(tallies[count], order.conversion, {"conversions": 1, "value": order.value_micros})
+
+
 def publish_count(identity: CountIdentity, tally: Tally, policy: Policy, result: Answer) -> None:
     """A tally as its row in `conversions.counts`."""
     window_start, platform, advertiser_id, dimensions, conversion_name, currency = identity
@@ -306,6 +336,7 @@ def publish_count(identity: CountIdentity, tally: Tally, policy: Policy, result:
         currency=currency,
         revision=0,
         final=False,
+        scope="all" if platform == "all" else "platform",
         **measures,
     )
 

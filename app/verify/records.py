@@ -52,17 +52,23 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 
 class Person(msgspec.Struct):
-    """Everything accepted of one (advertiser, user) but visits, in processing order: all of it, and by kind."""
+    """Everything accepted of one (advertiser, user), in processing order: by kind, and in `history` all of it but visits,
+    which no adjustment hangs on.
+    """
 
     history: list[Arrival] = msgspec.field(default_factory=list)
     touches: list[Arrival] = msgspec.field(default_factory=list)
     conversions: list[Arrival] = msgspec.field(default_factory=list)
     adjustments: list[Arrival] = msgspec.field(default_factory=list)
+    visits: list[Arrival] = msgspec.field(default_factory=list)
 
     def add(self, arrival: Arrival) -> None:
-        """Takes in one accepted touch, conversion or adjustment."""
-        self.history.append(arrival)
+        """Takes in one accepted event."""
         kind = arrival.event.event_type
+        if kind == "visit":
+            self.visits.append(arrival)
+            return
+        self.history.append(arrival)
         lists = {"conversion": self.conversions, "adjustment": self.adjustments}
         lists.get(kind, self.touches).append(arrival)
 

@@ -16,7 +16,8 @@ from app.verify.records import Coordinates
 class Report:
     """The figures of the recomputed answer, and every way in which what was published is not that answer.
 
-    `rejected` and `refused_adjustments` are by reason, `attributed_rows` by status, `differences` by topic.
+    `rejected` and `refused_adjustments` are by reason, `attributed_rows` and `journey_rows` by status, `differences` by
+    topic.
     `shown`: the first differences. `events`: the raw values behind those.
     """
 
@@ -28,6 +29,8 @@ class Report:
     noise: int
     attributed_rows: Mapping[str, int]
     count_rows: int
+    journey_rows: Mapping[str, int]
+    model_rows: int
     seconds: float
     differences: Mapping[str, int]
     shown: tuple[Difference, ...]
@@ -70,6 +73,11 @@ def _summary(report: Report) -> Table:
     for status, number in sorted(report.attributed_rows.items()):
         table.add_row(f"  {status}", f"{number:,}")
     table.add_row("count rows", f"{report.count_rows:,}")
+    if report.journey_rows:
+        table.add_row("journey rows", f"{sum(report.journey_rows.values()):,}")
+        for status, number in sorted(report.journey_rows.items()):
+            table.add_row(f"  {status}", f"{number:,}")
+        table.add_row("model rows", f"{report.model_rows:,}")
     table.add_row("differences", f"{sum(report.differences.values()):,}")
     table.add_row("seconds", f"{report.seconds:.1f}")
     return table

@@ -44,6 +44,8 @@ class Deployment:
             "policy_topic": f"{name}.policy",
             "attributed_topic": f"{name}.attributed",
             "counts_topic": f"{name}.counts",
+            "journeys_topic": f"{name}.journeys",
+            "models_topic": f"{name}.models",
             "counter_group": f"{name}.counter",
             "aggregator_group": f"{name}.aggregator",
             "namespace": name[-20:],

@@ -1,8 +1,10 @@
 """What must hold of the output topics when a deployment has come to rest, whatever happened before."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
-from app.contract import rows
+from app.contract import journeys, rows
 from app.contract.reasons import ADJUSTMENT_REASONS
 from app.verify.differences import Upsert, compare_letters, compare_partitions, compare_rows, fold_log
 from app.verify.oracle import Answer, answer, refusals_over_time
@@ -26,19 +28,18 @@ def differences(deployment: Deployment) -> list[str]:
     found += _accounting(must)
     found += _letters(must, deployment)
 
-    topic = settings.attributed_topic
-    attributed = fold_log(topic, map(_upsert, broker.committed(topic)), rows.decode_attributed)
-    found += map(str, attributed.faults)
-    found += map(
-        str,
-        compare_partitions(
-            topic, attributed, lambda user: owner_of(user, deployment.partitions, policy.bounds.partitioner)
-        ),
-    )
-    found += map(str, compare_rows(topic, must.attributed, attributed.rows, lambda *_: ()))
+    of_users = [(settings.attributed_topic, must.attributed)]
+    if policy.bounds.journeys is not None:
+        of_users += [(settings.journeys_topic, must.journeys), (settings.models_topic, must.models)]
+    owner = cache(lambda user: owner_of(user, deployment.partitions, policy.bounds.partitioner))
+    for topic, expected in of_users:
+        published = fold_log(topic, map(_upsert, broker.committed(topic)), _decoder(deployment, topic))
+        found += map(str, published.faults)
+        found += map(str, compare_partitions(topic, published, owner))
+        found += map(str, compare_rows(topic, expected, published.rows, lambda *_: ()))
 
     topic = settings.counts_topic
-    counts = fold_log(topic, map(_upsert, broker.committed(topic)), rows.decode_count)
+    counts = fold_log(topic, map(_upsert, broker.committed(topic)), _decoder(deployment, topic))
     found += map(str, counts.faults)
     found += map(str, compare_rows(topic, must.counts, counts.rows, lambda *_: ()))
     found += _revisions_that_stand_still(deployment)
@@ -95,14 +96,14 @@ def _accounting(must: Answer) -> Iterator[str]:
 def _revisions_that_stand_still(deployment: Deployment) -> Iterator[str]:
     """Each record of a key must have a higher revision than the one before, whether a deletion lies between or not."""
     settings = deployment.settings
-    for topic in (settings.attributed_topic, settings.counts_topic):
+    for topic in (settings.attributed_topic, settings.journeys_topic, settings.models_topic, settings.counts_topic):
         last: dict[bytes | None, int] = {}
+        decode = _decoder(deployment, topic)
         for message in deployment.broker.committed(topic):
             value = message.value()
             if value is None:
                 continue
-            is_count = topic == settings.counts_topic
-            revision = (rows.decode_count(value) if is_count else rows.decode_attributed(value)).revision
+            revision = decode(value).revision
             if revision <= last.get(message.key(), 0):
                 yield f"{message}: revision {revision} after {last[message.key()]}"
             last[message.key()] = revision
@@ -123,6 +124,17 @@ def _wrong_finality(
         final = row.window_end + deployment.policy.bounds.allowed_lateness_ms <= passed_ms
         if row.final != final:
             yield f"{key!r}: final is {row.final}, the watermark is {passed_ms}"
+
+
+def _decoder(deployment: Deployment, topic: str) -> Callable[[bytes], Any]:
+    """What reads a row of an output topic."""
+    settings = deployment.settings
+    return {
+        settings.attributed_topic: rows.decode_attributed,
+        settings.counts_topic: rows.decode_count,
+        settings.journeys_topic: journeys.decode_journey,
+        settings.models_topic: journeys.decode_model,
+    }[topic]
 
 
 def _upsert(message: MemoryMessage) -> Upsert:
