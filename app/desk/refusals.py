@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 import msgspec
-import orjson
 
 from app.contract import reasons
 from app.contract.events import Rejection
@@ -31,7 +30,7 @@ class Refusals:
         self.counted[record.topic, rejection.reason] += 1
         if len(self._waiting) < MOST_LETTERS:
             letter = dead_letter(rejection, *record)
-            key = orjson.dumps([record.topic, record.partition, record.offset])
+            key = encode([record.topic, record.partition, record.offset])
             self._waiting[key] = encode(msgspec.structs.replace(letter, value_base64=None, truncated=True))
 
     def letters(self) -> Iterator[Output]:
