@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from app import __version__
 from app.contract.events import parse_time_ms
+from app.desk.commands import reconcile
 from app.engine.clients import KafkaClients, explained, why_unreachable
 from app.engine.session import SessionEnded
 from app.engine.state import StateRefused
@@ -388,6 +389,9 @@ def desk() -> None:
     from app.desk.run import run_desk
 
     raise typer.Exit(run_desk(from_environment()))
+
+
+app.command()(reconcile)
 
 
 @app.command()

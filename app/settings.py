@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     leads_topic: str = "leads"
     overdue_topic: str = "leads.overdue"
     followups_topic: str = Field("leads.followups", description="what a CRM tells the desk of leads")
+    orders_topic: str = Field("revenue.orders", description="what was paid, as the shop's books have it")
+    reported_topic: str = Field("platforms.reported", description="what platforms claim, by campaign and day")
+    spend_topic: str = Field("spend", description="what campaigns cost, by day")
+    reconciliation_topic: str = "conversions.reconciliation"
+    return_topic: str = "conversions.return"
+    desk_dlq_topic: str = Field("desk.dlq", description="orders, claims and spend that were refused")
     partitions: int = Field(
         4, ge=1, le=4096, description="of the raw topics, for `topics create`; never changed afterwards"
     )
@@ -173,6 +179,7 @@ class Settings(BaseSettings):
             self.journeys_topic,
             self.models_topic,
             *self.desk_inputs,
+            *self.money_inputs,
             *self.desk_outputs,
         ]
         if len({*own, *self.events_topics}) != len(own) + len(self.events_topics):
@@ -197,9 +204,22 @@ class Settings(BaseSettings):
         return (self.followups_topic,)
 
     @property
+    def money_inputs(self) -> tuple[str, ...]:
+        """What others tell the desk of money: upserts."""
+        return (self.orders_topic, self.reported_topic, self.spend_topic)
+
+    @property
     def desk_outputs(self) -> tuple[str, ...]:
         """What the desk publishes."""
-        return (self.leads_topic, self.overdue_topic, self.refused_followups_topic, self.rollups_topic)
+        return (
+            self.leads_topic,
+            self.overdue_topic,
+            self.refused_followups_topic,
+            self.rollups_topic,
+            self.reconciliation_topic,
+            self.return_topic,
+            self.desk_dlq_topic,
+        )
 
     def input_topics(self) -> tuple[str, ...]:
         """What a counter reads: the raw topics and the re-keyed events, the leading topic first."""

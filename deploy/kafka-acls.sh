@@ -5,7 +5,7 @@
 #
 # Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
 # PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq), PAGE (serve),
-# DESK (desk), CRM (who tells the desk of follow-ups).
+# DESK (desk), CRM (who tells the desk of follow-ups), BOOKS (who tells it of orders, of what platforms claim, and of spend).
 set -euo pipefail
 : "${KAFKA_ACLS:?set KAFKA_ACLS to the kafka-acls command with its connection options}"
 
@@ -17,6 +17,7 @@ operator=${OPERATOR:-User:onecount-operator}
 page=${PAGE:-User:onecount-page}
 desk=${DESK:-User:onecount-desk}
 crm=${CRM:-User:onecount-crm}
+books=${BOOKS:-User:onecount-books}
 
 counter_group=${ONECOUNT_COUNTER_GROUP:-onecount.counter}
 aggregator_group=${ONECOUNT_AGGREGATOR_GROUP:-onecount.aggregator}
@@ -32,6 +33,8 @@ journeys=(--topic "${ONECOUNT_JOURNEYS_TOPIC:-conversions.journeys}")
 told=(--topic "${ONECOUNT_FOLLOWUPS_TOPIC:-leads.followups}")
 rollups=(--topic "${ONECOUNT_ROLLUPS_TOPIC:-conversions.rollups}")
 leads=(--topic "${ONECOUNT_LEADS_TOPIC:-leads}" --topic "${ONECOUNT_OVERDUE_TOPIC:-leads.overdue}" --topic "${ONECOUNT_FOLLOWUPS_TOPIC:-leads.followups}.dlq")
+money=(--topic "${ONECOUNT_ORDERS_TOPIC:-revenue.orders}" --topic "${ONECOUNT_REPORTED_TOPIC:-platforms.reported}" --topic "${ONECOUNT_SPEND_TOPIC:-spend}")
+checked=(--topic "${ONECOUNT_RECONCILIATION_TOPIC:-conversions.reconciliation}" --topic "${ONECOUNT_RETURN_TOPIC:-conversions.return}" --topic "${ONECOUNT_DESK_DLQ_TOPIC:-desk.dlq}")
 IFS=', ' read -ra names <<< "${ONECOUNT_EVENTS_TOPICS:-ads.events}"
 events=()
 for name in "${names[@]}"; do events+=(--topic "$name"); done
@@ -77,15 +80,16 @@ allow "$operator" Create,Read,Write,Delete,DescribeConfigs "${shadows[@]}" --res
 allow "$operator" Read,Delete --group "$counter_group.replay-" --group "$aggregator_group.replay-" --resource-pattern-type prefixed
 allow "$operator" Write --transactional-id "$counter_group.replay-" --transactional-id "$aggregator_group.replay-" --resource-pattern-type prefixed
 
-allow "$operator" Create,Read,DescribeConfigs "${told[@]}" "${leads[@]}" "${rollups[@]}"
-allow "$operator" Delete "${leads[@]}" "${rollups[@]}" # for reset, which leaves what others told the desk
+allow "$operator" Create,Read,DescribeConfigs "${told[@]}" "${leads[@]}" "${rollups[@]}" "${money[@]}" "${checked[@]}"
+allow "$operator" Delete "${leads[@]}" "${rollups[@]}" "${checked[@]}" # for reset, which leaves what others told the desk
 allow "$operator" Describe --group "$desk_group"
 
-allow "$desk" Read "${journeys[@]}" "${counts[@]}" "${told[@]}"
-allow "$desk" Read,Write "${leads[@]}" "${rollups[@]}" # they are read back by a desk that begins
+allow "$desk" Read "${journeys[@]}" "${counts[@]}" "${attributed[@]}" "${dlq[@]}" "${told[@]}" "${money[@]}"
+allow "$desk" Read,Write "${leads[@]}" "${rollups[@]}" "${checked[@]}" # they are read back by a desk that begins
 allow "$desk" Read --group "$desk_group"
 allow "$desk" Write --transactional-id "$desk_group"
 
 allow "$crm" Write "${told[@]}"
+allow "$books" Write "${money[@]}"
 
 allow "$page" Read "${counts[@]}" "${attributed[@]}" "${dlq[@]}"

@@ -16,6 +16,7 @@ NAVIGATION = {
         "deploy/helm/onecount/README",
         "docs/page",
         "docs/desk",
+        "docs/money",
         "docs/runbook",
         "docs/metrics",
         "docs/dead-letters",

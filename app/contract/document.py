@@ -17,6 +17,7 @@ from app.contract.events import EVENT_TYPES, REQUIRED, Event
 from app.contract.journeys import JourneyRow, ModelRow
 from app.contract.leads import STATES, FollowUpEvent, LeadRow, OverdueRow
 from app.contract.meanings import MEANINGS
+from app.contract.money import LEVELS, OrderEvent, ReconciliationRow, ReportEvent, ReturnRow, SpendEvent
 from app.contract.reasons import ALL_REASONS
 from app.contract.rollups import PERIODS, RollupRow
 from app.contract.rows import STATUSES, AttributedRow, CountRow, DeadLetter
@@ -40,7 +41,21 @@ _TOPICS: Final = {
         ("conversions.journeys", "conversions.models"),
         _REBUILD_MS,
     )
-    + desk_specs(("leads.followups",), ("leads", "leads.overdue", "leads.followups.dlq", "conversions.rollups"))
+    + desk_specs(
+        ("leads.followups",),
+        (
+            "leads",
+            "leads.overdue",
+            "leads.followups.dlq",
+            "conversions.rollups",
+            "revenue.orders",
+            "platforms.reported",
+            "spend",
+            "conversions.reconciliation",
+            "conversions.return",
+            "desk.dlq",
+        ),
+    )
 }
 
 
@@ -144,6 +159,50 @@ _KINDS: Final = {
         "Refused follow-ups with their reason. Upserts, so that a desk that begins anew writes none twice. Read committed records only.",
         _key_array("topic, partition, offset", ["leads.followups", 0, 17]),
     ),
+    "order": Kind(
+        "revenue.orders",
+        "receive",
+        OrderEvent,
+        "Upserts, a record an order, as the shop's books have it now; a null value deletes. The key must be just this one.",
+        _key_array("advertiser_id, order_id", ["shop", "o-1"]),
+    ),
+    "report": Kind(
+        "platforms.reported",
+        "receive",
+        ReportEvent,
+        "Upserts, what a platform claims for a campaign and day; a null value deletes. The key must be just this one.",
+        _key_array(
+            "advertiser_id, platform, campaign_id, conversion_name, day", ["shop", "meta", "spring", None, "2026-11-26"]
+        ),
+    ),
+    "spend": Kind(
+        "spend",
+        "receive",
+        SpendEvent,
+        "Upserts, what a campaign cost on a day; a null value deletes. The key must be just this one.",
+        _key_array("advertiser_id, platform, campaign_id, source, day", ["shop", "meta", "spring", None, "2026-11-26"]),
+    ),
+    "reconciliation": Kind(
+        "conversions.reconciliation",
+        "send",
+        ReconciliationRow,
+        "Upserts, a row a period, platform and campaign; a null value deletes. Written by `onecount desk`. Read committed records only.",
+        _key_array("advertiser_id, period, platform, campaign_id", ["shop", "2026-W47", "meta", "spring"]),
+    ),
+    "return": Kind(
+        "conversions.return",
+        "send",
+        ReturnRow,
+        "Upserts, a row a period and value of a level; a null value deletes. Written by `onecount desk`. Read committed records only.",
+        _key_array("advertiser_id, period, level, platform, value", ["shop", "2026-W47", "campaign", "meta", "spring"]),
+    ),
+    "refused_money": Kind(
+        "desk.dlq",
+        "send",
+        DeadLetter,
+        "Refused orders, claims and spend with their reason. Upserts, so that a desk that begins anew writes none twice. Read committed records only.",
+        _key_array("topic, partition, offset", ["revenue.orders", 0, 17]),
+    ),
     "dead_letter": Kind(
         "ads.events.dlq",
         "send",
@@ -177,6 +236,8 @@ def schema_of(name: str) -> dict[str, Any]:
         body["properties"]["state"]["enum"] = list(STATES)
     if struct is RollupRow:
         body["properties"]["period"]["enum"] = list(PERIODS)
+    if struct is ReturnRow:
+        body["properties"]["level"]["enum"] = list(LEVELS)
     if struct is DeadLetter:
         body["properties"]["reason"]["enum"] = list(ALL_REASONS)
     return {

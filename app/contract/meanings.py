@@ -4,6 +4,7 @@ from typing import Final
 
 from app.contract.journeys import JourneyRow, ModelRow, PathTouch, Share
 from app.contract.leads import FollowUpEvent, LeadRow, OverdueRow
+from app.contract.money_meanings import MONEY_MEANINGS
 from app.contract.rollups import RollupRow
 from app.contract.rows import AttributedRow, CountRow, DeadLetter
 
@@ -259,4 +260,4 @@ MEANINGS: Final = {
         "truncated": "Whether `value_base64` is not all of the value.",
         "value_base64": "The value's first 16 KiB; null for a record without a value.",
     },
-}
+} | MONEY_MEANINGS

@@ -73,12 +73,13 @@ def topic_specs(
     ]
 
 
-def desk_specs(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> list[TopicSpec]:
-    """The desk's topics: what others tell it, kept for ever, since its rows are made of all of it; and its upserts, each of
-    one partition, since one desk writes them all.
+def desk_specs(inputs: tuple[str, ...], upserts: tuple[str, ...]) -> list[TopicSpec]:
+    """The desk's topics: what others tell it, kept for ever, since its rows are made of all of it; and the upserts, each of
+    one partition, since one desk writes all of its own, and of those of others the last one of a key must be plain, however
+    their producers choose a partition.
     """
     told = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"} | _WRITTEN
     return [
         *(TopicSpec(name, None, told) for name in inputs),
-        *(TopicSpec(name, 1, _UPSERTS) for name in outputs),
+        *(TopicSpec(name, 1, _UPSERTS) for name in upserts),
     ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from threading import Event
 from typing import Any, Final
@@ -15,6 +16,8 @@ from app.desk.lease import Lease
 from app.desk.log import Batch, Ends, Place, places_of, read_log
 from app.desk.periods import LONGEST_MS
 from app.desk.published import LeadTally, Published
+from app.desk.reconciliation import Reconciliation
+from app.desk.returns import Returns
 from app.desk.rollups import RollupsFold
 from app.desk.session import DeskEnded, Session
 from app.engine.clients import KafkaClients, Topic, explained
@@ -48,6 +51,8 @@ def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy) -> list[DeskF
             policy.bounds.max_clock_skew_ms,
         ),
         RollupsFold(settings.counts_topic, settings.rollups_topic, desk, policy),
+        Reconciliation(settings, policy, desk),
+        Returns(settings, policy, desk),
     ]
 
 
@@ -192,7 +197,10 @@ class Desk:
         if self._is_read:  # until then it would tell of some of them only
             metrics.leads(self.tally.leads, self.tally.overdue)
         if session is not None:
-            metrics.refused({key: count for fold in session.folds for key, count in fold.refused.items()})
+            metrics.refused(sum((fold.refused for fold in session.folds), Counter()))
+            for fold in session.folds:
+                if isinstance(fold, Reconciliation):
+                    metrics.claims(fold.differences())
         if self._lease.trouble != self._told_trouble:
             self._told_trouble = self._lease.trouble
             _log.warning("no lease", role="desk", why=self._told_trouble)

@@ -41,7 +41,7 @@ def reset(settings: Settings, policy: Policy) -> list[str]:
     admin = AdminClient(settings.client())
     timeout_s = settings.request_timeout_ms / 1000
     present = admin.list_topics(timeout=timeout_s).topics
-    kept = (*settings.events_topics, settings.handled_topic, *settings.desk_inputs)
+    kept = (*settings.events_topics, settings.handled_topic, *settings.desk_inputs, *settings.money_inputs)
     doomed = [spec.name for spec in all_specs_of(settings, policy) if spec.name in present and spec.name not in kept]
     if doomed:
         for future in admin.delete_topics(doomed, operation_timeout=timeout_s).values():

@@ -27,8 +27,11 @@ def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
 
 def all_specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
     """As `specs_of`, and the desk's topics, where the policy has `journeys`, which leads come from."""
-    desk = desk_specs(settings.desk_inputs, settings.desk_outputs) if policy.bounds.journeys else []
-    return specs_of(settings, policy) + desk
+    if policy.bounds.journeys is None:
+        return specs_of(settings, policy)
+    return specs_of(settings, policy) + desk_specs(
+        settings.desk_inputs, (*settings.money_inputs, *settings.desk_outputs)
+    )
 
 
 def create_topics(settings: Settings, policy: Policy, retention_ms: int | None = None) -> list[str]:

@@ -294,6 +294,25 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "desk",
         ),
         Metric(
+            "onecount_reported_difference_ratio",
+            "gauge",
+            ("platform",),
+            "What a platform reports less what is counted, by what is counted, of the last week that it has reported in full.",
+            "of the advertiser where it is furthest off; 0.1: a tenth more is reported; 0 where no week is reported in full. "
+            "Every desk shows them, so take the largest and not the sum",
+            "beyond the tolerance: `onecount reconcile` says of which week and campaign, and why; see the runbook",
+            "desk",
+        ),
+        Metric(
+            "onecount_reported_tolerance_ratio",
+            "gauge",
+            ("platform",),
+            "How far it may be off.",
+            "the policy's `desk.tolerances`",
+            "set it to what is normal between the platform's rules and yours, and a little more",
+            "desk",
+        ),
+        Metric(
             "onecount_desk_rows_total",
             "counter",
             (),

@@ -243,6 +243,23 @@ COUNTING: Final = Dashboard(
                 ),
             ),
         ),
+        (
+            "Do the platforms agree?",
+            (
+                Panel(
+                    "Claims beyond what is counted",
+                    "Reported less counted, by counted, of each platform's last whole week, where it is furthest off. Why: onecount reconcile.",
+                    ((f"max by (platform) (onecount_reported_difference_ratio{{{_PLATFORMS}}})", "{{platform}}"),),
+                    "percentunit", width=16, alarm="OnecountClaimsDiffer",
+                ),
+                Panel(
+                    "By tolerance", "How much of its tolerance a platform takes; above 100 % there is an alarm.",
+                    ((f"max by (platform) (abs(onecount_reported_difference_ratio{{{_PLATFORMS}}})) / "
+                      f"max by (platform) (onecount_reported_tolerance_ratio{{{_PLATFORMS}}} > 0)", "{{platform}}"),),
+                    "percentunit", "stat", 8, 8, (0.8, 1.0), "OnecountClaimsDiffer",
+                ),
+            ),
+        ),
     ),
 )  # fmt: skip
 

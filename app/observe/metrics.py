@@ -180,6 +180,12 @@ class Metrics:
         elif self.waiting_since_ms is None:
             self.waiting_since_ms = time.time_ns() // 1_000_000
 
+    def claims(self, differences: Mapping[str, tuple[float, float]]) -> None:
+        """How far each platform's claims are from what is counted, and how far they may be, as shares."""
+        for platform, (difference, tolerance) in differences.items():
+            self.families["onecount_reported_difference_ratio"].labels(platform).set(difference)
+            self.families["onecount_reported_tolerance_ratio"].labels(platform).set(tolerance)
+
     def desk_rows(self, count: int) -> None:
         """So many rows were published."""
         self.families["onecount_desk_rows_total"].inc(count)

@@ -22,8 +22,9 @@ from app.contract.rows import CountRow, encode
 from app.engine.topics import create_topics
 from app.policy.load import load_desk, load_policy
 from app.settings import Settings
-from tests.desk import oracle
+from tests.desk import money_oracle, oracle
 from tests.desk.made import ORDERS, count, journey, key_of, told
+from tests.desk.money import SETTINGS, numbered
 
 POLICY = Path(__file__).with_name("policy.yaml")
 PATIENCE_S = 60.0
@@ -40,7 +41,7 @@ class Desks:
             f"{each}_topic": f"{name}.{each}"
             for each in (
                 "dlq", "rekeyed", "deltas", "policy", "attributed", "counts", "journeys", "models", "rollups", "leads",
-                "overdue", "followups",
+                "overdue", "followups", "orders", "reported", "spend", "reconciliation", "return", "desk_dlq",
             )
         }  # fmt: skip
         groups = {f"{each}_group": f"{name}.{each}" for each in ("counter", "aggregator", "desk")}
@@ -245,7 +246,7 @@ class Desks:
                     found[key] = orjson.loads(message.value())
 
     def wanted(self, now_ms: int) -> dict[str, Rows]:
-        """What must lie on the topics of leads and rollups, by the oracle."""
+        """What must lie on the topics of leads, rollups and money, by the oracles."""
         leads = oracle.leads(
             [row for row in self.journeys.values() if row is not None], self.told, self.desk_policy, ORDERS
         )
@@ -254,7 +255,20 @@ class Desks:
             self.settings.leads_topic: leads,
             self.settings.overdue_topic: oracle.overdue(leads, now_ms),
             self.settings.rollups_topic: oracle.rollups(self.counts.values(), self.desk_policy, held_ms),
+        } | self._wanted_of_money()
+
+    def _wanted_of_money(self) -> dict[str, Rows]:
+        records = numbered(
+            [
+                *((SETTINGS.journeys_topic, key, row) for key, row in self.journeys.items()),
+                *((SETTINGS.counts_topic, key, row) for key, row in self.counts.items()),
+            ]
+        )
+        found = {
+            self.settings.reconciliation_topic: money_oracle.reconciliation(records),
+            self.settings.return_topic: money_oracle.returns(records),
         }
+        return {topic: {tuple(orjson.loads(key)): row for key, row in rows.items()} for topic, rows in found.items()}
 
     def differences(self) -> dict[str, tuple[int, int]]:
         """By topic, how many rows are wrong or missing, and how many too many; nothing where all is right."""

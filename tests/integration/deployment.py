@@ -80,6 +80,18 @@ class Deployment:
         self.running.append(worker)
         return worker
 
+    def desk(self, **environment: str) -> subprocess.Popen[bytes]:
+        """One `onecount desk`; its log is `desk-0.log`."""
+        with (self.folder / "desk-0.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "app", "desk"],
+                env=os.environ | self.environment | environment,
+                stdout=log,
+                stderr=log,
+            )
+        self.running.append(process)
+        return process
+
     def serve(self) -> tuple[subprocess.Popen[bytes], str]:
         """One `onecount serve` on a free port, and its address."""
         path = self.folder / f"page-{len(self.running)}.log"

@@ -269,6 +269,20 @@ CASES: dict[str, list[tuple[list[Given], tuple[str, ...], tuple[str, dict[str, s
             ("7m", {"job": "onecount", "action": "demo_booked"}, "3 leads of demo_booked have waited for too long"),
         ),
     ],
+    "OnecountClaimsDiffer": [
+        (
+            [
+                ("onecount_reported_difference_ratio", DESK | {"platform": "meta"}, "0.02x20 -0.25x300 0.02x100"),
+                ("onecount_reported_tolerance_ratio", DESK | {"platform": "meta"}, "0.1x420"),
+                ("onecount_reported_difference_ratio", DESK | {"platform": "meta", "instance": "desk-2:9464"}, "0.02x420"),
+                ("onecount_reported_tolerance_ratio", DESK | {"platform": "meta", "instance": "desk-2:9464"}, "0.1x420"),
+                ("onecount_reported_difference_ratio", DESK | {"platform": "tiktok"}, "0.05x420"),
+                ("onecount_reported_tolerance_ratio", DESK | {"platform": "tiktok"}, "0.05x420"),
+            ],
+            ("4m", "60m", "90m"),
+            ("70m", {"job": "onecount", "platform": "meta"}, "meta's claims are 25% off what is counted"),
+        ),
+    ],
 }  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def test_the_documents_say_what_topics_create_makes_by_default(asyncapi: dict[st
     specs = {spec.name: spec for spec in all_specs_of(settings, policy)}
     addresses = {channel["address"] for channel in asyncapi["channels"].values()}
     upserts = {settings.attributed_topic, settings.counts_topic, settings.journeys_topic, settings.models_topic}
-    desk = {*settings.desk_inputs, *settings.desk_outputs}
+    desk = {*settings.desk_inputs, *settings.money_inputs, *settings.desk_outputs}
     assert addresses == {*settings.events_topics, *upserts, *desk, settings.dlq_topic}
     for channel in asyncapi["channels"].values():
         binding = channel["bindings"]["kafka"]
@@ -139,6 +139,12 @@ def test_the_example_consumers_know_how_long_deletions_are_kept(monkeypatch: pyt
         "overdue_lead",
         "follow_up",
         "refused_follow_up",
+        "order",
+        "report",
+        "spend",
+        "reconciliation",
+        "return",
+        "refused_money",
         "dead_letter",
     ],
 )
