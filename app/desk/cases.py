@@ -27,6 +27,7 @@ _CAUSES: Final = {
 class Claim(NamedTuple):
     """A conversion as one platform's method judges it (`conversions.attributed`); `value` in millionths."""
 
+    advertiser_id: str
     user_id: str
     conversion_name: str
     event_id: str
@@ -43,6 +44,7 @@ class Claim(NamedTuple):
 class Truth(NamedTuple):
     """A conversion once over all platforms (`conversions.journeys`); platform and campaign are those of its credited touch."""
 
+    advertiser_id: str
     user_id: str
     conversion_name: str
     event_id: str
@@ -59,9 +61,11 @@ class Truth(NamedTuple):
 class Refused(NamedTuple):
     """A conversion that was refused before it could be judged (`ads.events.dlq`)."""
 
+    advertiser_id: str
     user_id: str
     conversion_name: str
     event_id: str
+    order_id: str
     platform: str
     day: int
     is_late: bool

@@ -8,27 +8,28 @@ from app.contract.events import MAX_AMOUNT, Rejection, to_micros
 from app.contract.journeys import decode_journey
 from app.contract.rows import STATUSES, decode_attributed, decode_dead_letter
 from app.desk.calendar import Calendar
-from app.desk.cases import LATE, Claim, Part, Refused, Truth, refused_conversion
+from app.desk.cases import LATE, Claim, Paid, Part, Refused, Truth, refused_conversion
 from app.desk.fold import Input
 from app.desk.refusals import judge_row
 
-# (advertiser, order), or (advertiser, user, action, event) of a conversion without an order
+# (advertiser, order), or (advertiser, user, action, event) of a conversion without an order. No part holds its case: a million
+# conversions are a gigabyte of them as it is.
 Case: TypeAlias = tuple[str, ...]
 NO_KEY: Final = Rejection(reasons.KEY_MISMATCH, "", "the record has no key, so it can never be corrected")
 NO_DAY: Final = Rejection(reasons.INVALID_TIME, "event_time", "no day of the calendar")
 _NO_AMOUNT: Final = Rejection(reasons.INVALID_FIELD, "value", f"no amount between 0 and {MAX_AMOUNT:g}")
 
 
-def order_case(advertiser_id: str, order_id: str) -> Case:
-    """The case of an order."""
-    return (advertiser_id, order_id)
+def case_of(part: Part) -> Case:
+    """The case that it is a part of."""
+    if isinstance(part, Paid):
+        return (part.order.advertiser_id, part.order.order_id)
+    if part.order_id:
+        return (part.advertiser_id, part.order_id)
+    return (part.advertiser_id, part.user_id, part.conversion_name, part.event_id)
 
 
-def _case(advertiser_id: str, user_id: str, conversion_name: str, event_id: str, order_id: str | None) -> Case:
-    return order_case(advertiser_id, order_id) if order_id else (advertiser_id, user_id, conversion_name, event_id)
-
-
-def claim_of(record: Input, calendar: Calendar) -> tuple[Case, Part] | Rejection:
+def claim_of(record: Input, calendar: Calendar) -> Claim | Rejection:
     """A row of `conversions.attributed`."""
     row = judge_row(decode_attributed, record.value)
     if isinstance(row, Rejection):
@@ -37,7 +38,8 @@ def claim_of(record: Input, calendar: Calendar) -> tuple[Case, Part] | Rejection
     refusal = refusal_of(row.status, row.value, day)
     if refusal is not None or day is None:
         return refusal or NO_DAY
-    claim = Claim(
+    return Claim(
+        intern(row.advertiser_id),
         row.user_id,
         intern(row.conversion_name),
         row.event_id,
@@ -50,10 +52,9 @@ def claim_of(record: Input, calendar: Calendar) -> tuple[Case, Part] | Rejection
         to_micros(row.value),
         intern(row.currency or ""),
     )
-    return _case(row.advertiser_id, row.user_id, row.conversion_name, row.event_id, row.order_id), claim
 
 
-def truth_of(record: Input, calendar: Calendar) -> tuple[Case, Part] | Rejection:
+def truth_of(record: Input, calendar: Calendar) -> Truth | Rejection:
     """A row of `conversions.journeys`."""
     row = judge_row(decode_journey, record.value)
     if isinstance(row, Rejection):
@@ -62,7 +63,8 @@ def truth_of(record: Input, calendar: Calendar) -> tuple[Case, Part] | Rejection
     refusal = refusal_of(row.status, row.value, day)
     if refusal is not None or day is None:
         return refusal or NO_DAY
-    truth = Truth(
+    return Truth(
+        intern(row.advertiser_id),
         row.user_id,
         intern(row.conversion_name),
         row.event_id,
@@ -75,7 +77,6 @@ def truth_of(record: Input, calendar: Calendar) -> tuple[Case, Part] | Rejection
         to_micros(row.value),
         intern(row.currency or ""),
     )
-    return _case(row.advertiser_id, row.user_id, row.conversion_name, row.event_id, row.order_id), truth
 
 
 def refusal_of(status: str, value: float, day: int | None) -> Rejection | None:
@@ -87,7 +88,7 @@ def refusal_of(status: str, value: float, day: int | None) -> Rejection | None:
     return NO_DAY if day is None else None
 
 
-def refused_of(record: Input, calendar: Calendar) -> tuple[Case, Refused] | Rejection | None:
+def refused_of(record: Input, calendar: Calendar) -> Refused | Rejection | None:
     """A letter of `ads.events.dlq`; None where no conversion can be read in it."""
     if record.value is None:
         return Rejection(reasons.NULL_RECORD, "", "a dead letter has a value")
@@ -101,12 +102,13 @@ def refused_of(record: Input, calendar: Calendar) -> tuple[Case, Refused] | Reje
     day = calendar.day(event.advertiser_id, time_ms)
     if day is None:
         return None
-    refused = Refused(
+    return Refused(
+        intern(event.advertiser_id),
         event.user_id,
         intern(event.conversion_name),
         event.event_id,
+        event.order_id or "",
         intern(event.platform or ""),
         day,
         letter.reason in LATE,
     )
-    return _case(event.advertiser_id, event.user_id, event.conversion_name, event.event_id, event.order_id), refused

@@ -16,7 +16,7 @@ from app.desk.calendar import WEEK_DAYS, Calendar, monday, week_name
 from app.desk.cases import Paid, Part, Place, contributions
 from app.desk.comparison import Reach, Scope, claimed, difference_ratio, make_row, restricted
 from app.desk.fold import Input, Output
-from app.desk.parts import NO_KEY, Case, claim_of, order_case, refused_of, truth_of
+from app.desk.parts import NO_KEY, Case, case_of, claim_of, refused_of, truth_of
 from app.desk.records import Latest, Rows
 from app.desk.refusals import Refusals
 from app.desk.totals import Measures, Total, add, together
@@ -52,7 +52,7 @@ class Reconciliation:
         self._platforms = frozenset(policy.platforms())
         journeys = policy.bounds.journeys
         self._paid_actions = frozenset(journeys.orders if journeys else ())
-        self._parts: Latest[tuple[Case, Part]] = Latest()
+        self._parts: Latest[Part] = Latest()
         self._reports: Latest[Report] = Latest()
         self._cases: dict[Case, dict[bytes, Part]] = {}
         self._changed_cases: set[Case] = set()
@@ -80,7 +80,7 @@ class Reconciliation:
         if refusal is not None:
             self.refusals.add(record, refusal)
 
-    def _part(self, judge: Callable[[Input], tuple[Case, Part] | Rejection]) -> Callable[[Input], Rejection | None]:
+    def _part(self, judge: Callable[[Input], Part | Rejection]) -> Callable[[Input], Rejection | None]:
         """Takes a record that is a part of a case, by the function that makes it one."""
 
         def take(record: Input) -> Rejection | None:
@@ -93,14 +93,14 @@ class Reconciliation:
 
         return take
 
-    def _hold(self, record: Input, key: bytes, part: tuple[Case, Part] | None) -> None:
+    def _hold(self, record: Input, key: bytes, part: Part | None) -> None:
         change = self._parts.put(record, key, part)
         if change is None:
             return
-        for held, is_new in ((change.before, False), (change.after, True)):
-            if held is None:
+        for each, is_new in ((change.before, False), (change.after, True)):
+            if each is None:
                 continue
-            case, each = held
+            case = case_of(each)
             self._open(case)
             if is_new:
                 self._cases.setdefault(case, {})[change.name] = each
@@ -116,21 +116,21 @@ class Reconciliation:
             self._changed_cases.add(case)
             self._add_case(case, -1)
 
-    def _paid(self, record: Input) -> tuple[Case, Part] | Rejection:
+    def _paid(self, record: Input) -> Paid | Rejection:
         order = judge_order(record.key, record.value)
         if isinstance(order, Rejection):
             return order
         day = self._calendar.day(order.advertiser_id, order.time_ms)
         if day is None:
             return Rejection(reasons.INVALID_TIME, "time", "no day of the calendar")
-        return order_case(order.advertiser_id, order.order_id), Paid(order, day)
+        return Paid(order, day)
 
     def _letter(self, record: Input) -> Rejection | None:
         """A log, no upserts: each record stands for itself, and most hold no conversion of the catalogue."""
         found = refused_of(record, self._calendar)
         if isinstance(found, Rejection):
             return found
-        if found is not None and self._version.counted_action(found[1].conversion_name) is not None:
+        if found is not None and self._version.counted_action(found.conversion_name) is not None:
             self._hold(record, b"%d:%d" % (record.partition, record.offset), found)
         return None
 

@@ -130,7 +130,7 @@ def test_a_marketer_checks_a_week(shop: Shop) -> None:
     assert (empty.returncode, empty.stdout) == (2, "")
     assert "nothing is known yet" in empty.stderr
 
-    shop.write(*a_week(random.Random(1)), (SETTINGS.orders_topic, b"o", b'{"paid": "much"}'))
+    shop.write(*a_week(random.Random(1)), (SETTINGS.orders_topic, b"o", b'{"paid": "much", "broken": true}'))
     shop.write(order("never", "2026-11-20T12:00", 1e6), commit=False)
     path = shop.folder / "week.csv"
     told = shop.reconcile("--week", "2026-W47", "--csv", str(path))
