@@ -16,10 +16,12 @@ LEADS, OVERDUE, REFUSED, ROLLUPS = "leads", "leads.overdue", "leads.followups.dl
 HARD = ("demo_booked", "purchase", "checkout_started")
 DESK = Desk(
     time_zones={"shop": "Europe/Berlin", "far": "Asia/Kolkata"},
+    cost_currencies={"shop": "EUR"},
     follow_ups={
         "demo_booked": FollowUp("call back", 4 * 3_600_000),
         "newsletter": FollowUp("next issue", 7 * 86_400_000),
     },
+    tolerances={"meta": 0.1},
 )
 ORDERS = ("purchase",)
 TOUCH = PathTouch("meta", "click", "t1", 1, "spring", "a1", None, "/mattress", None, "facebook", "cpc")
