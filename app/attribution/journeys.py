@@ -76,7 +76,7 @@ def _with_customers(found: dict[Key, Journey], state: UserState, journeys: Journ
         for conversion in state.conversions
         if conversion.name in journeys.abandoned_actions
     )
-    before = (state.last_order_ms, "", "") if state.last_order_ms is not None else (-1, "", "")
+    before = state.last_order or (-1, "", "")
     paid = sorted(
         (journey.decision.conversion.time_ms, key[1], key[0])
         for key, journey in found.items()
@@ -99,15 +99,15 @@ def _with_customers(found: dict[Key, Journey], state: UserState, journeys: Journ
     return found
 
 
-def latest_order_ms(gone: list[Conversion], found: dict[Key, Journey], journeys: Journeys) -> int | None:
-    """The time (ms) of the last paid order among conversions that are about to be forgotten."""
+def latest_order(gone: list[Conversion], found: dict[Key, Journey], journeys: Journeys) -> tuple[int, str, str] | None:
+    """The last paid order among conversions that are about to be forgotten: its time (ms), event_id and name."""
     keys = {(conversion.name, conversion.event_id) for conversion in gone}
-    times = [
-        journey.decision.conversion.time_ms
-        for key, journey in found.items()
-        if key in keys and _is_paid(journey, journeys)
+    orders = [
+        (journey.decision.conversion.time_ms, event_id, name)
+        for (name, event_id), journey in found.items()
+        if (name, event_id) in keys and _is_paid(journey, journeys)
     ]
-    return max(times, default=None)
+    return max(orders, default=None)
 
 
 def journey_row(advertiser_id: str, user_id: str, journey: Journey, revision: int, policy: Policy) -> JourneyRow:

@@ -96,11 +96,11 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     version: int
     conversions: list[Conversion]
     adjustments: list[Adjustment]
-    last_order_ms: int | None = None  # of the paid orders that were forgotten
+    last_order: tuple[int, str, str] | None = None  # of the paid orders that were forgotten: time (ms), event_id, name
 
     def is_empty(self) -> bool:
         """Whether nothing is left to hold."""
-        return not self.conversions and not self.adjustments and self.last_order_ms is None
+        return not self.conversions and not self.adjustments and self.last_order is None
 
 
 _encoder = msgspec.msgpack.Encoder()

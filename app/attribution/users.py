@@ -7,7 +7,7 @@ that no longer stands, and negative and positive deltas for the counts.
 from math import inf
 from typing import Any, NamedTuple
 
-from app.attribution.journeys import Journey, Key, follow, journey_row, latest_order_ms, model_rows
+from app.attribution.journeys import Journey, Key, follow, journey_row, latest_order, model_rows
 from app.attribution.settle import Decision, Settlement, credit, settle
 from app.attribution.state import Adjustment, Conversion, Path, Touch, UserState
 from app.contract import rows
@@ -269,8 +269,8 @@ def attributed_row(
 
 
 def forget(state: UserState, stream_ms: int, policy: Policy) -> None:
-    """Forgets, in place, what can no longer matter at this stream time (ms). Of the paid orders among it the last one's time
-    stays, for as long as it makes a later one that of a returning customer.
+    """Forgets, in place, what can no longer matter at this stream time (ms). Of the paid orders among it the last one's
+    time and id stay, for as long as it makes a later one that of a returning customer.
     """
     floor_ms = stream_ms - policy.conversion_retention_ms()
     journeys = policy.bounds.journeys
@@ -282,14 +282,14 @@ def forget(state: UserState, stream_ms: int, policy: Policy) -> None:
         prune(state, floor_ms, journeys)
         kept = {conversion.identity() for conversion in state.conversions}
         gone = [conversion for conversion in held if conversion.identity() not in kept]
-        times = [latest_order_ms(gone, found, journeys), state.last_order_ms]
-        state.last_order_ms = max((time_ms for time_ms in times if time_ms is not None), default=None)
+        orders = [latest_order(gone, found, journeys), state.last_order]
+        state.last_order = max((order for order in orders if order is not None), default=None)
     if (
         journeys is not None
-        and state.last_order_ms is not None
-        and state.last_order_ms < floor_ms - journeys.customer_window_ms
+        and state.last_order is not None
+        and state.last_order[0] < floor_ms - journeys.customer_window_ms
     ):
-        state.last_order_ms = None
+        state.last_order = None
 
 
 def prune(state: UserState, floor_ms: int, journeys: Journeys | None = None) -> None:
@@ -339,7 +339,7 @@ def prune(state: UserState, floor_ms: int, journeys: Journeys | None = None) -> 
 
 def _needed_since(state: UserState, kept: set[tuple[str, str, str]], journeys: Journeys) -> dict[str, int]:
     """By action: since when (ms) those that are kept may hang on its conversions. What is forgotten of paid orders stands
-    before all that are kept, so that the last one's time tells all of it.
+    before all that are kept, so that the last one tells all of it.
     """
     paid = [each.time_ms for each in state.conversions if each.name in journeys.orders and each.identity() in kept]
     if not paid:

@@ -27,11 +27,11 @@ JOURNEY_KEY = 4  # the parts of a journey's key; a conversion's has five
 
 class Known(NamedTuple):
     """What is published: the latest row by key, of all conversions that may be held; and by user field the paid orders that
-    may be forgotten, as (conversion_name, event_id, time in ms).
+    may be forgotten, as (time in ms, event_id, conversion_name).
     """
 
     rows: dict[bytes, bytes]
-    orders: dict[str, list[tuple[str, str, int]]]
+    orders: dict[str, list[tuple[int, str, str]]]
 
 
 def known(published: Iterable[Published], since_ms: int, floor_ms: int, policy: Policy) -> Known:
@@ -51,10 +51,10 @@ def known(published: Iterable[Published], since_ms: int, floor_ms: int, policy: 
             held[key] = value
         if time_ms < floor_ms and _is_journey(key) and _is_paid(value, paid):
             times[key] = time_ms
-    orders: dict[str, list[tuple[str, str, int]]] = {}
+    orders: dict[str, list[tuple[int, str, str]]] = {}
     for key, time_ms in times.items():
         advertiser_id, user_id, name, event_id = orjson.loads(key)
-        orders.setdefault(user_field(advertiser_id, user_id), []).append((name, event_id, time_ms))
+        orders.setdefault(user_field(advertiser_id, user_id), []).append((time_ms, event_id, name))
     return Known(held, orders)
 
 
@@ -88,7 +88,7 @@ def reconcile_partition(
         out: dict[str, bytes | None] = {}
         for name, packed in zip(replies[::2], replies[1::2], strict=True):
             field, state = name.decode(), unpack(packed)
-            state.last_order_ms = _last_order_ms(state, orders.pop(field, []))
+            state.last_order = _last_order(state, orders.pop(field, []))
             advertiser_id, user_id = field.split("\x1f")
             changed += _reconcile_user(advertiser_id, user_id, state, left, partition, policy, settings, fold)
             out[field] = pack(state)
@@ -96,7 +96,7 @@ def reconcile_partition(
     gone: dict[str, bytes | None] = {}
     for field, found in orders.items():
         state = UserState(STATE_VERSION, [], [])
-        state.last_order_ms = _last_order_ms(state, found)
+        state.last_order = _last_order(state, found)
         gone[field] = pack(state)
     fold.writes.setdefault(partition, []).extend(view.converters.write_commands(gone))
     floor_ms = view.stream_ms - policy.conversion_retention_ms()
@@ -113,11 +113,11 @@ def reconcile_partition(
     return changed
 
 
-def _last_order_ms(state: UserState, orders: list[tuple[str, str, int]]) -> int | None:
-    """The time (ms) of the last paid order that the state no longer holds."""
-    held = {(conversion.name, conversion.event_id) for conversion in state.conversions}
-    times = [time_ms for name, event_id, time_ms in orders if (name, event_id) not in held]
-    return max([*times, *([] if state.last_order_ms is None else [state.last_order_ms])], default=None)
+def _last_order(state: UserState, orders: list[tuple[int, str, str]]) -> tuple[int, str, str] | None:
+    """The last paid order that the state no longer holds."""
+    held = {(conversion.event_id, conversion.name) for conversion in state.conversions}
+    gone = [order for order in orders if order[1:] not in held]
+    return max([*gone, *([] if state.last_order is None else [state.last_order])], default=None)
 
 
 def _reconcile_user(

@@ -315,8 +315,8 @@ def _sweep(
         if field in written:
             continue
         state = unpack(packed)
-        held = len(state.conversions), len(state.adjustments), state.last_order_ms
+        held = len(state.conversions), len(state.adjustments), state.last_order
         forget(state, stream_ms, policy)
-        if (len(state.conversions), len(state.adjustments), state.last_order_ms) != held:
+        if (len(state.conversions), len(state.adjustments), state.last_order) != held:
             out[field] = None if state.is_empty() else pack(state)
     return out

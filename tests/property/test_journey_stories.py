@@ -117,6 +117,18 @@ def test_orders_forgotten_make_no_older_order_a_new_customers(loses_state: bool)
         assert_exact(deployment)
 
 
+def test_a_cart_of_the_same_instant_as_a_forgotten_order_stands_before_it_by_its_id(deployment: Deployment) -> None:
+    send(deployment, "conversion", "b", 0, conversion_name="cart")
+    send(deployment, "conversion", "o", 0)
+    send(deployment, "conversion", "x", 4)
+    deployment.drain()
+    send(deployment, "conversion", "z", RETENTION + 2, conversion_name="cart")  # o is forgotten, b stays for x
+    deployment.drain()
+    deployment.empty_redis("counter")
+    send(deployment, "visit", "v", RETENTION + 2, page="/")
+    assert_exact(deployment)
+
+
 @pytest.mark.parametrize("loses_state", [False, True])
 def test_a_customer_is_one_long_after_the_order_was_forgotten(deployment: Deployment, loses_state: bool) -> None:
     for number, at in enumerate((0, 100, 300, 500.1)):
