@@ -116,7 +116,10 @@ def reconcile_partition(
 def _last_order_ms(state: UserState, orders: list[tuple[str, str, int]]) -> int | None:
     """The time (ms) of the last paid order that the state no longer holds."""
     held = {(conversion.name, conversion.event_id) for conversion in state.conversions}
-    times = [time_ms for name, event_id, time_ms in orders if (name, event_id) not in held]
+    # an order of a forgotten person may still be published: `onecount forget` deletes what is too old to be held
+    times = [
+        time_ms for name, event_id, time_ms in orders if (name, event_id) not in held and time_ms > state.forgotten_ms
+    ]
     return max([*times, *([] if state.last_order_ms is None else [state.last_order_ms])], default=None)
 
 
