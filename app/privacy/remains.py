@@ -48,7 +48,9 @@ def find_remains(
             for topic in (*row_topics, *leads)
         ),
         *told,
-        Remains("Redis", "touches and visits under a hash of the user", now_ms + max(store.slot_ms for store in stores)),
+        Remains(
+            "Redis", "touches and visits under a hash of the user", now_ms + max(store.slot_ms for store in stores)
+        ),
         Remains("Redis", "user_id and the time of the forget", now_ms + view.forget_retention_ms),
     ]
 
