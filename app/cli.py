@@ -50,6 +50,7 @@ def main() -> None:
     from app.importer import ImportRefusedError, MappingError
     from app.local import LocalServiceError
     from app.page.listen import PageError
+    from app.privacy import ForgetRefused
     from app.replay import ReplayRefused
     from app.verify.records import VerifyError
 
@@ -75,6 +76,7 @@ def main() -> None:
         LettersError,
         LocalServiceError,
         PageError,
+        ForgetRefused,
         ReplayRefused,
         VerifyError,
     ) as error:
@@ -274,6 +276,25 @@ def verify(
         settings, recorded_policy(settings, KafkaClients(settings)), show=show, wait_s=wait, console=console
     )
     raise typer.Exit(0 if report.ok else FAILED)
+
+
+@app.command()
+def forget(
+    user: Annotated[str, typer.Argument(help="The user_id, as it stands in the topics.")],
+    advertiser: Annotated[str, typer.Option(help="Whose user; of other advertisers nothing is forgotten.")],
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the counters to come past it.")] = 60.0,
+) -> None:
+    """Forget a person: remove the state and the rows of up to now, for good, and say what remains until when.
+
+    `onecount forget u-4711 --advertiser shop`
+    """
+    from app.engine.policy_topic import recorded_policy
+    from app.privacy import forget as forget_person
+    from app.privacy import print_report
+
+    settings = from_environment()
+    policy = recorded_policy(settings, KafkaClients(settings))
+    print_report(forget_person(settings, policy, advertiser, user, wait), console)
 
 
 @app.command()

@@ -4,7 +4,7 @@
 #   KAFKA_ACLS="bin/kafka-acls.sh --bootstrap-server kafka:9093 --command-config admin.properties" deploy/kafka-acls.sh
 #
 # Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
-# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq), PAGE (serve),
+# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq, forget), PAGE (serve),
 # DESK (desk), CRM (who tells the desk of follow-ups), BOOKS (who tells it of orders, of what platforms claim, and of spend).
 set -euo pipefail
 : "${KAFKA_ACLS:?set KAFKA_ACLS to the kafka-acls command with its connection options}"
@@ -30,6 +30,7 @@ policy=(--topic "${ONECOUNT_POLICY_TOPIC:-onecount.policy}")
 attributed=(--topic "${ONECOUNT_ATTRIBUTED_TOPIC:-conversions.attributed}")
 counts=(--topic "${ONECOUNT_COUNTS_TOPIC:-conversions.counts}")
 journeys=(--topic "${ONECOUNT_JOURNEYS_TOPIC:-conversions.journeys}")
+models=(--topic "${ONECOUNT_MODELS_TOPIC:-conversions.models}")
 told=(--topic "${ONECOUNT_FOLLOWUPS_TOPIC:-leads.followups}")
 rollups=(--topic "${ONECOUNT_ROLLUPS_TOPIC:-conversions.rollups}")
 leads=(--topic "${ONECOUNT_LEADS_TOPIC:-leads}" --topic "${ONECOUNT_OVERDUE_TOPIC:-leads.overdue}" --topic "${ONECOUNT_FOLLOWUPS_TOPIC:-leads.followups}.dlq")
@@ -38,7 +39,7 @@ checked=(--topic "${ONECOUNT_RECONCILIATION_TOPIC:-conversions.reconciliation}" 
 IFS=', ' read -ra names <<< "${ONECOUNT_EVENTS_TOPICS:-ads.events}"
 events=()
 for name in "${names[@]}"; do events+=(--topic "$name"); done
-own=("${rekeyed[@]}" "${dlq[@]}" "${deltas[@]}" "${policy[@]}" "${attributed[@]}" "${counts[@]}")
+own=("${rekeyed[@]}" "${dlq[@]}" "${deltas[@]}" "${policy[@]}" "${attributed[@]}" "${counts[@]}" "${journeys[@]}" "${models[@]}")
 
 allow() { # principal, operations (comma-separated), resources...
   local principal=$1 operation operations=()
@@ -52,7 +53,7 @@ for principal in "$counter" "$aggregator" "$operator" "$page" "$desk"; do allow 
 # Read and Write imply Describe. An idempotent or transactional producer needs no right on the cluster.
 allow "$counter" Read "${events[@]}" "${rekeyed[@]}"
 allow "$counter" Write "${rekeyed[@]}" "${dlq[@]}"
-allow "$counter" Read,Write "${deltas[@]}" "${attributed[@]}" "${policy[@]}" # outputs are read back after lost state
+allow "$counter" Read,Write "${deltas[@]}" "${attributed[@]}" "${journeys[@]}" "${models[@]}" "${policy[@]}" # outputs are read back after lost state
 allow "$counter" Read --group "$counter_group"
 allow "$counter" Write --transactional-id "$counter_group-" --resource-pattern-type prefixed
 
@@ -70,6 +71,7 @@ allow "$operator" Create,Read,DescribeConfigs "${events[@]}" "${own[@]}" "${hand
 allow "$operator" Delete "${own[@]}" # for reset, which leaves the raw topics alone, and what was sent to them again
 allow "$operator" Write "${events[@]}" "${handled[@]}" # for dlq retry and drop
 allow "$operator" Write --transactional-id "$counter_group.dlq"
+allow "$operator" Write "${attributed[@]}" "${journeys[@]}" "${models[@]}" # deletions, for forget
 allow "$operator" Describe,Delete --group "$counter_group" --group "$aggregator_group"
 allow "$operator" Describe --group "$counter_group.verify"
 

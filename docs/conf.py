@@ -22,6 +22,7 @@ NAVIGATION = {
         "docs/dead-letters",
         "docs/replay",
         "docs/security",
+        "docs/privacy",
     ],
     "How it is built": ["docs/architecture", "docs/performance", "docs/decisions", "CHANGELOG"],
 }

@@ -10,6 +10,7 @@ import msgspec
 from app.policy.model import RANK
 
 STATE_VERSION: Final = 1
+NEVER_MS: Final = -1  # before any event
 
 
 class Touch(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -96,11 +97,13 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     version: int
     conversions: list[Conversion]
     adjustments: list[Adjustment]
-    last_order: tuple[int, str, str] | None = None  # of the paid orders that were forgotten: time (ms), event_id, name
+    last_order: tuple[int, str, str] | None = None  # of the paid orders no longer held: time (ms), event_id, name
+    forgotten_ms: int = NEVER_MS  # the person was forgotten up to and including this time
 
     def is_empty(self) -> bool:
         """Whether nothing is left to hold."""
-        return not self.conversions and not self.adjustments and self.last_order is None
+        is_known = self.last_order is not None or self.forgotten_ms != NEVER_MS
+        return not (self.conversions or self.adjustments or is_known)
 
 
 _encoder = msgspec.msgpack.Encoder()

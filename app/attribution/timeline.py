@@ -115,11 +115,17 @@ class Windows:
 
 
 def path_before(
-    conversion: Conversion, user: int, touches: Timeline, visits: Timeline, windows: Windows, journeys: Journeys
+    conversion: Conversion,
+    user: int,
+    touches: Timeline,
+    visits: Timeline,
+    windows: Windows,
+    journeys: Journeys,
+    forgotten_ms: int,
 ) -> Places:
-    """Reads one conversion's path."""
+    """Reads one conversion's path, which begins after `forgotten_ms` (epoch ms), as the conversion does."""
     until_ms = conversion.time_ms
-    since_ms = until_ms - journeys.window_ms
+    since_ms = max(until_ms - journeys.window_ms, forgotten_ms + 1)
     low, high = touches.stretch(user, since_ms, until_ms)
     kinds, times_ms = touches.kinds[low:high], touches.times_ms[low:high]
     counts = dict(zip(KINDS, np.bincount(kinds, minlength=len(KINDS)).tolist(), strict=True))

@@ -170,8 +170,10 @@ class Touches:
             commands += largest.write(nothing, flush=True)
         return commands
 
-    def wanted(self, users_and_times: Iterable[tuple[str, int, int]]) -> Wanted:
-        """The commands that read what may hold an eligible touch, for (kind, user hash, conversion time) triples."""
+    def wanted(self, users_and_times: Iterable[tuple[str, int, int]], whole: np.ndarray) -> Wanted:
+        """The commands that read what may hold an eligible touch, for (kind, user hash, conversion time) triples, and
+        everything that is stored of the user hashes in `whole`.
+        """
         asked: dict[str, list[tuple[int, int]]] = {}
         for kind, user, time_ms in users_and_times:
             asked.setdefault(kind, []).append((user, time_ms))
@@ -182,12 +184,12 @@ class Touches:
         wanted = Wanted([], [])
         for segment, table in self.segments.items():
             kind, number, _ = segment
-            users = np.empty(0, dtype=np.uint64)
+            users = whole
             if kind in columns:
-                users, times_ms = columns[kind]
+                asking, times_ms = columns[kind]
                 start_ms = number * self.span_ms[kind]
                 end_ms = start_ms + self.span_ms[kind] + self.lookback_ms[kind]
-                users = users[(start_ms < times_ms) & (times_ms < end_ms)]
+                users = np.concatenate([whole, asking[(start_ms < times_ms) & (times_ms < end_ms)]])
             lookup = table.lookup(users)
             wanted.lookups.append((segment, lookup))
             wanted.commands.extend(lookup.commands)

@@ -43,6 +43,9 @@ class Change(NamedTuple):
     corrected: list[str]  # the platform of each decision that was published before
 
 
+Paths = dict[tuple[str, str, str], Path]  # by a conversion's identity
+
+
 class Answer(NamedTuple):
     """What a user's state says: what each platform makes of it, and the orders over all platforms."""
 
@@ -56,23 +59,31 @@ def answer(state: UserState, policy: Policy) -> Answer:
     return Answer(settlement, follow(state, settlement, policy))
 
 
+class Taken(NamedTuple):
+    """The answer as it was before, how many of the new events were held already, and how many are of before the time up to
+    which the person was forgotten.
+    """
+
+    before: Answer
+    repeats: int
+    forgotten: int
+
+
 def take_in(
     state: UserState,
     conversions: list[Conversion],
     adjustments: list[Adjustment],
     touches: list[tuple[str, Touch]],
-    paths: dict[tuple[str, str, str], Path],
+    paths: Paths,
     policy: Policy,
-) -> tuple[Answer, int]:
-    """Adds what is new to `state` in place; the answer as it was before, and how many of the new events it already held.
-    `paths`: of the conversions that a new touch or visit may stand before, by identity.
-    """
+) -> Taken:
+    """Adds what is new to `state` in place. `paths`: of the conversions that a new touch or visit may stand before."""
     before = answer(state, policy)
-    repeats = _add(state.conversions, conversions) + _add(state.adjustments, adjustments)
-    for conversion in state.conversions:
-        credit(conversion, touches, policy)
-        conversion.path = paths.get(conversion.identity(), conversion.path)
-    return before, repeats
+    new = conversions, adjustments
+    left = [[item for item in items if item.time_ms > state.forgotten_ms] for items in new]
+    repeats = sum(map(_add, (state.conversions, state.adjustments), left))
+    look_back(state, touches, paths, policy)
+    return Taken(before, repeats, sum(map(len, new)) - sum(map(len, left)))
 
 
 def _add(held: list[Any], new: list[Any]) -> int:
@@ -88,6 +99,14 @@ def _add(held: list[Any], new: list[Any]) -> int:
             known.add(item.identity())
             held.append(item)
     return repeats
+
+
+def look_back(state: UserState, touches: list[tuple[str, Touch]], paths: Paths, policy: Policy) -> None:
+    """Credits the conversions that are held, and puts them on their paths."""
+    known = [(platform, touch) for platform, touch in touches if touch.time_ms > state.forgotten_ms]
+    for conversion in state.conversions:
+        credit(conversion, known, policy)
+        conversion.path = paths.get(conversion.identity(), conversion.path)
 
 
 def changes(advertiser_id: str, user_id: str, state: UserState, before: Answer, policy: Policy) -> Change:
@@ -268,9 +287,9 @@ def attributed_row(
     )
 
 
-def forget(state: UserState, stream_ms: int, policy: Policy) -> None:
-    """Forgets, in place, what can no longer matter at this stream time (ms). Of the paid orders among it the last one's
-    time and id stay, for as long as it makes a later one that of a returning customer.
+def expire(state: UserState, stream_ms: int, policy: Policy) -> None:
+    """Lets go, in place, of what can no longer matter at this stream time (ms). Of the paid orders among it the last one's time
+    and id stay, for as long as it makes a later one that of a returning customer.
     """
     floor_ms = stream_ms - policy.conversion_retention_ms()
     journeys = policy.bounds.journeys
@@ -293,7 +312,7 @@ def forget(state: UserState, stream_ms: int, policy: Policy) -> None:
 
 
 def prune(state: UserState, floor_ms: int, journeys: Journeys | None = None) -> None:
-    """Forgets, in place, the conversions and adjustments that are older than `floor_ms` (epoch ms) and so can no longer
+    """Lets go, in place, of the conversions and adjustments that are older than `floor_ms` (epoch ms) and so can no longer
     matter.
 
     A conversion stays while any other one that it is judged with (its order, its touch's place, its adjustment; a paid order

@@ -229,6 +229,7 @@ def schema_of(name: str) -> dict[str, Any]:
         body["allOf"] = [
             {"if": {"properties": {"event_type": {"const": kind}}}, "then": {"required": list(fields)}}
             for kind, fields in REQUIRED.items()
+            if fields
         ]
     if struct is AttributedRow:
         body["properties"]["status"]["enum"] = list(STATUSES)

@@ -23,7 +23,8 @@ MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 999
 NEVER_MS: Final = 2**63 - 1  # after any record's time
 
 TOUCH_TYPES: Final = ("view", "click", "engaged_view")
-EVENT_TYPES: Final = (*TOUCH_TYPES, "visit", "conversion", "adjustment")
+# An event's identity holds its type's place here: new ones come at the end.
+EVENT_TYPES: Final = (*TOUCH_TYPES, "visit", "conversion", "adjustment", "forget")
 # What a touch may say about itself, in the order in which it is stored and published.
 TOUCH_ATTRIBUTES: Final = ("campaign_id", "ad_id", "creative_id", "landing_page", "offer_id", "source", "medium")
 
@@ -93,6 +94,7 @@ REQUIRED: Final = {
     "visit": ("page",),
     "conversion": ("conversion_name",),
     "adjustment": ("adjustment",),
+    "forget": (),
 }
 
 
@@ -212,7 +214,7 @@ def judge_fields(event: Event, platforms: Mapping[str, int], record_time_ms: int
             return Rejection(reasons.MISSING_FIELD, name, f"a {event.event_type} needs {name}")
     if (
         event.platform is not None
-        and event.event_type not in ("visit", "adjustment")
+        and event.event_type not in ("visit", "adjustment", "forget")
         and platforms.get(event.platform, NEVER_MS) > record_time_ms
     ):
         return Rejection(reasons.UNKNOWN_PLATFORM, "platform", f"{event.platform[:64]!r} is not in the policy in force")

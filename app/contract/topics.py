@@ -18,6 +18,11 @@ _UPSERTS: Final = {
 } | _WRITTEN
 # Where more is as good as what stands in a spec; -1 is without end.
 AT_LEAST: Final = ("retention.ms", "delete.retention.ms", "min.compaction.lag.ms")
+# Where less is as good.
+AT_MOST: Final = ("max.compaction.lag.ms",)
+# What a later row or a deletion has overwritten is cleaned away within this time, where rows are of persons.
+OVERWRITTEN_KEPT_MS: Final = 7 * DAY_MS
+_OF_PERSONS: Final = _UPSERTS | {"max.compaction.lag.ms": str(OVERWRITTEN_KEPT_MS)}
 
 
 class TopicSpec(NamedTuple):
@@ -66,9 +71,9 @@ def topic_specs(
         TopicSpec(handled, 1, {"cleanup.policy": "compact"} | written),
         # As long as the raw topics: a rebuild folds them in the order that the deltas tell.
         TopicSpec(deltas, None, {"cleanup.policy": "delete", "retention.ms": log["retention.ms"]} | written),
-        TopicSpec(attributed, None, upserts, raw),
+        TopicSpec(attributed, None, _OF_PERSONS, raw),
         TopicSpec(counts, None, upserts, deltas),
-        *(TopicSpec(name, None, upserts, raw) for name in journeys),
+        *(TopicSpec(name, None, _OF_PERSONS, raw) for name in journeys),
         TopicSpec(policy, 1, {"cleanup.policy": "compact"} | written),
     ]
 
@@ -81,5 +86,5 @@ def desk_specs(inputs: tuple[str, ...], upserts: tuple[str, ...]) -> list[TopicS
     told = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"} | _WRITTEN
     return [
         *(TopicSpec(name, None, told) for name in inputs),
-        *(TopicSpec(name, 1, _UPSERTS) for name in upserts),
+        *(TopicSpec(name, 1, _OF_PERSONS) for name in upserts),  # leads are, and orders may be
     ]

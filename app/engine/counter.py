@@ -18,7 +18,7 @@ from app.engine.fold import Batch, Fold, Published, Record, Run
 from app.engine.paths import FreshVisits
 from app.engine.reconcile import known, oldest_conversion_ms, reconcile_partition
 from app.engine.settlement import FreshTouches, settle_users
-from app.intake.decode import ADJUSTMENT, CONVERSION, TOUCH_CODES, VISIT, Decoded, decode_batch
+from app.intake.decode import CONVERSION, FORGET, TOUCH_CODES, VISIT, Decoded, decode_batch
 from app.intake.partitioner import owners
 from app.intake.shapes import Shapes
 from app.policy.model import Policy
@@ -127,10 +127,11 @@ class CounterStage:
                 records.add(fold.outputs, self.settings.rekeyed_topic, int(owner[index]), records.rekeyed(message, key))
         own = np.flatnonzero(is_own)
         times, stream_ms = decoded.times_ms[own], np.empty(len(own), dtype=np.int64)
+        moving = np.where(decoded.types[own] == FORGET, 0, times)  # a forget makes no other event too late
         for partition in np.unique(found[own]).tolist():
             at = np.flatnonzero(found[own] == partition)
             view = self.opened[partition]
-            moved = np.maximum.accumulate(times[at])
+            moved = np.maximum.accumulate(moving[at])
             stream_ms[at] = np.maximum(moved, view.stream_ms)
             view.stream_ms = int(stream_ms[at][-1])
         late = times < stream_ms - self.policy.bounds.correction_horizon_ms
@@ -211,10 +212,10 @@ class CounterStage:
     def _work(
         self, messages: list[Record], parts: np.ndarray, decoded: Decoded, fresh: np.ndarray, fold: Fold
     ) -> dict[int, dict[str, UserWork]]:
-        """The new conversions and adjustments, by partition and user; noise is counted and left out."""
+        """The new conversions, adjustments and forgets, by partition and user; noise is counted and left out."""
         work: dict[int, dict[str, UserWork]] = {}
         kinds = decoded.types[fresh]
-        for code in range(TOUCH_CODES, ADJUSTMENT + 1):
+        for code in range(TOUCH_CODES, len(EVENT_TYPES)):
             if code != CONVERSION:
                 fold.counted["accepted", "", EVENT_TYPES[code]] += int((kinds == code).sum())
         rows = fresh[kinds >= CONVERSION]

@@ -11,15 +11,15 @@ from typing import NamedTuple
 import numpy as np
 
 from app.attribution import touches as touch_store
-from app.attribution.state import Conversion, Path, Touch, UserState
+from app.attribution.state import Conversion, Path, Touch
 from app.attribution.timeline import Places, Timeline, Windows, path_before
+from app.attribution.users import Paths
 from app.columns.texts import Texts, coded
 from app.engine.counter_partition import CounterPartition, UserWork
 from app.engine.fold import Command, Run
 from app.policy.model import Policy
 
 Parts = list[tuple[touch_store.SegmentKey, np.ndarray]]
-Identity = tuple[str, str, str]
 
 
 class FreshVisits(NamedTuple):
@@ -72,39 +72,77 @@ def store(view: CounterPartition, reading: Reading) -> list[Command]:
     return [*reading.names, *view.visits.store(reading.records)]
 
 
-def follow(
-    view: CounterPartition,
-    reading: Reading,
-    work: dict[str, UserWork],
-    states: dict[str, UserState],
-    touched: Parts,
-    replies: list[bytes],
-    policy: Policy,
-    run: Run,
-) -> dict[str, dict[Identity, Path]]:
-    """The path of every conversion that this batch may have changed, by user and identity."""
-    journeys = policy.bounds.journeys
-    assert view.visits is not None
-    assert journeys is not None
-    visited = view.visits.read(reading.wanted, replies, reading.records, np.unique(reading.bases))
-    touches = Timeline(touched, view.touches.span_ms, reading.hashes)
-    visits = Timeline(visited, view.visits.span_ms, reading.bases[:, None])
-    windows = Windows(policy, reading.platforms)
-    since_ms = view.settled_ms - policy.bounds.correction_horizon_ms
-    found: list[tuple[str, Conversion, Places]] = []
-    for user, (field, brought) in enumerate(work.items()):
-        # Of one identity the first stands; what comes after it is a repeat, whose own time says nothing.
-        standing = {each.identity(): each for each in (*brought.conversions[::-1], *states[field].conversions)}
-        for conversion in standing.values():
-            if conversion.time_ms >= since_ms:
-                places = path_before(conversion, user, touches, visits, windows, journeys)
-                found.append((field, conversion, places))
-    paths: dict[str, dict[Identity, Path]] = {}
-    seen = _Read(view.touches, touches, (at for *_, places in found for at in _touches_in(places)), run)
-    seen_visits = _Read(view.visits, visits, (at for *_, places in found for at in _visits_in(places)), run)
-    for field, conversion, places in found:
-        paths.setdefault(field, {})[conversion.identity()] = _path(places, reading, touches, seen, seen_visits)
-    return paths
+class Trails:
+    """The touches and visits of a batch's users, stored and new ones, from which paths are read."""
+
+    def __init__(
+        self,
+        view: CounterPartition,
+        reading: Reading,
+        fields: Iterable[str],  # the users, in the order of `reading`
+        touched: Parts,
+        replies: list[bytes],
+        policy: Policy,
+        run: Run,
+    ) -> None:
+        assert view.visits is not None
+        visited = view.visits.read(reading.wanted, replies, reading.records, np.unique(reading.bases))
+        self._view, self._policy, self._run = view, policy, run
+        self._platforms = reading.platforms
+        self._users = {field: user for user, field in enumerate(fields)}
+        self._touches = Timeline(touched, view.touches.span_ms, reading.hashes)
+        self._visits = Timeline(visited, view.visits.span_ms, reading.bases[:, None])
+        self._windows = Windows(policy, reading.platforms)
+        self._since_ms = view.settled_ms - policy.bounds.correction_horizon_ms
+
+    def before(self, asked: dict[str, tuple[Iterable[Conversion], int]]) -> dict[str, Paths]:
+        """The path of every conversion that this batch may have changed, by user and identity. `asked`: by user the
+        conversions, and up to when the user is forgotten (ms).
+        """
+        journeys = self._policy.bounds.journeys
+        assert journeys is not None
+        assert self._view.visits is not None
+        found: list[tuple[str, Conversion, Places]] = []
+        for field, (conversions, forgotten_ms) in asked.items():
+            # Of one identity the first stands; what comes after it is a repeat, whose own time says nothing.
+            standing: dict[tuple[str, str, str], Conversion] = {}
+            for conversion in conversions:
+                if conversion.time_ms > forgotten_ms:
+                    standing.setdefault(conversion.identity(), conversion)
+            for conversion in standing.values():
+                if conversion.time_ms >= self._since_ms:
+                    user, known = self._users[field], (self._touches, self._visits, self._windows)
+                    found.append((field, conversion, path_before(conversion, user, *known, journeys, forgotten_ms)))
+        touches = _read(
+            self._view.touches, self._touches, (at for *_, places in found for at in _touches_in(places)), self._run
+        )
+        visits = _read(
+            self._view.visits, self._visits, (at for *_, places in found for at in _visits_in(places)), self._run
+        )
+        paths: dict[str, Paths] = {}
+        for field, conversion, places in found:
+            paths.setdefault(field, {})[conversion.identity()] = self._path(places, touches, visits)
+        return paths
+
+    def _path(self, places: Places, touches: dict[int, Touch], visits: dict[int, Touch]) -> Path:
+        def placed(at: int) -> tuple[str, Touch]:
+            return self._platforms[self._touches.platforms[at]], touches[at]
+
+        first_visit = None
+        if places.first_visit is not None:
+            visit = visits[places.first_visit]
+            first_visit = visit.time_ms, visit.attributes[0] or "", visit.attributes[1]
+        return Path(
+            places.views,
+            places.engaged_views,
+            places.clicks,
+            places.visits,
+            placed(places.first) if places.first is not None else None,
+            [placed(at) for at in places.touches],
+            placed(places.credited) if places.credited is not None else None,
+            first_visit,
+            [visits[at].attributes[0] or "" for at in places.pages],
+        )
 
 
 def _touches_in(places: Places) -> Iterable[int]:
@@ -120,32 +158,9 @@ def _visits_in(places: Places) -> Iterable[int]:
         yield places.first_visit
 
 
-class _Read:
+def _read(store: touch_store.Touches, timeline: Timeline, places: Iterable[int], run: Run) -> dict[int, Touch]:
     """Some records of a timeline with their names."""
-
-    def __init__(self, store: touch_store.Touches, timeline: Timeline, places: Iterable[int], run: Run) -> None:
-        found = {at: timeline.found(at) for at in dict.fromkeys(places)}
-        codes = store.unknown_codes(found.values())
-        store.learn(codes, run(store.names_commands(codes)))
-        self.touches: dict[int, Touch] = {at: store.touch(each) for at, each in found.items()}
-
-
-def _path(places: Places, reading: Reading, touches: Timeline, seen: _Read, visits: _Read) -> Path:
-    def placed(at: int) -> tuple[str, Touch]:
-        return reading.platforms[touches.platforms[at]], seen.touches[at]
-
-    first_visit = None
-    if places.first_visit is not None:
-        visit = visits.touches[places.first_visit]
-        first_visit = visit.time_ms, visit.attributes[0] or "", visit.attributes[1]
-    return Path(
-        places.views,
-        places.engaged_views,
-        places.clicks,
-        places.visits,
-        placed(places.first) if places.first is not None else None,
-        [placed(at) for at in places.touches],
-        placed(places.credited) if places.credited is not None else None,
-        first_visit,
-        [visits.touches[at].attributes[0] or "" for at in places.pages],
-    )
+    found = {at: timeline.found(at) for at in dict.fromkeys(places)}
+    codes = store.unknown_codes(found.values())
+    store.learn(codes, run(store.names_commands(codes)))
+    return {at: store.touch(each) for at, each in found.items()}

@@ -116,7 +116,8 @@ def reconcile_partition(
 def _last_order(state: UserState, orders: list[tuple[int, str, str]]) -> tuple[int, str, str] | None:
     """The last paid order that the state no longer holds."""
     held = {(conversion.event_id, conversion.name) for conversion in state.conversions}
-    gone = [order for order in orders if order[1:] not in held]
+    # an order of a forgotten person may still be published: `onecount forget` deletes what is too old to be held
+    gone = [order for order in orders if order[1:] not in held and order[0] > state.forgotten_ms]
     return max([*gone, *([] if state.last_order is None else [state.last_order])], default=None)
 
 

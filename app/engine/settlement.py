@@ -2,15 +2,16 @@
 written back.
 """
 
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from app.attribution import touches as touch_store
-from app.attribution.state import Conversion, Path, Touch, UserState, pack, unpack
-from app.attribution.users import CountDelta, changes, forget, take_in
+from app.attribution.forgetting import forget, forgotten_until, spared
+from app.attribution.state import NEVER_MS, Conversion, Touch, UserState, pack, unpack
+from app.attribution.users import Change, CountDelta, Paths, changes, expire, take_in
 from app.columns.texts import Coded, Texts, hash64, texts_of
 from app.contract import rows
 from app.contract.events import TOUCH_TYPES, Rejection
@@ -146,7 +147,7 @@ def _reading(
     if followed is not None:
         wanted = view.touches.wanted_whole(followed.hashes.ravel())
     else:
-        wanted = view.touches.wanted(_lookups(work.values(), policy))
+        wanted = view.touches.wanted(_lookups(work.values(), policy), _whole(work.values(), policy))
     reads, fields = view.converters.read_commands(list(work))
     swept = view.bucket_to_sweep()
     sweep: list[Command] = [("HGETALL", view.converters.key(swept))] if swept is not None else []
@@ -158,9 +159,16 @@ def _reading(
 def _lookups(work: Iterable[UserWork], policy: Policy) -> Iterable[tuple[str, int, int]]:
     """(kind, user hash, time) of every place where a new conversion's touch may stand."""
     for user in work:
-        for conversion in user.conversions:
+        for conversion in user.conversions():
             for platform, kind in _places(conversion, policy):
                 yield kind, platform_user(user.base, platform), conversion.time_ms
+
+
+def _whole(work: Iterable[UserWork], policy: Policy) -> np.ndarray:
+    """The hashes (uint64) of those who are forgotten: what stays of them is credited anew."""
+    bases = [user.base for user in work if user.is_forgotten()]
+    hashes = [platform_user(base, platform) for base in bases for platform in policy.platforms()]
+    return np.array(hashes, dtype=np.uint64)
 
 
 def _places(conversion: Conversion, policy: Policy) -> list[tuple[str, str]]:
@@ -198,38 +206,27 @@ def _settle_partition(
         users = np.array([place.user for found in places.values() for place in found], dtype=np.uint64)
     parts = view.touches.read(reading.wanted, touched, reading.records, np.unique(users))
     credits = _credits(view, reading.work, places, touch_store.Pool(parts, view.touches.span_ms), run)
-    followed: dict[str, dict[tuple[str, str, str], Path]] = {}
-    if reading.followed is not None:
-        at += len(touched)
-        visited = found[at : at + len(reading.followed.wanted.commands)]
-        followed = paths.follow(view, reading.followed, reading.work, states, parts, visited, policy, run)
+    followed, paths_of = _follow(reading, states, parts, found[at + len(touched) :], policy, run)
     out: dict[str, bytes | None] = {}
     changed: list[CountDelta] = []
     noted: list[tuple[int, int]] = []
     for field, user in reading.work.items():
         state = states[field]
-        before, repeats = take_in(
-            state, user.conversions, user.adjustments, credits[field], followed.get(field, {}), policy
+        steps = _settle_user(
+            user, state, credits[field], followed.get(field, {}), partial(paths_of, field), policy, fold
         )
-        change = changes(user.advertiser_id, user.user_id, state, before, policy)
-        fold.counted["duplicate", "", "conversion"] += repeats
-        changed += change.deltas
-        if not quiet:
-            publish(partition, change.rows, settings, fold)
-            publish_journeys(partition, change.journeys, change.models, settings, fold)
-            for adjustment, reason in change.refused:
-                rejection = Rejection(
-                    reason, "adjustment", f"the {adjustment.kind} {adjustment.event_id} changes nothing"
-                )
-                letter = records.dead_letter_of(adjustment.source, adjustment.key, adjustment.raw, rejection)
-                records.add(fold.outputs, settings.dlq_topic, partition, letter)
-        for platform in change.corrected:
-            fold.counted["corrected", platform] += 1
-        noted += [(user.base, conversion.time_ms) for conversion in user.conversions]
-        forget(state, view.stream_ms, policy)
+        for change in steps:
+            changed += change.deltas
+            for platform in change.corrected:
+                fold.counted["corrected", platform] += 1
+            if not quiet:
+                _publish(partition, change, settings, fold)
+        times_ms = [conversion.time_ms for conversion in user.conversions()]
+        noted += [(user.base, time_ms) for time_ms in times_ms if time_ms > state.forgotten_ms]
+        _let_go(state, view)
         out[field] = None if state.is_empty() else pack(state)
     if reading.swept is not None:
-        out |= _sweep(found[-1], out, view.stream_ms, policy)
+        out |= _sweep(found[-1], out, view)
     fold.writes.setdefault(partition, []).extend(
         [
             *reading.names,
@@ -240,6 +237,75 @@ def _settle_partition(
         ]
     )
     return changed
+
+
+def _follow(
+    reading: _Reading,
+    states: dict[str, UserState],
+    touched: paths.Parts,
+    replies: list[bytes],
+    policy: Policy,
+    run: Run,
+) -> tuple[dict[str, Paths], Callable[..., Paths]]:
+    """By user the paths of the conversions that are held and of those that come first; and what reads those of others."""
+    if reading.followed is None:
+        return {}, _no_paths
+    visited = replies[: len(reading.followed.wanted.commands)]
+    trails = paths.Trails(reading.view, reading.followed, reading.work, touched, visited, policy, run)
+    asked = {
+        field: ((*states[field].conversions, *user.parts[0].conversions), states[field].forgotten_ms)
+        for field, user in reading.work.items()
+    }
+    return trails.before(asked), partial(_paths_of, trails)
+
+
+def _no_paths(field: str, conversions: Iterable[Conversion], forgotten_ms: int) -> Paths:
+    return {}
+
+
+def _paths_of(trails: paths.Trails, field: str, conversions: Iterable[Conversion], forgotten_ms: int) -> Paths:
+    return trails.before({field: (conversions, forgotten_ms)}).get(field, {})
+
+
+def _settle_user(
+    user: UserWork,
+    state: UserState,
+    touches: list[tuple[str, Touch]],
+    paths: Paths,
+    paths_of: Callable[[Iterable[Conversion], int], Paths],
+    policy: Policy,
+    fold: Fold,
+) -> list[Change]:
+    """What the batch changes of one user: its parts one after the other, and the forgets between them. `paths`: of the
+    conversions that are held and those of the first part; `paths_of` reads those of others, after a time (ms).
+    """
+    found: list[Change] = []
+    who = user.advertiser_id, user.user_id
+    for at, part in enumerate(user.parts):
+        if at and part.is_empty():
+            continue
+        if at:
+            paths = paths_of((*state.conversions, *part.conversions), state.forgotten_ms)
+        taken = take_in(state, part.conversions, part.adjustments, touches, paths, policy)
+        fold.counted["duplicate", "", "conversion"] += taken.repeats
+        fold.counted["forgotten",] += taken.forgotten
+        change = changes(*who, state, taken.before, policy)
+        if part.until_ms is not None:
+            until_ms = forgotten_until(state, part.until_ms)
+            found.append(spared(change, until_ms))
+            later = paths_of(state.conversions, until_ms)
+            change = forget(*who, state, until_ms, touches, later, policy)
+        found.append(change)
+    return found
+
+
+def _publish(partition: int, change: Change, settings: Settings, fold: Fold) -> None:
+    publish(partition, change.rows, settings, fold)
+    publish_journeys(partition, change.journeys, change.models, settings, fold)
+    for adjustment, reason in change.refused:
+        rejection = Rejection(reason, "adjustment", f"the {adjustment.kind} {adjustment.event_id} changes nothing")
+        letter = records.dead_letter_of(adjustment.source, adjustment.key, adjustment.raw, rejection)
+        records.add(fold.outputs, settings.dlq_topic, partition, letter)
 
 
 class _Place(NamedTuple):
@@ -255,7 +321,7 @@ def _all_places(reading: _Reading, states: dict[str, UserState], policy: Policy)
     """By kind, where a touch of each of the users' conversions may stand."""
     places: dict[str, list[_Place]] = {}
     for field, user in reading.work.items():
-        for conversion in (*states[field].conversions, *user.conversions):
+        for conversion in (*states[field].conversions, *user.conversions()):
             for platform, kind in _places(conversion, policy):
                 place = _Place(field, platform, platform_user(user.base, platform), conversion.time_ms)
                 places.setdefault(kind, []).append(place)
@@ -305,18 +371,27 @@ def publish_journeys(
             records.add(fold.outputs, topic, partition, {"key": key, "value": value})
 
 
-def _sweep(
-    replies: list[bytes], written: dict[str, bytes | None], stream_ms: int, policy: Policy
-) -> dict[str, bytes | None]:
-    """Forgets what can no longer matter of the users of one bucket that this batch does not touch anyway."""
+def _let_go(state: UserState, view: CounterPartition) -> None:
+    """Lets go, in place, of what can no longer matter; at last of the time up to which the user is forgotten."""
+    expire(state, view.stream_ms, view.policy)
+    if state.forgotten_ms < view.stream_ms - view.forget_retention_ms:
+        state.forgotten_ms = NEVER_MS
+
+
+def _sweep(replies: list[bytes], written: dict[str, bytes | None], view: CounterPartition) -> dict[str, bytes | None]:
+    """Lets go of what can no longer matter of the users of one bucket that this batch does not touch anyway."""
     out: dict[str, bytes | None] = {}
     for name, packed in zip(replies[::2], replies[1::2], strict=True):
         field = name.decode()
         if field in written:
             continue
         state = unpack(packed)
-        held = len(state.conversions), len(state.adjustments), state.last_order
-        forget(state, stream_ms, policy)
-        if (len(state.conversions), len(state.adjustments), state.last_order) != held:
+        before = _kept(state)
+        _let_go(state, view)
+        if _kept(state) != before:
             out[field] = None if state.is_empty() else pack(state)
     return out
+
+
+def _kept(state: UserState) -> tuple[object, ...]:
+    return len(state.conversions), len(state.adjustments), state.last_order, state.forgotten_ms

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType, TopicMetadata
 
-from app.contract.topics import AT_LEAST, TopicSpec, desk_specs, topic_specs
+from app.contract.topics import AT_LEAST, AT_MOST, TopicSpec, desk_specs, topic_specs
 from app.policy.model import Policy
 from app.settings import Settings
 
@@ -103,16 +103,21 @@ def _partition_findings(spec: TopicSpec, present: Mapping[str, TopicMetadata], s
 
 
 def _config_findings(spec: TopicSpec, actual: Mapping[str, str | None]) -> list[str]:
-    """Whether each setting is what the spec says, or more where more is as good."""
+    """Whether each setting is what the spec says, or more (less) where that is as good."""
     found = []
     for name, value in spec.config.items():
-        is_bound = name in AT_LEAST
-        if actual[name] == value or (
-            is_bound and (int(actual[name] or 0) == -1 or int(actual[name] or 0) >= int(value))
-        ):
+        bound = "at least " if name in AT_LEAST else "at most " if name in AT_MOST else ""
+        if actual[name] == value or _is_better(name, int(actual[name] or 0) if bound else 0, value):
             continue
         found.append(
-            f"{spec.name}: {name} is {actual[name]}, it must be {'at least ' if is_bound else ''}{value}: kafka-configs --alter "
+            f"{spec.name}: {name} is {actual[name]}, it must be {bound}{value}: kafka-configs --alter "
             f"--entity-type topics --entity-name {spec.name} --add-config {name}={value}"
         )
     return found
+
+
+def _is_better(name: str, actual: int, value: str) -> bool:
+    """Whether a bounded setting keeps its bound; -1 is without end."""
+    if name in AT_LEAST:
+        return actual == -1 or actual >= int(value)
+    return name in AT_MOST and 0 < actual <= int(value)

@@ -43,7 +43,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "counter",
             ("platform", "type", "outcome"),
             "Events by platform, type and outcome.",
-            "`outcome`: `accepted` or `duplicate`; `platform` is empty for visits, adjustments and conversions that name none. What is "
+            "`outcome`: `accepted` or `duplicate`; `platform` is empty for visits, adjustments, forgets and conversions that name none. What is "
             "folded again in a replay or rebuild is counted again",
             "a jump of duplicates: a producer sends twice; no accepted ones: see the rejected ones and the lag",
             "counter",
@@ -82,6 +82,15 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Conversions of unknown actions, or of actions without a business outcome.",
             "they are in no count",
             "add the action to the policy with its outcome, or stop sending it",
+            "counter",
+        ),
+        Metric(
+            "onecount_forgotten_events_total",
+            "counter",
+            (),
+            "Conversions and adjustments of forgotten persons that came after the forget, of before it.",
+            "ignored: in no row and no count",
+            "many for long: a source still sends what somebody asked to be forgotten; have it stop there too",
             "counter",
         ),
         Metric(

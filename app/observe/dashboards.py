@@ -237,8 +237,10 @@ COUNTING: Final = Dashboard(
                     "percentunit", width=6, alarm="OnecountDeadLetters",
                 ),
                 Panel(
-                    "Noise", "Conversions of unknown actions, or without a business outcome. Add the action to the policy, or stop sending it.",
-                    ((_rate("onecount_noise_conversions_total", _ON), "noise"),),
+                    "Noise and forgotten", "Conversions of unknown actions, or without a business outcome: add the action to the policy, or stop sending "
+                    "it. And what still comes of persons who were forgotten.",
+                    ((_rate("onecount_noise_conversions_total", _ON), "noise"),
+                     (_rate("onecount_forgotten_events_total", _ON), "forgotten")),
                     "cps", width=6,
                 ),
             ),

@@ -21,7 +21,7 @@ from prometheus_client import (
 )
 
 from app import __version__
-from app.contract.events import TOUCH_TYPES
+from app.contract.events import EVENT_TYPES, TOUCH_TYPES
 from app.contract.leads import COOL, HOT, STATES
 from app.contract.reasons import ALL_REASONS
 from app.contract.rows import STATUSES, UNATTRIBUTED
@@ -47,6 +47,7 @@ _NAMED: Final = {  # what a batch counts, by the first part of its key; the rest
     "rejected": "onecount_rejected_events_total",
     "conversion": "onecount_conversions_total",
     "noise": "onecount_noise_conversions_total",
+    "forgotten": "onecount_forgotten_events_total",
     "late": "onecount_late_events_total",
     "corrected": "onecount_corrections_total",
     "rekeyed": "onecount_rekeyed_events_total",
@@ -143,7 +144,7 @@ class Metrics:
         events, conversions = self.families["onecount_events_total"], self.families["onecount_conversions_total"]
         kinds = [(name, kind) for name, _ in methods for kind in (*TOUCH_TYPES, "conversion")]
         for (platform, kind), outcome in product(
-            [*kinds, ("", "visit"), ("", "conversion"), ("", "adjustment")], ("accepted", "duplicate")
+            [*kinds, *(("", kind) for kind in EVENT_TYPES if kind not in TOUCH_TYPES)], ("accepted", "duplicate")
         ):
             events.labels(platform, kind, outcome)
         for (platform, method), status in product(methods, STATUSES):

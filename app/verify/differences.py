@@ -47,11 +47,17 @@ class Published(NamedTuple):
     faults: list[Difference]
 
 
-def fold_log(topic: str, upserts: Iterable[Upsert], decode: Callable[[bytes], Row]) -> Published:
-    """The topic's latest rows, and its faults.
+def fold_log(
+    topic: str,
+    upserts: Iterable[Upsert],
+    decode: Callable[[bytes], Row],
+    is_forgotten: Callable[[bytes], bool] = lambda key: False,
+) -> Published:
+    """The topic's latest rows, and its faults. `is_forgotten`: whether a key is that of somebody who was forgotten.
 
     A fault is a record without a key or with an unreadable row, a key on two partitions, a revision below an earlier
-    one of its key (a deletion does not start it anew), or the same row with the same revision twice in succession.
+    one of its key (a deletion does not start it anew, but where it forgot somebody), or the same row with the same
+    revision twice in succession.
     """
     latest: dict[bytes, Row] = {}
     seen: dict[bytes, tuple[int, int, bytes | None]] = {}  # by key: partition, revision and value of its last record
@@ -71,6 +77,8 @@ def fold_log(topic: str, upserts: Iterable[Upsert], decode: Callable[[bytes], Ro
         if partition != home:
             fault(upsert, f"the key was on partition {home} before")
         latest.pop(key, None)
+        if value is None and is_forgotten(key):
+            revision_before = revision = -1
         if value is not None:
             try:
                 row = decode(value)
@@ -235,7 +243,7 @@ def compare_letters(
     written: dict[Coordinates, list[str]] = defaultdict(list)
     for letter in letters:
         written[letter.topic, letter.partition, letter.offset].append(letter.reason)
-    of_person = {each.found: person for person in answer.people.values() for each in person.adjustments}
+    of_person = {each.found: person for person in answer.people.values() for each in person.history}
     must = answer.rejected | answer.refused_adjustments
     for coordinates in sorted(written.keys() | must.keys()):
         reasons, reason = written.get(coordinates, []), must.get(coordinates)

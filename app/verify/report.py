@@ -27,6 +27,8 @@ class Report:
     rejected: Mapping[str, int]
     refused_adjustments: Mapping[str, int]
     noise: int
+    forgets: int
+    forgotten: int
     attributed_rows: Mapping[str, int]
     count_rows: int
     journey_rows: Mapping[str, int]
@@ -69,6 +71,9 @@ def _summary(report: Report) -> Table:
     for reason, number in sorted(report.refused_adjustments.items()):
         table.add_row(f"  {reason}", f"{number:,}")
     table.add_row("noise", f"{report.noise:,}")
+    if report.forgets:
+        table.add_row("forgets", f"{report.forgets:,}")
+        table.add_row("  ignored since", f"{report.forgotten:,}")
     table.add_row("conversion rows", f"{sum(report.attributed_rows.values()):,}")
     for status, number in sorted(report.attributed_rows.items()):
         table.add_row(f"  {status}", f"{number:,}")

@@ -181,6 +181,8 @@ class Deployment:
             settings.policy_topic,
             settings.attributed_topic,
             settings.counts_topic,
+            settings.journeys_topic,
+            settings.models_topic,
         ]
 
     def stop(self, worker: subprocess.Popen[bytes]) -> int:

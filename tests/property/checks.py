@@ -33,7 +33,8 @@ def differences(deployment: Deployment) -> list[str]:
         of_users += [(settings.journeys_topic, must.journeys), (settings.models_topic, must.models)]
     owner = cache(lambda user: owner_of(user, deployment.partitions, policy.bounds.partitioner))
     for topic, expected in of_users:
-        published = fold_log(topic, map(_upsert, broker.committed(topic)), _decoder(deployment, topic))
+        upserts = map(_upsert, broker.committed(topic))
+        published = fold_log(topic, upserts, _decoder(deployment, topic), must.is_forgotten)
         found += map(str, published.faults)
         found += map(str, compare_partitions(topic, published, owner))
         found += map(str, compare_rows(topic, expected, published.rows, lambda *_: ()))
@@ -42,7 +43,7 @@ def differences(deployment: Deployment) -> list[str]:
     counts = fold_log(topic, map(_upsert, broker.committed(topic)), _decoder(deployment, topic))
     found += map(str, counts.faults)
     found += map(str, compare_rows(topic, must.counts, counts.rows, lambda *_: ()))
-    found += _revisions_that_stand_still(deployment)
+    found += _revisions_that_stand_still(must, deployment)
     found += _wrong_finality(deployment, counts.rows, counts.partitions)
     return found
 
@@ -69,16 +70,17 @@ def _left_open(must: Answer, deployment: Deployment) -> set[Coordinates]:
     of one that applied in between may have no letter or a second one.
     """
     people = must.people.values()
-    latest_ms = max((each.time_ms for person in people for each in person.history), default=0)
+    moving = (each for person in people for each in person.history if each.event.event_type != "forget")
+    latest_ms = max((each.time_ms for each in moving), default=0)
     floor_ms = latest_ms - deployment.policy.conversion_retention_ms()
     found = set()
     for person in people:
         flips = refusals_over_time(person, deployment.policy) if deployment.rebuilt["counter"] else {}
-        for adjustment in person.adjustments:
+        for adjustment in (each for each in person.history if each.event.event_type == "adjustment"):
             event = adjustment.event
             named = [
                 conversion.time_ms
-                for conversion in person.conversions
+                for conversion in (each for each in person.history if each.event.event_type == "conversion")
                 if conversion.event.event_id == event.conversion_event_id
                 or (conversion.event.order_id and conversion.event.order_id == event.order_id)
             ]
@@ -93,8 +95,10 @@ def _accounting(must: Answer) -> Iterator[str]:
         yield f"the oracle judged {judged} of {must.produced} records"
 
 
-def _revisions_that_stand_still(deployment: Deployment) -> Iterator[str]:
-    """Each record of a key must have a higher revision than the one before, whether a deletion lies between or not."""
+def _revisions_that_stand_still(must: Answer, deployment: Deployment) -> Iterator[str]:
+    """Each record of a key must have a higher revision than the one before, whether a deletion lies between or not; but one
+    that forgot somebody.
+    """
     settings = deployment.settings
     for topic in (settings.attributed_topic, settings.journeys_topic, settings.models_topic, settings.counts_topic):
         last: dict[bytes | None, int] = {}
@@ -102,6 +106,8 @@ def _revisions_that_stand_still(deployment: Deployment) -> Iterator[str]:
         for message in deployment.broker.committed(topic):
             value = message.value()
             if value is None:
+                if must.is_forgotten(message.key() or b""):
+                    last.pop(message.key(), None)
                 continue
             revision = decode(value).revision
             if revision <= last.get(message.key(), 0):

@@ -48,11 +48,12 @@ JOURNEYS: Final = Journeys(
 LATEST_MIN: Final = 20
 
 
-def make_event(chance: Random) -> dict[str, Any]:
-    """One event of the user within the same minutes as all others."""
+def make_event(chance: Random, rare: list[str]) -> dict[str, Any]:
+    """One event of the user within the same minutes as all others. `rare`: kinds of events that not every world has."""
     minute = chance.randint(0, LATEST_MIN)
     event = {"event_time": START_MS + minute * MINUTE_MS, "advertiser_id": "shop", "user_id": "ann"}
-    kind = chance.choice(["click", "click", "view", "view", "visit", *["conversion"] * 3, "restate", "retract"])
+    kinds = ["click", "click", "view", "view", "visit", *["conversion"] * 3, "restate", "retract"]
+    kind = chance.choice([*kinds, *kinds, *rare])
     number = chance.randint(0, 9)
     if kind == "conversion":
         order = {"order_id": f"o{number % 3}"} if chance.randrange(3) == 0 else {}
@@ -63,6 +64,8 @@ def make_event(chance: Random) -> dict[str, Any]:
         campaign = chance.choice(["c1", "c2", "c3"])
         platform = chance.choice(["meta", "meta", "tiktok"])
         return event | {"event_type": kind, "event_id": f"t{number}", "platform": platform, "campaign_id": campaign}
+    if kind == "forget":
+        return event | {"event_type": kind, "event_id": f"f{number}"}
     if kind == "visit":
         return event | {"event_type": kind, "event_id": f"s{number}", "page": chance.choice(["/", "/cart"])}
     value = {"value": minute} if kind == "restate" else {}
@@ -73,9 +76,10 @@ def make_event(chance: Random) -> dict[str, Any]:
 def make_dense_world(chance: Random) -> World:
     """A world of one user in one partition; of two topics, where their order is to decide."""
     topics = chance.choice([1, 1, 2])
+    rare = chance.choice([[], [], ["forget"]])
     now_ms = START_MS + LATEST_MIN * MINUTE_MS
     arrivals = tuple(
-        Arrival(number % topics, 0, None, json.dumps(make_event(chance)).encode(), now_ms)
+        Arrival(number % topics, 0, None, json.dumps(make_event(chance, rare)).encode(), now_ms)
         for number in range(chance.choice([6, 20, 30]))
     )
     bounds = msgspec.structs.replace(POLICY.bounds, journeys=chance.choice([None, JOURNEYS]))

@@ -78,6 +78,9 @@ class _Scribe:
         self.arrivals: list[Arrival] = []
         self.first: dict[tuple[Any, ...], tuple[str, int]] = {}  # who used an identity first, and the event's time
         self.journeys = policy.bounds.journeys
+        self.kinds = FOLLOWED if self.journeys else KINDS
+        if chance.randrange(3) == 0:
+            self.kinds += ("forget",)
         self.longest_ms = policy.conversion_retention_ms() - policy.bounds.correction_horizon_ms
 
     def write(self) -> None:
@@ -101,7 +104,7 @@ class _Scribe:
         self._send(event["user_id"], key, _encode(event))
 
     def _event(self) -> Event:
-        kind = self.chance.choice(FOLLOWED if self.journeys else KINDS)
+        kind = self.chance.choice(self.kinds)
         event: Event = {
             "event_id": self._id(kind[0]),
             "event_type": kind,
@@ -116,7 +119,7 @@ class _Scribe:
             event |= self._conversion()
         elif kind == "adjustment":
             event |= self._adjustment()
-        else:
+        elif kind != "forget":
             event |= self._touch()
         event = self._aimed(event)
         if self.order is Order.TAME:  # within the horizon and the dedup window of each other, whatever comes first
@@ -170,14 +173,15 @@ class _Scribe:
     def _aimed(self, event: Event) -> Event:
         """The event as one of an earlier event's user, and so many milliseconds before or after it."""
         kind = event["event_type"]
-        wanted = (
-            self.chance.choice([TOUCH_TYPES, TOUCH_TYPES, ("conversion",)]) if kind == "conversion" else ("conversion",)
-        )
+        either = self.chance.choice([TOUCH_TYPES, TOUCH_TYPES, ("conversion",)])
+        wanted = either if kind in ("conversion", "forget") else ("conversion",)
         others = [other for other, _ in self.written[-8:] if other["event_type"] in wanted]
         if (kind == "visit" and not self.journeys) or not others or self.chance.randint(0, 4) == 4:
             return event
         other = self.chance.choice(others)
         event |= {name: other[name] for name in ("advertiser_id", "user_id")}
+        if kind == "forget":
+            return event | {"event_time": other["event_time"] + self._distance([])}
         if kind == "adjustment":
             return self._adjusting(event, other)
         if kind != "conversion":
