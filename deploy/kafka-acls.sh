@@ -24,10 +24,11 @@ deltas=(--topic "${ONECOUNT_DELTAS_TOPIC:-onecount.deltas}")
 policy=(--topic "${ONECOUNT_POLICY_TOPIC:-onecount.policy}")
 attributed=(--topic "${ONECOUNT_ATTRIBUTED_TOPIC:-conversions.attributed}")
 counts=(--topic "${ONECOUNT_COUNTS_TOPIC:-conversions.counts}")
+journeys=(--topic "${ONECOUNT_JOURNEYS_TOPIC:-conversions.journeys}" --topic "${ONECOUNT_MODELS_TOPIC:-conversions.models}")
 IFS=', ' read -ra names <<< "${ONECOUNT_EVENTS_TOPICS:-ads.events}"
 events=()
 for name in "${names[@]}"; do events+=(--topic "$name"); done
-own=("${rekeyed[@]}" "${dlq[@]}" "${deltas[@]}" "${policy[@]}" "${attributed[@]}" "${counts[@]}")
+own=("${rekeyed[@]}" "${dlq[@]}" "${deltas[@]}" "${policy[@]}" "${attributed[@]}" "${counts[@]}" "${journeys[@]}")
 
 allow() { # principal, operations (comma-separated), resources...
   local principal=$1 operation operations=()
@@ -41,7 +42,7 @@ for principal in "$counter" "$aggregator" "$operator" "$page"; do allow "$princi
 # Read and Write imply Describe. An idempotent or transactional producer needs no right on the cluster.
 allow "$counter" Read "${events[@]}" "${rekeyed[@]}"
 allow "$counter" Write "${rekeyed[@]}" "${dlq[@]}"
-allow "$counter" Read,Write "${deltas[@]}" "${attributed[@]}" "${policy[@]}" # outputs are read back after lost state
+allow "$counter" Read,Write "${deltas[@]}" "${attributed[@]}" "${journeys[@]}" "${policy[@]}" # outputs are read back after lost state
 allow "$counter" Read --group "$counter_group"
 allow "$counter" Write --transactional-id "$counter_group-" --resource-pattern-type prefixed
 
