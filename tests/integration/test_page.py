@@ -183,7 +183,7 @@ def test_what_platforms_claim_stands_beside_what_there_was(served: Served, page:
     shows(page, "conversions", "2")
     shows(page, "value", "CHF\xa080.00")
     shows(page, "conversions-once", "1 each counted once")
-    shows(page, "value-once", "CHF\xa040.00 each counted once")
+    shows(page, "value-once", "CHF\xa040.00 each once")
     assert "claimed by platforms" in page.inner_text("#conversions-more")
     said = " ".join(page.inner_text("#actions").split())
     assert said.endswith("Action Claimed Each once CHF claimed CHF once purchase 2 1 80.00 40.00")

@@ -134,8 +134,7 @@ function drawTotals(found) {
   text("period", found.rows ? `${words.period(found.begins_ms, found.newest_end_ms, now())}, by the time of the events` : "");
   text("conversions", words.number(sum.conversions));
   const once = chosenOnce(found);
-  const claimed = once.length ? "claimed by platforms" : "";
-  text("conversions-more", [claimed, sum.clicks ? `${words.share(sum.conversions, sum.clicks)} of clicks` : ""].filter(Boolean).join(", "));
+  text("conversions-more", [once.length ? "claimed by platforms" : "", sum.clicks ? `${words.share(sum.conversions, sum.clicks)} of clicks` : ""].filter(Boolean).join(", "));
   text("clicks", words.number(sum.clicks));
   text("clicks-more", sum.views ? `${words.share(sum.clicks, sum.views)} of views` : "");
   text("views", words.number(sum.views));
@@ -144,10 +143,10 @@ function drawTotals(found) {
   lines($("value"), amounts.length ? amounts.slice(0, 3).map(([currency, each]) => words.money(each, currency)) : ["–"]);
   const more = amounts.length > 3 ? `and ${words.plural(amounts.length - 3, "currency", "currencies")} more` : "";
   const cost = sum.cost ? `for ${words.amount(sum.cost)} of cost` : "";
-  text("value-more", [more, claimed, cost].filter(Boolean).join(", "));
+  text("value-more", [more, once.length ? "claimed" : "", cost].filter(Boolean).join(", "));
   const real = total(once);
   drawOnce("conversions-once", once.length ? [words.number(real.conversions)] : [], "each counted once");
-  drawOnce("value-once", values(real).slice(0, 3).map(([currency, each]) => words.money(each, currency)), "each counted once");
+  drawOnce("value-once", values(real).slice(0, 3).map(([currency, each]) => words.money(each, currency)), "each once");
 }
 
 /** The truth below what is claimed. */
