@@ -61,7 +61,9 @@ class Deployment:
         self.settings = Settings(**names)  # type: ignore[arg-type]
         self.folder = folder
         self.running: list[subprocess.Popen[bytes]] = []
-        create_topics(self.settings, load_policy(self.settings.policy)[0], -1)
+        policy = load_policy(self.settings.policy)[0]
+        self.follows_journeys = policy.bounds.journeys is not None
+        create_topics(self.settings, policy, -1)
 
     def start(
         self, role: str, slot: int = 0, failpoint: str | None = None, **environment: str
@@ -181,8 +183,7 @@ class Deployment:
             settings.policy_topic,
             settings.attributed_topic,
             settings.counts_topic,
-            settings.journeys_topic,
-            settings.models_topic,
+            *((settings.journeys_topic, settings.models_topic) if self.follows_journeys else ()),
         ]
 
     def stop(self, worker: subprocess.Popen[bytes]) -> int:

@@ -139,7 +139,7 @@ def test_a_wrong_password_is_said_and_tried_again(
 
 COUNTER_RIGHTS = [
     "events READ", "rekeyed READ", "rekeyed WRITE", "dlq WRITE", "deltas WRITE", "deltas READ", "attributed WRITE",
-    "policy READ", "policy WRITE", "counter READ", "counter.read DESCRIBE", "counter- WRITE",
+    "journeys WRITE", "models WRITE", "policy READ", "policy WRITE", "counter READ", "counter.read DESCRIBE", "counter- WRITE",
 ]  # fmt: skip
 AGGREGATOR_RIGHTS = [
     "deltas READ",
