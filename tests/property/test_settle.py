@@ -64,7 +64,7 @@ def run(batches: list[list[Any]]) -> tuple[dict[bytes, Any], Counter[tuple[Any, 
         ]
         fresh[0].adjustments += [item for item in batch if isinstance(item, Adjustment)]
         stored += [item for item in batch if isinstance(item, tuple)]
-        before, _ = take_in(state, fresh[0].conversions, fresh[0].adjustments, stored, {}, POLICY)
+        before = take_in(state, fresh[0].conversions, fresh[0].adjustments, stored, {}, POLICY).before
         change = changes("a", "u", state, before, POLICY)
         for key, row in change.rows:
             if row is None:
