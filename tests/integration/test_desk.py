@@ -1,4 +1,4 @@
-"""`onecount desk` on a real Kafka: what it publishes, what it answers, and that another one takes over."""
+"""`onecount desk` on a real Kafka: what it publishes, what it answers, and what it refuses."""
 
 import random
 import time
