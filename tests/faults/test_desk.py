@@ -176,3 +176,26 @@ def test_topics_that_are_made_anew_under_a_desk_are_read_anew(deployment: Desks,
     deployment.counts = {}
     deployment.wait(lambda: "made anew" in str(deployment.events(process)), "it is seen")
     finish(deployment)
+
+
+@pytest.mark.timeout(300)
+def test_another_desk_stands_by_and_takes_over_and_the_former_one_does_so_later(
+    deployment: Desks, chance: random.Random, seed: int
+) -> None:
+    deployment.work(chance, now_ms())
+    first = deployment.start()
+    deployment.assert_exact()
+    second = deployment.start()
+    deployment.wait(lambda: deployment.get(second, "/healthz")[1]["role"] == "standby", "the second one stands by")
+    assert deployment.get(second, "/leads")[1] == deployment.get(first, "/leads")[1]
+    first.send_signal(signal.SIGSTOP)
+    deployment.work(chance, now_ms())
+    deployment.assert_exact()
+    assert deployment.is_active(second)
+    first.send_signal(signal.SIGCONT)
+    deployment.work(chance, now_ms())
+    deployment.assert_exact()
+    deployment.wait(lambda: deployment.get(first, "/healthz")[1]["role"] == "standby", "the first one stands by")
+    second.kill()
+    deployment.work(chance, now_ms())
+    finish(deployment)
