@@ -294,7 +294,11 @@ def forget(
 
     settings = from_environment()
     policy = recorded_policy(settings, KafkaClients(settings))
-    print_report(forget_person(settings, policy, advertiser, user, wait), console)
+
+    def tell(line: str) -> None:
+        errors.print(escape(line), highlight=False, soft_wrap=True)
+
+    print_report(forget_person(settings, policy, advertiser, user, wait, tell), console)
 
 
 @app.command()

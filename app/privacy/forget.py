@@ -4,7 +4,7 @@ told. Each may be done again.
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Final, NamedTuple
 
@@ -43,8 +43,11 @@ class Forgotten(NamedTuple):
     remains: list[Remains]
 
 
-def forget(settings: Settings, policy: Policy, advertiser_id: str, user_id: str, wait_s: float) -> Forgotten:
-    """Forgets a user of an advertiser up to now. `policy`: the recorded one; `wait_s`: for the counter to come past it.
+def forget(
+    settings: Settings, policy: Policy, advertiser_id: str, user_id: str, wait_s: float, tell: Callable[[str], None]
+) -> Forgotten:
+    """Forgets a user of an advertiser up to now. `policy`: the recorded one; `wait_s`: for the counter to come past it;
+    `tell`: takes a line about what is waited for.
 
     Raises `ForgetRefused`, KafkaException.
     """
@@ -57,7 +60,9 @@ def forget(settings: Settings, policy: Policy, advertiser_id: str, user_id: str,
     partition = owner_of(clients, settings, policy, user_id)
     begun = {topic: _end(clients, settings, topic, partition) for topic in (*topics, settings.dlq_topic)}
     offset = _produce(settings, policy, first, partition, [(user_id.encode(), event)])[0]
+    tell(f"the forget lies in {first}/{partition}/{offset}; waiting for the counter of the partition")
     _wait(settings, first, partition, offset, wait_s)
+    tell(f"reading partition {partition} of {', '.join(topics)} for rows that are older than the counters' state")
     _refuse_refused(clients, settings, (first, partition, offset), begun[settings.dlq_topic])
 
     def delete(topic: str, partition: int, keys: list[bytes]) -> None:

@@ -16,14 +16,20 @@ from tests.memory.deployment import Deployment
 from tests.memory.log import MemoryMessage
 
 
-def differences(deployment: Deployment) -> list[str]:
-    """Everything that differs from the oracle's answer to the deployment's input, in words; empty where all is exact."""
-    broker, settings, policy = deployment.broker, deployment.settings, deployment.policy
+def oracles_answer(deployment: Deployment) -> Answer:
+    """What must be published for the deployment's input, in the batches that were committed."""
+    broker, settings = deployment.broker, deployment.settings
     batches = committed_batches(
         message.value() or b"" for message in broker.committed(settings.deltas_topic) if message.partition() == 0
     )
     records = [_record(message) for topic in settings.input_topics() for message in broker.committed(topic)]
-    must = answer(records, policy, deployment.partitions, batches, settings.rekeyed_topic)
+    return answer(records, deployment.policy, deployment.partitions, batches, settings.rekeyed_topic)
+
+
+def differences(deployment: Deployment) -> list[str]:
+    """Everything that differs from the oracle's answer to the deployment's input, in words; empty where all is exact."""
+    broker, settings, policy = deployment.broker, deployment.settings, deployment.policy
+    must = oracles_answer(deployment)
     found = [f"the input: {fault}" for fault in must.faults]
     found += _accounting(must)
     found += _letters(must, deployment)
