@@ -18,7 +18,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from app.engine.topics import specs_of
+from app.engine.topics import all_specs_of
 from app.policy.load import load_policy
 from app.run import REFUSED
 from tests.conftest import Services
@@ -68,7 +68,7 @@ def test_topics_check_names_each_difference_and_the_command_that_mends_it(deploy
     found = deployment.onecount("topics", "check", ONECOUNT_REPLICATION="3")
     assert found.returncode == 1
     lines = found.stdout.splitlines()
-    topics = specs_of(settings, load_policy(settings.policy)[0])
+    topics = all_specs_of(settings, load_policy(settings.policy)[0])
     assert len(lines) == 6 + len(topics), found.stdout
     assert sum("replicas, ONECOUNT_REPLICATION is 3" in line for line in lines) == len(topics)
     assert any("retention.bytes is 1000000, it must be -1" in line for line in lines)
