@@ -1,6 +1,6 @@
 """What of a person is still there after a forget, and until when."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
@@ -9,11 +9,13 @@ from app.engine.counter_partition import CounterPartition
 from app.policy.model import Policy
 from app.settings import Settings
 
-FOREVER: int = -1
+FOREVER: Final = -1
 
 
 class Remains(NamedTuple):
-    """One place. `until_ms`: when the last of it is gone, at the latest (epoch ms); None where no time is set."""
+    """One place. `until_ms`: about when the last of it is gone (epoch ms; in Redis if events go on to come); None where no time
+    is set.
+    """
 
     where: str
     what: str

@@ -33,7 +33,7 @@ def print_report(found: Forgotten, console: Console) -> None:
             line(f"  {topic}: {count:,} still stand. The desk withdraws them: start it, or look at its log.")
     line("Counts stay as they were: they say nothing of a person.")
     line("")
-    line("what remains, and until when at the latest:")
+    line("what remains, and until about which day (in Redis by the time of the newest event):")
     width = max(len(each.where) for each in found.remains)
     for each in found.remains:
         until = _day(each.until_ms) if each.until_ms is not None else "no end is set on the topic"
