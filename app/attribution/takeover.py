@@ -34,9 +34,12 @@ WHOLE = Cut(0, 0)
 
 
 def reach_ms(policy: Policy) -> int:
-    """How much older (ms) than a conversion that is held another one may be that it hangs on."""
-    journeys = policy.bounds.journeys
-    return max(policy.bounds.order_window_ms, lookback_ms(policy), journeys.window_ms if journeys else 0)
+    """How much older (ms) than a conversion that is held another one may be that it hangs on, with the order that this one is a
+    report of.
+    """
+    bounds = policy.bounds
+    journey_ms = bounds.journeys.window_ms if bounds.journeys else 0
+    return bounds.order_window_ms + max(bounds.order_window_ms, lookback_ms(policy), journey_ms)
 
 
 def lookback_ms(policy: Policy) -> int:
@@ -45,7 +48,7 @@ def lookback_ms(policy: Policy) -> int:
 
 
 def take_over(
-    state: UserState, published: Iterable[AttributedRow], orders: Iterable[JourneyRow], cut: Cut, policy: Policy
+    state: UserState, published: list[AttributedRow], orders: list[JourneyRow], cut: Cut, policy: Policy
 ) -> None:
     """Gives `state`, in place, what the cut log lacks. `published`, `orders`: the user's rows of before `cut.stands_ms` as far
     back as `reach_ms`, and all of the conversions that the state has.
@@ -55,7 +58,7 @@ def take_over(
         if row.event_time > state.forgotten_ms:
             found[row.conversion_name, row.event_id].append(row)
     _drop_repeats(state, found, cut, policy)
-    names = {(conversion.name, conversion.event_id) for conversion in state.conversions} | found.keys()
+    lone = _lone_reports(found, orders, policy)
     for key, reports in found.items():
         held = [conversion for conversion in state.conversions if (conversion.name, conversion.event_id) == key]
         for time_ms in {row.event_time for row in reports}:
@@ -63,10 +66,8 @@ def take_over(
             if same and time_ms - lookback_ms(policy) < cut.gone_ms:
                 for conversion in same:
                     conversion.credits = _credits_of(conversion, reports, policy)
-            elif not same and time_ms < cut.stands_ms:
-                # A duplicate of what lies that far back tells of no order that reaches a held one, and has no touch's place.
-                alone = [row for row in reports if row.event_time == time_ms and _has_order(row, names)]
-                _put_back(state, alone, policy)
+            elif not same and time_ms < cut.stands_ms and key not in lone:
+                _put_back(state, [row for row in reports if row.event_time == time_ms], policy)
     _take_paths(state, orders, cut, policy)
     _retract(state, found, cut, policy)
 
@@ -83,8 +84,27 @@ def _drop_repeats(state: UserState, found: dict[Key, list[AttributedRow]], cut: 
     ]
 
 
-def _has_order(row: AttributedRow, names: set[Key]) -> bool:
-    return row.status != rows.DUPLICATE or (row.conversion_name, row.duplicate_of or "") in names
+def _lone_reports(found: dict[Key, list[AttributedRow]], orders: list[JourneyRow], policy: Policy) -> set[Key]:
+    """Further reports of orders that lie too far back to be known, on a platform or over all of them. Without the order they would
+    stand for one of their own; nothing that is held hangs on them.
+    """
+    lone = {
+        key
+        for key, reports in found.items()
+        if any(row.status == rows.DUPLICATE and (key[0], row.duplicate_of or "") not in found for row in reports)
+    }
+    if policy.bounds.journeys is None:
+        return lone
+    firsts: dict[tuple[str, str | None], list[int]] = defaultdict(list)
+    for order in orders:
+        firsts[order.conversion_name, order.order_id].append(order.event_time)
+    own = {(order.conversion_name, order.event_id) for order in orders}
+    for key, reports in found.items():
+        row, window_ms = reports[0], policy.bounds.order_window_ms
+        times = firsts.get((row.conversion_name, row.order_id), ()) if row.order_id else ()
+        if key not in own and not any(row.event_time - window_ms <= time_ms <= row.event_time for time_ms in times):
+            lone.add(key)
+    return lone
 
 
 def _put_back(state: UserState, reports: list[AttributedRow], policy: Policy) -> None:

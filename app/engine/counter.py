@@ -289,8 +289,7 @@ class CounterStage:
         fold = Fold()
         view = self.opened[partition]
         floor_ms = view.stream_ms - self.policy.conversion_retention_ms()
-        # an event may be that much later than its record
-        gone_ms = min(begins_ms, view.stream_ms + 1) + self.policy.bounds.max_clock_skew_ms
+        gone_ms = begins_ms + self.policy.bounds.max_clock_skew_ms  # an event may be that much later than its record
         cut = Cut(gone_ms, max(gone_ms, floor_ms)) if begins_ms else WHOLE
         found = known(published, since_ms, floor_ms, cut, self.policy)
         changed = reconcile_partition(view, partition, found, cut, self.policy, self.settings, run, fold)
