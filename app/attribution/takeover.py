@@ -7,7 +7,7 @@ Those may lie before the log's begin; without them a rebuild would take back wha
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from app.attribution.journeys import Key
 from app.attribution.settle import settle
@@ -18,19 +18,30 @@ from app.contract.journeys import JourneyRow, PathTouch
 from app.contract.rows import AttributedRow
 from app.policy.model import Policy
 
-_VALUELESS = frozenset((rows.DUPLICATE, rows.RETRACTED))  # their rows show no value, whatever the event said
+_VALUELESS: Final = frozenset((rows.DUPLICATE, rows.RETRACTED))  # their rows show no value, whatever the event said
 
 
 class Cut(NamedTuple):
-    """Where the log was cut (epoch ms): of events before `gone_ms` the records may be gone. 0 where it is whole. Rows of before
-    `stands_ms` are right as they are: the rebuilt state may lack what they hang on.
+    """Where the log was cut (epoch ms). Of events before `doubt_ms` the records may be gone, or a repeat was taken for the first.
+    Rows of before `stands_ms` are right as they are: the rebuilt state may lack what they hang on. 0 where the log is whole.
     """
 
-    gone_ms: int
+    doubt_ms: int
     stands_ms: int
 
 
-WHOLE = Cut(0, 0)
+WHOLE: Final = Cut(0, 0)
+
+
+def cut_at(begins_ms: int, floor_ms: int, policy: Policy) -> Cut:
+    """The cut of a log whose oldest record has this Kafka timestamp, where older conversions than `floor_ms` are let go (epoch
+    ms); 0 for a whole log.
+    """
+    if not begins_ms:
+        return WHOLE
+    # An event may be that much later than its record; an id is remembered for at most a window and a quarter.
+    doubt_ms = begins_ms + policy.bounds.max_clock_skew_ms + policy.bounds.dedup_window_ms * 5 // 4 + 1
+    return Cut(doubt_ms, max(doubt_ms, floor_ms))
 
 
 def reach_ms(policy: Policy) -> int:
@@ -57,13 +68,13 @@ def take_over(
     for row in published:
         if row.event_time > state.forgotten_ms:
             found[row.conversion_name, row.event_id].append(row)
-    _drop_repeats(state, found, cut, policy)
+    _drop_unpublished(state, found, cut)
     lone = _lone_reports(found, orders, policy)
     for key, reports in found.items():
         held = [conversion for conversion in state.conversions if (conversion.name, conversion.event_id) == key]
         for time_ms in {row.event_time for row in reports}:
             same = [conversion for conversion in held if conversion.time_ms == time_ms]
-            if same and time_ms - lookback_ms(policy) < cut.gone_ms:
+            if same and time_ms - lookback_ms(policy) < cut.doubt_ms:
                 for conversion in same:
                     conversion.credits = _credits_of(conversion, reports, policy)
             elif not same and time_ms < cut.stands_ms and key not in lone:
@@ -72,15 +83,14 @@ def take_over(
     _retract(state, found, cut, policy)
 
 
-def _drop_repeats(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut, policy: Policy) -> None:
-    """Lets go of what was accepted only as the log no longer holds its first report, or what moved the stream time past it: a
-    conversion that was accepted at first has a row.
+def _drop_unpublished(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut) -> None:
+    """Lets go of what was accepted only as the log no longer holds its first report, what moved the stream time past it, or that
+    its user was forgotten: a conversion that was accepted at first has a row.
     """
-    remembered_ms = cut.gone_ms + 2 * policy.bounds.dedup_window_ms  # for at most a window and a quarter
     state.conversions = [
         conversion
         for conversion in state.conversions
-        if conversion.time_ms >= remembered_ms or (conversion.name, conversion.event_id) in found
+        if conversion.time_ms >= cut.doubt_ms or (conversion.name, conversion.event_id) in found
     ]
 
 
@@ -162,7 +172,7 @@ def _take_paths(state: UserState, orders: Iterable[JourneyRow], cut: Cut, policy
     paths = {(row.conversion_name, row.event_id, row.event_time): row for row in orders}
     for conversion in state.conversions:
         row = paths.get((conversion.name, conversion.event_id, conversion.time_ms))
-        is_told = conversion.time_ms >= max(cut.gone_ms + journeys.window_ms, cut.stands_ms)
+        is_told = conversion.time_ms >= max(cut.doubt_ms + journeys.window_ms, cut.stands_ms)
         if row is not None and not is_told:
             conversion.path = _path(row, policy)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from app.attribution.takeover import WHOLE, Cut, reach_ms
+from app.attribution.takeover import cut_at, reach_ms
 from app.attribution.users import CountDelta
 from app.columns.texts import Names, coded, hash64, texts_of
 from app.contract import reasons, rows
@@ -289,8 +289,7 @@ class CounterStage:
         fold = Fold()
         view = self.opened[partition]
         floor_ms = view.stream_ms - self.policy.conversion_retention_ms()
-        gone_ms = begins_ms + self.policy.bounds.max_clock_skew_ms  # an event may be that much later than its record
-        cut = Cut(gone_ms, max(gone_ms, floor_ms)) if begins_ms else WHOLE
+        cut = cut_at(begins_ms, floor_ms, self.policy)
         found = known(published, since_ms, floor_ms, cut, self.policy)
         changed = reconcile_partition(view, partition, found, cut, self.policy, self.settings, run, fold)
         self._send(_numbers(changed), [deltas.Mark(partition, view.stream_ms, {})], fold)

@@ -105,6 +105,7 @@ def reconcile_partition(
         advertiser_id, user_id = field.split("\x1f")
         if cut != WHOLE:
             _take_over(advertiser_id, user_id, state, old.pop(field, []), left, cut, policy)
+            state.last_order = None  # rows tell of all that was let go, and of nothing else
         state.last_order = _last_order(state, orders.pop(field, []))
         changed.extend(_reconcile_user(advertiser_id, user_id, state, left, cut, partition, policy, settings, fold))
         if cut != WHOLE:
