@@ -276,12 +276,12 @@ def make_world(chance: Random) -> World:
 
 
 def make_long_world(chance: Random) -> World:
-    """A world of 40 records of one topic over more time than a rebuild reads."""
+    """A world of 70 records of one topic over more time than a rebuild reads."""
     policy = make_policy(chance)
     partitions = chance.choice([1, 1, 2])
     scribe = _Scribe(chance, policy, partitions, 1, Order.LOG)
     scribe.steps_ms = [0, 0, 0, MINUTE_MS, UNIT_MS, 2 * UNIT_MS]
-    for _ in range(40):
+    for _ in range(70):
         scribe.write()
     return World(policy, partitions, 1, tuple(scribe.arrivals), Order.LOG)
 
