@@ -19,7 +19,9 @@ from tests.property.test_journey_stories import POLICY as FOLLOWED
 from tests.property.test_rebuilds import lose
 
 Told = tuple[str, str, float, dict[str, Any]]  # kind, event_id, time in steps of the grid, and what else an event says
-BOUNDS_OF_12 = msgspec.structs.replace(BOUNDS, correction_horizon_ms=2 * UNIT_MS, order_window_ms=10 * UNIT_MS)
+BOUNDS_OF_12 = msgspec.structs.replace(
+    BOUNDS, correction_horizon_ms=2 * UNIT_MS, order_window_ms=10 * UNIT_MS, dedup_window_ms=4
+)
 PLATFORMS = Policy(BOUNDS_OF_12, POLICY.versions)
 EVERYTHING = Policy(
     msgspec.structs.replace(
