@@ -207,8 +207,7 @@ def _settle_partition(
     parts = view.touches.read(reading.wanted, touched, reading.records, np.unique(users))
     credits = _credits(view, reading.work, places, touch_store.Pool(parts, view.touches.span_ms), run)
     followed, paths_of = _follow(reading, states, parts, found[at + len(touched) :], policy, run)
-    # what is older, no event that is still accepted can stand before
-    since_ms = view.settled_ms - policy.bounds.correction_horizon_ms
+    since_ms = view.settled_ms - policy.bounds.correction_horizon_ms  # before what is older stands no accepted event
     out: dict[str, bytes | None] = {}
     changed: list[CountDelta] = []
     noted: list[tuple[int, int]] = []
