@@ -76,13 +76,16 @@ def take_in(
     touches: list[tuple[str, Touch]],
     paths: Paths,
     policy: Policy,
+    since_ms: int,
 ) -> Taken:
-    """Adds what is new to `state` in place. `paths`: of the conversions that a new touch or visit may stand before."""
+    """Adds what is new to `state` in place. `paths`: of the conversions that a new touch or visit may stand before, which are
+    those of `since_ms` (epoch ms) and later.
+    """
     before = answer(state, policy)
     new = conversions, adjustments
     left = [[item for item in items if item.time_ms > state.forgotten_ms] for items in new]
     repeats = sum(map(_add, (state.conversions, state.adjustments), left))
-    look_back(state, touches, paths, policy)
+    look_back(state, touches, paths, policy, since_ms)
     return Taken(before, repeats, sum(map(len, new)) - sum(map(len, left)))
 
 
@@ -101,11 +104,14 @@ def _add(held: list[Any], new: list[Any]) -> int:
     return repeats
 
 
-def look_back(state: UserState, touches: list[tuple[str, Touch]], paths: Paths, policy: Policy) -> None:
-    """Credits the conversions that are held, and puts them on their paths."""
+def look_back(
+    state: UserState, touches: list[tuple[str, Touch]], paths: Paths, policy: Policy, since_ms: int = 0
+) -> None:
+    """Credits the conversions that are held, those of `since_ms` (epoch ms) and later, and puts them on their paths."""
     known = [(platform, touch) for platform, touch in touches if touch.time_ms > state.forgotten_ms]
     for conversion in state.conversions:
-        credit(conversion, known, policy)
+        if conversion.time_ms >= since_ms:
+            credit(conversion, known, policy)
         conversion.path = paths.get(conversion.identity(), conversion.path)
 
 

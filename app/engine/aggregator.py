@@ -270,7 +270,7 @@ class AggregatorStage:
             return []
         return [("UNLINK", *(opened.key(window) for window in ended)), ("SREM", opened.windows_key(), *ended)]
 
-    def published_since_ms(self, partition: int, before: Iterator[list[Record]], run: Run) -> int:
+    def published_since_ms(self, partition: int, begins_ms: int, before: Iterator[list[Record]], run: Run) -> int:
         """The start of the oldest window that may still change. The times that the owner partitions have reached are in no
         row; so they are taken over from the deltas, as far back as one of them has been silent.
         """
@@ -282,7 +282,9 @@ class AggregatorStage:
                 break
         return max(self._floor_ms(opened), 0)
 
-    def reconcile(self, partition: int, published: Iterator[Published], since_ms: int, run: Run) -> Iterator[Fold]:
+    def reconcile(
+        self, partition: int, begins_ms: int, published: Iterator[Published], since_ms: int, run: Run
+    ) -> Iterator[Fold]:
         """Takes the published rows over as the state; there is nothing to correct."""
         opened = self.opened[partition]
         is_final: dict[int, bool] = {}

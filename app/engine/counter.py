@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from app.attribution.takeover import cut_at, reach_ms
 from app.attribution.users import CountDelta
 from app.columns.texts import Names, coded, hash64, texts_of
 from app.contract import reasons, rows
@@ -270,19 +271,27 @@ class CounterStage:
         for partition, value in deltas.messages(numbers, marks, self.partitions, self.delta_partitions):
             records.add(fold.outputs, self.settings.deltas_topic, partition, {"value": value})
 
-    def published_since_ms(self, partition: int, before: Iterator[list[Record]], run: Run) -> int:
-        """The time of the oldest conversion that may still matter: to others, or as it is held because of others."""
+    def published_since_ms(self, partition: int, begins_ms: int, before: Iterator[list[Record]], run: Run) -> int:
+        """The time of the oldest conversion that may still matter: to others, or as it is held because of others. Where the log
+        was cut, also what it no longer tells of them.
+        """
         view = self.opened[partition]
         floor_ms = view.stream_ms - self.policy.conversion_retention_ms()
-        return max(0, oldest_conversion_ms(view, run, floor_ms))
+        further_ms = reach_ms(self.policy) if begins_ms else 0
+        return max(0, oldest_conversion_ms(view, run, floor_ms) - further_ms)
 
-    def reconcile(self, partition: int, published: Iterator[Published], since_ms: int, run: Run) -> Iterator[Fold]:
-        """Takes the published revisions over, and corrects the rows that differ from the rebuilt state."""
+    def reconcile(
+        self, partition: int, begins_ms: int, published: Iterator[Published], since_ms: int, run: Run
+    ) -> Iterator[Fold]:
+        """Takes the published revisions over, and what a cut log no longer tells; and corrects the rows that differ from the
+        rebuilt state.
+        """
         fold = Fold()
         view = self.opened[partition]
         floor_ms = view.stream_ms - self.policy.conversion_retention_ms()
-        found = known(published, since_ms, floor_ms, self.policy)
-        changed = reconcile_partition(view, partition, found, self.policy, self.settings, run, fold)
+        cut = cut_at(begins_ms, floor_ms, self.policy)
+        found = known(published, since_ms, floor_ms, cut, self.policy)
+        changed = reconcile_partition(view, partition, found, cut, self.policy, self.settings, run, fold)
         self._send(_numbers(changed), [deltas.Mark(partition, view.stream_ms, {})], fold)
         fold.views[partition] = view.pack()
         yield fold

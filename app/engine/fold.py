@@ -63,14 +63,17 @@ class Stage(Protocol):
         is published already.
         """
 
-    def published_since_ms(self, partition: int, before: Iterator[list[Record]], run: Run) -> int:
-        """After a rebuild: the time (epoch ms) of the oldest row that may still change; 0 where nobody knows. `before`: the
-        input's records up to the state's offset in stretches, the newest first, read only as far as they are asked for.
+    def published_since_ms(self, partition: int, begins_ms: int, before: Iterator[list[Record]], run: Run) -> int:
+        """After a rebuild: the time (epoch ms) of the oldest row that is needed; 0 where nobody knows. `begins_ms`: the Kafka
+        timestamp of the oldest record that the input still holds, 0 where it is whole. `before`: the input's records up to the
+        state's offset in stretches, the newest first, read only as far as they are asked for.
         """
 
-    def reconcile(self, partition: int, published: Iterator[Published], since_ms: int, run: Run) -> Iterator[Fold]:
-        """After a rebuild: the corrections that make what is published equal to the rebuilt state. At least one part; the
-        last one may have outputs.
+    def reconcile(
+        self, partition: int, begins_ms: int, published: Iterator[Published], since_ms: int, run: Run
+    ) -> Iterator[Fold]:
+        """After a rebuild: takes over what the input no longer tells (`begins_ms`, as above), then the corrections that make
+        what is published equal to the state. At least one part; the last one may have outputs.
         """
 
     def slowest_stream_ms(self) -> int:

@@ -22,6 +22,7 @@ READ_TIMEOUT_S = 10  # without a record or the end of the log: nobody answers
 CLOCK_MS: Final = 86_400_000  # more than a broker's clock is behind those that the events' times come from
 SETTLED_S: Final = 2.0  # without state, C alone says what is published: it is asked for again after so long
 STRETCH: Final = 1_000  # records of the deltas, read backwards; each further stretch is four times as long
+NOTHING_LEFT_MS: Final = 2**53  # later than any event
 BEAT_RECORDS: Final = 50_000  # well within a second
 
 
@@ -36,12 +37,13 @@ def finish_rebuild(session: Session, partition: int) -> bool:
     leading = session.reading.topics[0]
     before = read_backwards(clients, leading, partition, owned.first[leading], offsets[leading])
     session.watch([partition])
-    since_ms = stage.published_since_ms(partition, before, session.run)
+    begins_ms = log_begins_ms(session, partition)
+    since_ms = stage.published_since_ms(partition, begins_ms, before, session.run)
     published = chain.from_iterable(
         read_back(clients, topic, partition, since_ms - further_ms, session.beat)
         for topic, further_ms in session.reading.published_topics.items()
     )
-    parts = stage.reconcile(partition, published, since_ms, session.run)
+    parts = stage.reconcile(partition, begins_ms, published, since_ms, session.run)
     part = next(parts)
     for following in parts:
         session.write(part, {partition: offsets}, rebuilding={partition})
@@ -127,6 +129,20 @@ def _offset_at(consumer: Consumer, topic: str, partition: int, since_ms: int) ->
         raise SessionEnded(f"reading {topic}/{partition} back: {found.error}")
     # behind the end that was asked for first may lie what has been committed since
     return found.offset if found.offset >= 0 else end
+
+
+def log_begins_ms(session: Session, partition: int) -> int:
+    """The Kafka timestamp (epoch ms) of the oldest record that a partition's topics still hold, of several topics the latest; 0
+    where retention has removed nothing, `NOTHING_LEFT_MS` where one of them holds nothing any more.
+    """
+    if not session.stage.rebuilds_from_log:
+        return 0
+    begins_ms = [0]
+    for topic in session.reading.topics:
+        if session.owned[partition].first[topic] > 0:
+            oldest = next(iter(read_partition(session.clients, topic, partition, OFFSET_BEGINNING, 1)), None)
+            begins_ms.append(NOTHING_LEFT_MS if oldest is None else oldest.timestamp()[1])
+    return max(begins_ms)
 
 
 def refuse_short_log(session: Session, partition: int) -> None:

@@ -10,8 +10,9 @@ import orjson
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.converters import user_field
 from app.attribution.journeys import journey_row
-from app.attribution.state import STATE_VERSION, UserState, pack, unpack
-from app.attribution.users import CountDelta, answer, attributed_row, put_journey
+from app.attribution.state import Conversion, UserState, pack, unpack
+from app.attribution.takeover import WHOLE, Cut, take_over
+from app.attribution.users import CountDelta, answer, attributed_row, expire, put_journey
 from app.contract import rows
 from app.contract.events import to_micros
 from app.contract.journeys import JourneyRow, decode_journey, journey_key
@@ -26,15 +27,16 @@ JOURNEY_KEY = 4  # the parts of a journey's key; a conversion's has five
 
 
 class Known(NamedTuple):
-    """What is published: the latest row by key, of all conversions that may be held; and by user field the paid orders that
-    may be forgotten, as (time in ms, event_id, conversion_name).
+    """What is published: the latest row by key, of all conversions that may be held; by user field the paid orders that
+    may be forgotten, as (time in ms, event_id, conversion_name), and the keys of the rows that the log may lack.
     """
 
     rows: dict[bytes, bytes]
     orders: dict[str, list[tuple[int, str, str]]]
+    old: dict[str, list[bytes]]
 
 
-def known(published: Iterable[Published], since_ms: int, floor_ms: int, policy: Policy) -> Known:
+def known(published: Iterable[Published], since_ms: int, floor_ms: int, cut: Cut, policy: Policy) -> Known:
     """Reads both topics' rows. Those of conversions before `since_ms` stand as they are; what is later than `floor_ms` is
     not forgotten.
     """
@@ -55,7 +57,12 @@ def known(published: Iterable[Published], since_ms: int, floor_ms: int, policy: 
     for key, time_ms in times.items():
         advertiser_id, user_id, name, event_id = orjson.loads(key)
         orders.setdefault(user_field(advertiser_id, user_id), []).append((time_ms, event_id, name))
-    return Known(held, orders)
+    old: dict[str, list[bytes]] = {}
+    for key, value in held.items():
+        if cut.stands_ms and rows.attributed_time_ms(value) < cut.stands_ms:
+            advertiser_id, user_id, *_ = orjson.loads(key)
+            old.setdefault(user_field(advertiser_id, user_id), []).append(key)
+    return Known(held, orders, old)
 
 
 def _is_journey(key: bytes) -> bool:
@@ -76,32 +83,46 @@ def oldest_conversion_ms(view: CounterPartition, run: Run, limit_ms: int) -> int
 
 
 def reconcile_partition(
-    view: CounterPartition, partition: int, published: Known, policy: Policy, settings: Settings, run: Run, fold: Fold
+    view: CounterPartition,
+    partition: int,
+    published: Known,
+    cut: Cut,
+    policy: Policy,
+    settings: Settings,
+    run: Run,
+    fold: Fold,
 ) -> list[CountDelta]:
-    """Compares the rebuilt state of one partition with its published rows: takes their revisions over, and gives out
-    what differs.
+    """Compares the rebuilt state of one partition with its published rows: takes over what the cut log no longer tells, and
+    their revisions, and gives out what differs.
     """
     changed: list[CountDelta] = []
-    left, orders = published
+    left, orders, old = published
+    floor_ms = view.stream_ms - policy.conversion_retention_ms()
+
+    def settled(field: str, packed: bytes | None) -> bytes | None:
+        """A user's state after the comparison, as it is stored."""
+        state = unpack(packed)
+        advertiser_id, user_id = field.split("\x1f")
+        if cut != WHOLE:
+            _take_over(advertiser_id, user_id, state, old.pop(field, []), left, cut, policy)
+            state.last_order = None  # rows tell of all that was let go, and of nothing else
+        state.last_order = _last_order(state, orders.pop(field, []))
+        changed.extend(_reconcile_user(advertiser_id, user_id, state, left, cut, partition, policy, settings, fold))
+        if cut != WHOLE:
+            expire(state, view.stream_ms, policy)
+        return None if state.is_empty() else pack(state)
+
     for bucket in range(CONVERTER_BUCKETS):
         replies = run([("HGETALL", view.converters.key(bucket))])[0]
-        out: dict[str, bytes | None] = {}
-        for name, packed in zip(replies[::2], replies[1::2], strict=True):
-            field, state = name.decode(), unpack(packed)
-            state.last_order = _last_order(state, orders.pop(field, []))
-            advertiser_id, user_id = field.split("\x1f")
-            changed += _reconcile_user(advertiser_id, user_id, state, left, partition, policy, settings, fold)
-            out[field] = pack(state)
+        pairs = zip(replies[::2], replies[1::2], strict=True)
+        out = {name.decode(): settled(name.decode(), packed) for name, packed in pairs}
         fold.writes.setdefault(partition, []).extend(view.converters.write_commands(out))
-    gone: dict[str, bytes | None] = {}
-    for field, found in orders.items():
-        state = UserState(STATE_VERSION, [], [])
-        state.last_order = _last_order(state, found)
-        gone[field] = pack(state)
-    fold.writes.setdefault(partition, []).extend(view.converters.write_commands(gone))
-    floor_ms = view.stream_ms - policy.conversion_retention_ms()
+    # users of whom the state holds nothing; what is older matters only to those of whom it does
+    lost = {field for field, keys in old.items() if any(rows.attributed_time_ms(left[key]) >= floor_ms for key in keys)}
+    out = {field: settled(field, None) for field in sorted(lost | orders.keys())}
+    fold.writes.setdefault(partition, []).extend(view.converters.write_commands(out))
     for key, value in left.items():
-        if rows.attributed_time_ms(value) < floor_ms:
+        if rows.attributed_time_ms(value) < max(floor_ms, cut.stands_ms):
             continue
         if _is_journey(key):
             journey = decode_journey(value)
@@ -111,6 +132,26 @@ def reconcile_partition(
             publish(partition, [(key, None)], settings, fold)
             changed += _row_deltas(rows.decode_attributed(value), -1, policy)
     return changed
+
+
+def _take_over(
+    advertiser_id: str,
+    user_id: str,
+    state: UserState,
+    old: list[bytes],
+    left: dict[bytes, bytes],
+    cut: Cut,
+    policy: Policy,
+) -> None:
+    keys = set(old)
+    for conversion in state.conversions:
+        who = advertiser_id, user_id
+        names = conversion.name, conversion.event_id
+        keys.update(rows.attributed_key(*who, platform, *names) for platform in ("", *policy.platforms()))
+        keys.add(journey_key(*who, *names))
+    found = [(key, left[key]) for key in sorted(keys) if key in left]
+    attributed = [rows.decode_attributed(value) for key, value in found if not _is_journey(key)]
+    take_over(state, attributed, [decode_journey(value) for key, value in found if _is_journey(key)], cut, policy)
 
 
 def _last_order(state: UserState, orders: list[tuple[int, str, str]]) -> tuple[int, str, str] | None:
@@ -126,6 +167,7 @@ def _reconcile_user(
     user_id: str,
     state: UserState,
     left: dict[bytes, bytes],
+    cut: Cut,
     partition: int,
     policy: Policy,
     settings: Settings,
@@ -140,7 +182,7 @@ def _reconcile_user(
         old = None if value is None else rows.decode_attributed(value)
         revision = old.revision if old is not None else 0
         row = attributed_row(advertiser_id, user_id, platform, decision, revision, policy)
-        if row != old:
+        if row != old and not _stands(conversion, old, cut):
             revision += 1
             row = attributed_row(advertiser_id, user_id, platform, decision, revision, policy)
             publish(partition, [(key, row)], settings, fold)
@@ -151,13 +193,19 @@ def _reconcile_user(
         value = left.pop(journey_key(advertiser_id, user_id, conversion.name, conversion.event_id), None)
         was = None if value is None else decode_journey(value)
         revision = was.revision if was is not None else 0
-        if journey_row(advertiser_id, user_id, journey, revision, policy) != was:
+        shown = journey_row(advertiser_id, user_id, journey, revision, policy)
+        if shown != was and not _stands(conversion, was, cut):
             revision += 1
             order = journey_row(advertiser_id, user_id, journey, revision, policy)
             _put(was, order, partition, policy, settings, fold)
             changed += (_journey_deltas(was, -1, policy) if was is not None else []) + _journey_deltas(order, 1, policy)
         conversion.revisions[rows.ALL] = revision
     return changed
+
+
+def _stands(conversion: Conversion, old: AttributedRow | JourneyRow | None, cut: Cut) -> bool:
+    """Whether what is published of a conversion, be it nothing, is not to be corrected."""
+    return min(conversion.time_ms, old.event_time if old is not None else conversion.time_ms) < cut.stands_ms
 
 
 def _put(

@@ -207,13 +207,14 @@ def _settle_partition(
     parts = view.touches.read(reading.wanted, touched, reading.records, np.unique(users))
     credits = _credits(view, reading.work, places, touch_store.Pool(parts, view.touches.span_ms), run)
     followed, paths_of = _follow(reading, states, parts, found[at + len(touched) :], policy, run)
+    since_ms = view.settled_ms - policy.bounds.correction_horizon_ms  # before what is older stands no accepted event
     out: dict[str, bytes | None] = {}
     changed: list[CountDelta] = []
     noted: list[tuple[int, int]] = []
     for field, user in reading.work.items():
         state = states[field]
         steps = _settle_user(
-            user, state, credits[field], followed.get(field, {}), partial(paths_of, field), policy, fold
+            user, state, credits[field], followed.get(field, {}), partial(paths_of, field), since_ms, policy, fold
         )
         for change in steps:
             changed += change.deltas
@@ -273,6 +274,7 @@ def _settle_user(
     touches: list[tuple[str, Touch]],
     paths: Paths,
     paths_of: Callable[[Iterable[Conversion], int], Paths],
+    since_ms: int,
     policy: Policy,
     fold: Fold,
 ) -> list[Change]:
@@ -286,7 +288,7 @@ def _settle_user(
             continue
         if at:
             paths = paths_of((*state.conversions, *part.conversions), state.forgotten_ms)
-        taken = take_in(state, part.conversions, part.adjustments, touches, paths, policy)
+        taken = take_in(state, part.conversions, part.adjustments, touches, paths, policy, since_ms)
         fold.counted["duplicate", "", "conversion"] += taken.repeats
         fold.counted["forgotten",] += taken.forgotten
         change = changes(*who, state, taken.before, policy)

@@ -81,11 +81,13 @@ class ChainStage:
         self.folding = (*self.folding, *((number, tuple(batch.ranges.items())) for number, batch in batches.items()))
         return fold
 
-    def published_since_ms(self, partition: int, before: Iterator[list[Record]], run: Run) -> int:
+    def published_since_ms(self, partition: int, begins_ms: int, before: Iterator[list[Record]], run: Run) -> int:
         """Every row may change."""
         return 0
 
-    def reconcile(self, partition: int, published: Iterator[Published], since_ms: int, run: Run) -> Iterator[Fold]:
+    def reconcile(
+        self, partition: int, begins_ms: int, published: Iterator[Published], since_ms: int, run: Run
+    ) -> Iterator[Fold]:
         """What was published keeps its revision where the rebuilt row is the same; the others are corrected."""
         fold = Fold()
         pairs = run([("HGETALL", rows_key(partition))])[0]

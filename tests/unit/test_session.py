@@ -73,7 +73,7 @@ def test_each_answer_of_redis_in_a_long_work_is_a_sign_of_life(deployment: Deplo
     beats: list[int] = []
     session.beat = lambda: beats.append(1)
     session.stage.open(0, None, session.run)
-    list(session.stage.reconcile(0, iter(()), 0, session.run))
+    list(session.stage.reconcile(0, 0, iter(()), 0, session.run))
     assert len(beats) > 1
 
 

@@ -1,0 +1,222 @@
+"""What a log that retention has cut no longer tells of a user, taken over from the published rows into the rebuilt state.
+
+At C what is published is exactly what the whole log says (docs/architecture.md, "One loop, two stages"). A conversion is held
+together with what it hangs on: its credited touches, its order's first report, the one that has its touch's place, its journey.
+Those may lie before the log's begin; without them a rebuild would take back what was rightly counted.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from app.attribution.journeys import Key
+from app.attribution.settle import settle
+from app.attribution.state import Adjustment, Conversion, Path, Touch, UserState
+from app.contract import rows
+from app.contract.events import TOUCH_TYPES, to_micros
+from app.contract.journeys import JourneyRow, PathTouch
+from app.contract.rows import AttributedRow
+from app.policy.model import Policy
+
+_VALUELESS: Final = frozenset((rows.DUPLICATE, rows.RETRACTED))  # their rows show no value, whatever the event said
+
+
+class Cut(NamedTuple):
+    """Where the log was cut (epoch ms). Of events before `doubt_ms` the records may be gone, or a repeat was taken for the first.
+    Rows of before `stands_ms` are right as they are: the rebuilt state may lack what they hang on. 0 where the log is whole.
+    """
+
+    doubt_ms: int
+    stands_ms: int
+
+
+WHOLE: Final = Cut(0, 0)
+
+
+def cut_at(begins_ms: int, floor_ms: int, policy: Policy) -> Cut:
+    """The cut of a log whose oldest record has this Kafka timestamp, where older conversions than `floor_ms` are let go (epoch
+    ms); 0 for a whole log.
+    """
+    if not begins_ms:
+        return WHOLE
+    # An event may be that much later than its record; an id is remembered for at most a window and a quarter.
+    doubt_ms = begins_ms + policy.bounds.max_clock_skew_ms + policy.bounds.dedup_window_ms * 5 // 4 + 1
+    return Cut(doubt_ms, max(doubt_ms, floor_ms))
+
+
+def reach_ms(policy: Policy) -> int:
+    """How much older (ms) than a conversion that is held another one may be that it hangs on, with the order that this one is a
+    report of.
+    """
+    bounds = policy.bounds
+    journey_ms = bounds.journeys.window_ms if bounds.journeys else 0
+    return bounds.order_window_ms + max(bounds.order_window_ms, lookback_ms(policy), journey_ms)
+
+
+def lookback_ms(policy: Policy) -> int:
+    """How much older (ms) than a conversion a touch may be that it is credited to."""
+    return max(policy.lookback_ms(kind) for kind in TOUCH_TYPES)
+
+
+def take_over(
+    state: UserState, published: list[AttributedRow], orders: list[JourneyRow], cut: Cut, policy: Policy
+) -> None:
+    """Gives `state`, in place, what the cut log lacks. `published`, `orders`: the user's rows of before `cut.stands_ms` as far
+    back as `reach_ms`, and all of the conversions that the state has.
+    """
+    found: dict[Key, list[AttributedRow]] = defaultdict(list)
+    for row in published:
+        if row.event_time > state.forgotten_ms:
+            found[row.conversion_name, row.event_id].append(row)
+    _drop_unpublished(state, found, cut)
+    lone = _lone_reports(found, orders, policy)
+    for key, reports in found.items():
+        held = [conversion for conversion in state.conversions if (conversion.name, conversion.event_id) == key]
+        for time_ms in {row.event_time for row in reports}:
+            same = [conversion for conversion in held if conversion.time_ms == time_ms]
+            if same and time_ms - lookback_ms(policy) < cut.doubt_ms:
+                for conversion in same:
+                    conversion.credits = _credits_of(conversion, reports, policy)
+            elif not same and time_ms < cut.stands_ms and key not in lone:
+                _put_back(state, [row for row in reports if row.event_time == time_ms], policy)
+    _take_paths(state, orders, cut, policy)
+    _retract(state, found, cut, policy)
+
+
+def _drop_unpublished(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut) -> None:
+    """Lets go of what was accepted only as the log no longer holds its first report, what moved the stream time past it, or that
+    its user was forgotten: a conversion that was accepted at first has a row.
+    """
+    state.conversions = [
+        conversion
+        for conversion in state.conversions
+        if conversion.time_ms >= cut.doubt_ms or (conversion.name, conversion.event_id) in found
+    ]
+
+
+def _lone_reports(found: dict[Key, list[AttributedRow]], orders: list[JourneyRow], policy: Policy) -> set[Key]:
+    """Further reports of orders that lie too far back to be known, on a platform or over all of them. Without the order they would
+    stand for one of their own; nothing that is held hangs on them.
+    """
+    lone = {
+        key
+        for key, reports in found.items()
+        if any(row.status == rows.DUPLICATE and (key[0], row.duplicate_of or "") not in found for row in reports)
+    }
+    if policy.bounds.journeys is None:
+        return lone
+    firsts: dict[tuple[str, str | None], list[int]] = defaultdict(list)
+    for order in orders:
+        firsts[order.conversion_name, order.order_id].append(order.event_time)
+    own = {(order.conversion_name, order.event_id) for order in orders}
+    for key, reports in found.items():
+        row, window_ms = reports[0], policy.bounds.order_window_ms
+        times = firsts.get((row.conversion_name, row.order_id), ()) if row.order_id else ()
+        if key not in own and not any(row.event_time - window_ms <= time_ms <= row.event_time for time_ms in times):
+            lone.add(key)
+    return lone
+
+
+def _put_back(state: UserState, reports: list[AttributedRow], policy: Policy) -> None:
+    """Puts the conversion of some rows back, without its platform wherever it has touches: nothing that is still accepted can
+    stand before it, so that a platform that it did not name can't claim it any more.
+    """
+    credits = _touches_of(reports, policy)
+    named = [row.platform for row in reports if row.touch_type is None]
+    new = [_conversion(platform, reports, {}) for platform in named]
+    if credits:
+        new.append(_conversion("", reports, credits))
+    identities = {conversion.identity() for conversion in new}
+    # a repeat that was taken for the first report has its identity
+    state.conversions = [each for each in state.conversions if each.identity() not in identities] + new
+
+
+def _conversion(platform: str, reports: list[AttributedRow], credits: dict[str, Touch]) -> Conversion:
+    row = next((row for row in reports if row.status not in _VALUELESS), reports[0])
+    return Conversion(
+        row.event_id,
+        row.conversion_name,
+        platform,
+        row.event_time,
+        to_micros(row.value),
+        row.currency,
+        row.order_id,
+        credits,
+        {},
+    )
+
+
+def _touches_of(reports: list[AttributedRow], policy: Policy) -> dict[str, Touch]:
+    keep = policy.bounds.keep
+    return {
+        row.platform: Touch(
+            row.touch_type, row.touch_time or 0, row.touch_event_id or "", tuple(getattr(row, name) for name in keep)
+        )
+        for row in reports
+        if row.touch_type is not None
+    }
+
+
+def _credits_of(conversion: Conversion, reports: list[AttributedRow], policy: Policy) -> dict[str, Touch]:
+    """What the rows say; on platforms that judge another event with its name and id, what the log says."""
+    own = [row for row in reports if row.event_time == conversion.time_ms]
+    others = {row.platform for row in reports} - {row.platform for row in own}
+    told = _touches_of([row for row in own if conversion.platform in ("", row.platform)], policy)
+    return {platform: touch for platform, touch in conversion.credits.items() if platform in others} | told
+
+
+def _take_paths(state: UserState, orders: Iterable[JourneyRow], cut: Cut, policy: Policy) -> None:
+    journeys = policy.bounds.journeys
+    if journeys is None:
+        return
+    paths = {(row.conversion_name, row.event_id, row.event_time): row for row in orders}
+    for conversion in state.conversions:
+        row = paths.get((conversion.name, conversion.event_id, conversion.time_ms))
+        is_told = conversion.time_ms >= max(cut.doubt_ms + journeys.window_ms, cut.stands_ms)
+        if row is not None and not is_told:
+            conversion.path = _path(row, policy)
+
+
+def _path(row: JourneyRow, policy: Policy) -> Path:
+    def placed(touch: PathTouch) -> tuple[str, Touch]:
+        kept = tuple(getattr(touch, name) for name in policy.bounds.keep)
+        return touch.platform, Touch(touch.touch_type, touch.time, touch.event_id, kept)
+
+    visit = None
+    if row.first_visit_time is not None:
+        visit = row.first_visit_time, row.first_page or "", row.first_referrer
+    return Path(
+        row.views,
+        row.engaged_views,
+        row.clicks,
+        row.visits,
+        placed(row.first_touch) if row.first_touch else None,
+        [placed(touch) for touch in row.touches],
+        placed(row.credited) if row.credited else None,
+        visit,
+        row.pages,
+    )
+
+
+def _retract(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut, policy: Policy) -> None:
+    """Retracts again what a retraction took back that the log no longer holds. What an adjustment was refused for by then has its
+    dead letter.
+    """
+    decisions = settle(state.conversions, state.adjustments, policy).decisions
+    gone: dict[Key, int] = {}
+    for key, reports in found.items():
+        for row in reports:
+            decision = decisions.get((*key, row.platform))
+            is_lost = decision is not None and decision.status != rows.RETRACTED
+            if row.status == rows.RETRACTED and row.event_time < cut.stands_ms and is_lost:
+                gone[key] = row.event_time
+    for (name, event_id), time_ms in gone.items():
+        # no event has an empty id
+        nowhere = ("", 0, 0, 0)
+        identity = f"{name}\x1f{event_id}"
+        state.adjustments.append(
+            Adjustment("", "", "retract", time_ms, None, None, event_id, nowhere, None, b"", identity, is_refused=True)
+        )
+    refusals = settle(state.conversions, state.adjustments, policy).refusals if state.adjustments else {}
+    for adjustment in state.adjustments:
+        adjustment.is_refused = adjustment.is_refused or adjustment.identity() in refusals

@@ -1,0 +1,190 @@
+"""A rebuild from a log whose old records retention has removed, as it does: what was counted stays as it is.
+
+The log reaches back exactly as far as workers ask for (`Stage.rebuild_ms`), and the last conversions that are held hang on
+events of before that.
+"""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.policy.model import Policy
+from tests.memory.deployment import Deployment, deployed
+from tests.property.checks import differences
+from tests.property.policies import START_MS, UNIT_MS
+from tests.property.test_engine_stories import BOUNDS, POLICY, send
+from tests.property.test_journey_stories import JOURNEYS
+from tests.property.test_journey_stories import POLICY as FOLLOWED
+from tests.property.test_rebuilds import lose
+
+Told = tuple[str, str, float, dict[str, Any]]  # kind, event_id, time in steps of the grid, and what else an event says
+BOUNDS_OF_12 = msgspec.structs.replace(
+    BOUNDS, correction_horizon_ms=2 * UNIT_MS, order_window_ms=10 * UNIT_MS, dedup_window_ms=4
+)
+PLATFORMS = Policy(BOUNDS_OF_12, POLICY.versions)
+EVERYTHING = Policy(
+    msgspec.structs.replace(
+        BOUNDS_OF_12,
+        journeys=msgspec.structs.replace(JOURNEYS, abandoned_actions=("signup",), customer_window_ms=UNIT_MS * 8),
+    ),
+    POLICY.versions,
+)
+STORIES: dict[str, list[Told]] = {
+    "another report": [
+        ("click", "k", 0, {}),
+        ("conversion", "first", 1, {"order_id": "o", "value": 5}),
+        ("conversion", "x", 8, {"order_id": "o", "value": 5}),
+    ],
+    "the third report": [
+        ("click", "k", 0, {}),
+        ("conversion", "first", 1, {"order_id": "o"}),
+        ("conversion", "second", 4, {"order_id": "o"}),
+        ("conversion", "x", 8, {"order_id": "o"}),
+    ],
+    "a new order behind the reports of the former": [
+        ("conversion", "first", -4, {"order_id": "o"}),
+        ("conversion", "second", 5, {"order_id": "o"}),
+        ("click", "k", 4, {}),
+        ("conversion", "x", 8, {"order_id": "o", "value": 5}),
+    ],
+    "a place that is taken": [
+        ("click", "k", 0, {}),
+        ("conversion", "first", 1, {"conversion_name": "signup"}),
+        ("conversion", "x", 8, {"conversion_name": "signup"}),
+    ],
+    "a place that is taken by the second": [
+        ("click", "k", 0, {}),
+        ("conversion", "first", 1, {"conversion_name": "signup"}),
+        ("conversion", "second", 2, {"conversion_name": "signup"}),
+        ("conversion", "x", 8, {"conversion_name": "signup"}),
+    ],
+    "a place that was freed": [
+        ("click", "k", 0, {}),
+        ("conversion", "first", 1, {"conversion_name": "signup", "value": 5}),
+        ("adjustment", "a", 2, {"adjustment": "retract", "conversion_event_id": "first"}),
+        ("conversion", "x", 8, {"conversion_name": "signup", "value": 5}),
+    ],
+    "another report of what was retracted": [
+        ("click", "k", 0, {}),
+        ("conversion", "first", 1, {"order_id": "o"}),
+        ("adjustment", "a", 2, {"adjustment": "retract", "order_id": "o"}),
+        ("conversion", "x", 8, {"order_id": "o"}),
+    ],
+    "a restatement": [
+        ("click", "k", 0, {}),
+        ("conversion", "first", 7, {"order_id": "o", "value": 5}),
+        ("adjustment", "a", 7.2, {"adjustment": "restate", "order_id": "o", "value": 9}),
+        ("conversion", "x", 8, {"order_id": "o", "value": 5}),
+    ],
+    "a retraction that came first": [
+        ("click", "k", 0, {}),
+        ("adjustment", "a", 7.4, {"adjustment": "retract", "conversion_event_id": "late"}),
+        ("conversion", "late", 7.3, {"order_id": "o"}),
+        ("conversion", "x", 8, {"order_id": "o"}),
+    ],
+    "with and without its platform": [
+        ("click", "k", 0, {}),
+        ("conversion", "first", 1, {"order_id": "o", "platform": "meta"}),
+        ("conversion", "first", 2, {"order_id": "o"}),
+        ("conversion", "x", 8, {"order_id": "o"}),
+    ],
+    "what names a platform without a touch": [
+        ("conversion", "first", 1, {"order_id": "o", "platform": "meta"}),
+        ("click", "k", 2, {}),
+        ("conversion", "x", 8, {"order_id": "o", "platform": "meta"}),
+    ],
+    "pages, a customer and what was left behind": [
+        ("visit", "v", 0.5, {"page": "/"}),
+        ("click", "k", 1, {}),
+        ("visit", "w", 2, {"page": "/cart"}),
+        ("conversion", "first", 3, {"value": 5}),
+        ("conversion", "left", 4, {"conversion_name": "signup"}),
+        ("visit", "u", 7.2, {"page": "/again"}),
+        ("conversion", "x", 8, {"value": 5}),
+    ],
+}
+
+
+def remove_old(deployment: Deployment, before: float) -> None:
+    """Retention removes the raw records that are older than so many steps of the grid."""
+    for (topic, _), log in deployment.broker.logs.items():
+        if topic in deployment.settings.events_topics:
+            times = [message.timestamp()[1] if message is not None else 0 for message, _ in log.entries]
+            log.first = next(at for at, time_ms in enumerate(times) if time_ms >= START_MS + round(before * UNIT_MS))
+
+
+def published(deployment: Deployment) -> list[tuple[str, bytes | None, bytes | None]]:
+    """All that was ever published but the deltas, in which a rebuild says that it changed nothing."""
+    settings = deployment.settings
+    topics = (settings.attributed_topic, settings.journeys_topic, settings.models_topic, settings.counts_topic)
+    return [
+        (message.topic(), message.key(), message.value())
+        for topic in (*topics, settings.dlq_topic)
+        for message in deployment.broker.committed(topic)
+    ]
+
+
+def rebuild_in_short(deployment: Deployment, before: float) -> None:
+    """Retention removes what it may, the counter's state is lost and rebuilt, and nothing is published by that."""
+    was = published(deployment)
+    remove_old(deployment, before)
+    lose(deployment, "counter")
+    deployment.drain()
+    assert deployment.rebuilt["counter"] == 1
+    assert published(deployment) == was
+
+
+def assert_exact(deployment: Deployment) -> None:
+    """Lets everything be counted, and compares it with what the oracle makes of the whole log."""
+    deployment.drain()
+    for log in deployment.broker.logs.values():
+        log.first = 0
+    found = differences(deployment)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("policy", [PLATFORMS, FOLLOWED, EVERYTHING], ids=["platforms", "journeys", "both"])
+@pytest.mark.parametrize("what", ["touch", "order"])
+def test_what_hangs_on_events_that_retention_removed_stays_as_it_was(policy: Policy, what: str) -> None:
+    retention = policy.conversion_retention_ms() / UNIT_MS
+    window = policy.versions[0].platforms["meta"].windows_ms["click"] / UNIT_MS
+    end = window + retention - 0.5
+    with deployed(Deployment(policy)) as deployment:
+        send(deployment, "visit", "v", 0, page="/")
+        if what == "touch":
+            send(deployment, "click", "k", 0)
+        else:
+            send(deployment, "conversion", "first", 0, order_id="o")
+        send(deployment, "click", "first kept", end - retention, user_id="bob")
+        send(deployment, "conversion", "x", window, order_id="o", value=5)
+        deployment.drain()
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        rebuild_in_short(deployment, end - retention)
+        send(deployment, "click", "after", end, user_id="bob")
+        assert_exact(deployment)
+
+
+@pytest.mark.parametrize("policy", [PLATFORMS, EVERYTHING], ids=["platforms", "journeys"])
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+def test_what_was_published_stands_and_what_comes_then_is_judged_with_it(policy: Policy, story: list[Told]) -> None:
+    begin = 7.5
+    end = begin + policy.conversion_retention_ms() / UNIT_MS
+    with deployed(Deployment(policy)) as deployment:
+        for kind, event_id, at, fields in story[:-1]:
+            send(deployment, kind, event_id, at, **fields)
+        send(deployment, "click", "first kept", begin, user_id="bob")
+        kind, event_id, at, fields = story[-1]
+        send(deployment, kind, event_id, at, **fields)
+        deployment.drain()
+        send(deployment, "conversion", "y", end - 1, value=3)
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        rebuild_in_short(deployment, begin)
+        send(deployment, "click", "late", end - 1.5)  # the user's state is settled once more
+        send(deployment, "adjustment", "b", end, adjustment="restate", conversion_event_id="y", value=4)
+        assert_exact(deployment)
+        send(deployment, "click", "later", end + 20, user_id="bob")
+        send(deployment, "conversion", "z", end + 20, value=3)
+        assert_exact(deployment)
