@@ -210,6 +210,8 @@ def test_the_environment_is_accepted_by_the_settings(
                 actual = {key: secret.get_secret_value() for key, secret in actual.items()}
             elif field == "redis_url":
                 actual = actual.get_secret_value()
+            elif field.endswith("_hosts"):  # the chart knows some more
+                actual = tuple(name for name in actual if name in value)
             assert actual == (tuple(value) if isinstance(value, list) else value), (name, field)
 
 

@@ -3,8 +3,8 @@
 {{- define "onecount.folder" -}}/etc/onecount{{- end }}
 
 {{/* The roles that run, and in what they differ, as YAML: another one is one more entry here, and its values. `ports`: one that is
-named like its role answers people, by ONECOUNT_<role>_HOST, _PORT and _HOSTS. `live` restarts a pod, `ready` is what an upgrade
-waits for.
+named like its role answers people, by ONECOUNT_<role>_HOST, _PORT and _HOSTS, under names that it knows: not the pod's address,
+by which a probe would ask. `live` restarts a pod, `ready` is what an upgrade waits for.
 StatefulSet: transactional ids and members of the group are named by the pod, so it keeps its name. Deployment: any pod will do,
 and the new one comes before the old one goes.
 A desk is ready once it has read everything, whether it publishes or stands by (/healthz). /ready is true of the one that
@@ -29,15 +29,15 @@ desk:
   args: [desk]
   ports: {metrics: {{ $port }}, desk: 8421}
   live: {path: /live, port: metrics}
-  ready: {path: /healthz, port: desk}
+  ready: {path: /healthz, port: desk, httpHeaders: [{name: Host, value: localhost}]}
 {{- end }}
 {{- if .Values.page.enabled }}
 page:
   kind: Deployment
   args: [serve]
   ports: {page: 8420}
-  live: {path: /live, port: page}
-  ready: {path: /live, port: page}
+  live: &answers {path: /live, port: page, httpHeaders: [{name: Host, value: localhost}]}
+  ready: *answers
 {{- end }}
 {{- end }}
 
@@ -77,9 +77,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
-{{/* A role's own settings over the shared ones over `defaults`, if there are any. Takes (dict "root" $ "role" .Values.counter). */}}
+{{/* A role's own settings over the shared ones. Takes (dict "root" $ "role" .Values.counter). */}}
 {{- define "onecount.settings" -}}
-{{- mustMergeOverwrite (dict) (.defaults | default dict) (deepCopy .root.Values.settings) (deepCopy .role.settings) | toJson }}
+{{- mustMergeOverwrite (dict) (deepCopy .root.Values.settings) (deepCopy .role.settings) | toJson }}
 {{- end }}
 
 {{/* $(...) is Kubernetes' own reference to another variable; doubled, it is text. */}}
