@@ -34,8 +34,9 @@ class EventAnswer(msgspec.Struct, omit_defaults=True):
 
 
 class Answer(msgspec.Struct):
-    """What became of a request's events."""
+    """What became of a request's events. `time`: that of the gateway (epoch ms), by which they were judged."""
 
+    time: int
     accepted: int
     rejected: int
     unavailable: int
@@ -60,7 +61,7 @@ class Health(msgspec.Struct):
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def answer(judged: Sequence[Record | Refused], taken: Sequence[bool]) -> Response:
+def answer(judged: Sequence[Record | Refused], taken: Sequence[bool], time_ms: int) -> Response:
     """The answer to a request: 202 if all events are accepted, 207 if some are, 422 if none is; 503 if Kafka did not take some.
 
     `taken`: of the records among `judged`, in order, which Kafka acknowledged.
@@ -68,7 +69,7 @@ def answer(judged: Sequence[Record | Refused], taken: Sequence[bool]) -> Respons
     outcomes = iter(taken)
     events = [_of(each, isinstance(each, Record) and next(outcomes)) for each in judged]
     found = {status: sum(event.status == status for event in events) for status in (ACCEPTED, REJECTED, UNAVAILABLE)}
-    body = Answer(**found, events=events)
+    body = Answer(time_ms, **found, events=events)
     if found[UNAVAILABLE]:
         return Response(_encode(body), 503, {"retry-after": str(RETRY_AFTER_S)}, JSON)
     return Response(_encode(body), 202 if not found[REJECTED] else 207 if found[ACCEPTED] else 422, media_type=JSON)

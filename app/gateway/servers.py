@@ -76,7 +76,7 @@ async def deliver(gateway: Gateway, sent: Sequence[bytes], way: Door, bucket: st
     begun_s = time.monotonic()
     taken = await gateway.broker.send([each for each in judged if isinstance(each, Record)])
     gateway.count(path, judged, taken, time.monotonic() - begun_s)
-    return answer(judged, taken)
+    return answer(judged, taken, now_ms)
 
 
 async def within_rate(gateway: Gateway, bucket: str, rate: Rate, events: int) -> None:

@@ -1,19 +1,16 @@
 /* onecount.js: tells the gateway of ad clicks, visits and conversions on a page (docs/gateway.md).
  * What is served is onecount.min.js, made from this file by `python -m rjsmin < onecount.js > onecount.min.js`. */
 (() => {
-  const {src, dataset: settings} = document.currentScript;
-  const address = new URL("v1/browser?advertiser_id=" + encodeURIComponent(settings.advertiser), src).href;
-  const platforms = {
+  const {src, dataset: data} = document.currentScript;
+  const to = new URL("v1/browser?advertiser_id=" + encodeURIComponent(data.advertiser), src).href;
+  const known = {
     gclid: "google_ads", gbraid: "google_ads", wbraid: "google_ads", fbclid: "meta", ttclid: "tiktok",
     li_fat_id: "linkedin", msclkid: "microsoft_ads"
   };
   const query = new URLSearchParams(location.search);
-  const objects = navigator.globalPrivacyControl || navigator.doNotTrack == 1;
-  let consent = settings.consent; // wait: events wait until the page has asked
-  let queue = [];
-  let sending = false;
-  let tries = 0;
-  let last = 0;
+  const refuses = navigator.globalPrivacyControl || navigator.doNotTrack == 1;
+  let consent = data.consent; // wait: events wait until the page has asked
+  let queue = [], busy, zero, tries = 0, last = 0;
 
   const now = () => Math.round(performance.now());
   const random = () =>
@@ -23,32 +20,38 @@
   const once = random();
   const visitor = () => {
     try {
-      if (consent == "denied" || consent == "wait" || objects) sessionStorage.removeItem("oc_id");
+      if (consent == "denied" || consent == "wait" || refuses) sessionStorage.removeItem("oc_id");
       else return sessionStorage.oc_id || (sessionStorage.oc_id = once);
     } catch {}
     return once;
   };
 
-  const pack = (events) => {
+  // Once the gateway has told its time, all times go by it, so that events keep their order; until then they tell their age.
+  const pack = events => {
     const user_id = visitor();
     const said = consent == "wait" ? "denied" : consent;
-    return JSON.stringify(events.map(({at, ...event}) =>
-      ({user_id, consent: said, ...event, age_ms: Math.max(0, now() - at)})));
+    return JSON.stringify(events.map(({at, ...event}) => ({
+      user_id, consent: said, ...event, ...(zero ? {event_time: zero + at} : {age_ms: Math.max(0, now() - at)})
+    })));
   };
 
-  const post = (body) => fetch(address, {method: "POST", body, credentials: "include", keepalive: true});
+  const post = body => fetch(to, {method: "POST", body, credentials: "include", keepalive: true});
 
   // One request at a time, so that events come in their order and the first answer brings the cookie for the others.
   const send = () => {
-    if (sending || !queue.length || consent == "wait") return;
+    if (busy || !queue.length || consent == "wait") return;
     const events = queue.slice(0, 20);
-    sending = true;
+    const begun = now();
+    busy = 1;
     post(pack(events))
-      .then((answer) => answer.status < 500 && answer.status != 429, () => false)
-      .then((taken) => {
-        sending = false;
+      .then(answer => answer.ok
+        ? answer.json().then(({time}) => zero ||= time - begun)
+        : answer.status < 500 && answer.status != 429)
+      .catch(() => 0)
+      .then(taken => {
+        busy = 0;
         if (taken || ++tries > 6) {
-          queue = queue.filter((event) => !events.includes(event));
+          queue = queue.filter(event => !events.includes(event));
           tries = 0;
           send();
         } else setTimeout(send, 1000 * 2 ** tries);
@@ -59,8 +62,8 @@
   const leave = () => {
     if (!queue.length) return;
     const body = pack(queue.slice(-100));
-    if (!navigator.sendBeacon || !navigator.sendBeacon(address, body)) post(body).catch(() => {});
-    if (!sending) queue = [];
+    if (!navigator.sendBeacon || !navigator.sendBeacon(to, body)) post(body).catch(() => {});
+    if (!busy) queue = [];
   };
 
   const track = (event_type, fields) => {
@@ -78,12 +81,12 @@
   };
 
   const path = location.pathname.slice(0, 2048);
-  const text = (name) => (query.get(name) || "").slice(0, 128) || null;
+  const text = name => (query.get(name) || "").slice(0, 128) || null;
 
   // The last click id of the address is that of the click: a shared link keeps those of former ones before it.
-  const name = [...query.keys()].filter((key) => platforms[key] && query.get(key)).pop();
-  const isNew = (performance.getEntriesByType("navigation")[0] || {}).type == "navigate";
-  const platform = name ? platforms[name] : text("utm_campaign") && isNew && settings.platform;
+  const name = [...query.keys()].filter(key => known[key] && query.get(key)).pop();
+  const fresh = (performance.getEntriesByType("navigation")[0] || {}).type == "navigate";
+  const platform = name ? known[name] : text("utm_campaign") && fresh && data.platform;
   if (platform) {
     const click = name && query.get(name).slice(0, 512);
     track("click", {
@@ -101,9 +104,9 @@
     referrer: document.referrer.split(/[?#]/)[0].slice(0, 2048) || null
   });
 
-  const waiting = (window.onecount || {}).q || [];
+  const {q = []} = window.onecount || {}; // calls that came before this script
   window.onecount = api;
-  for (const call of waiting) api(...call);
+  for (const call of q) api(...call);
   addEventListener("visibilitychange", () => document.visibilityState == "hidden" && leave());
   addEventListener("pagehide", leave);
 })();
