@@ -4,7 +4,8 @@
 #   KAFKA_ACLS="bin/kafka-acls.sh --bootstrap-server kafka:9093 --command-config admin.properties" deploy/kafka-acls.sh
 #
 # Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
-# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq), PAGE (serve).
+# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq), PAGE (serve),
+# GATEWAY.
 set -euo pipefail
 : "${KAFKA_ACLS:?set KAFKA_ACLS to the kafka-acls command with its connection options}"
 
@@ -14,6 +15,7 @@ producer=${PRODUCER:-User:onecount-producer}
 importer=${IMPORTER:-User:onecount-importer}
 operator=${OPERATOR:-User:onecount-operator}
 page=${PAGE:-User:onecount-page}
+gateway=${GATEWAY:-User:onecount-gateway}
 
 counter_group=${ONECOUNT_COUNTER_GROUP:-onecount.counter}
 aggregator_group=${ONECOUNT_AGGREGATOR_GROUP:-onecount.aggregator}
@@ -36,7 +38,7 @@ allow() { # principal, operations (comma-separated), resources...
 }
 
 # Clients that only read a log back name a group, too: they never join it, but look for its coordinator.
-for principal in "$counter" "$aggregator" "$operator" "$page"; do allow "$principal" Describe --group "$counter_group.read"; done
+for principal in "$counter" "$aggregator" "$operator" "$page" "$gateway"; do allow "$principal" Describe --group "$counter_group.read"; done
 
 # Read and Write imply Describe. An idempotent or transactional producer needs no right on the cluster.
 allow "$counter" Read "${events[@]}" "${rekeyed[@]}"
@@ -70,3 +72,6 @@ allow "$operator" Read,Delete --group "$counter_group.replay-" --group "$aggrega
 allow "$operator" Write --transactional-id "$counter_group.replay-" --transactional-id "$aggregator_group.replay-" --resource-pattern-type prefixed
 
 allow "$page" Read "${counts[@]}" "${attributed[@]}" "${dlq[@]}"
+
+allow "$gateway" Write "${events[@]}"
+allow "$gateway" Read "${policy[@]}"

@@ -1,5 +1,6 @@
 """From what somebody sent to a record for Kafka, or to why not: a pure function of the bytes, the door and the time."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -77,6 +78,7 @@ class _Written(Event, omit_defaults=True, gc=False, frozen=True):
     """An event without what it does not say, as most producers write it."""
 
 
+_EMAIL_NEEDS: Final = re.compile(rb"[@%\\]")  # an event without any of these, as it came, holds no address
 _decode_given: Final = msgspec.json.Decoder(_Given).decode
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -103,7 +105,7 @@ def admit(raw: bytes, door: Door, rules: Rules, now_ms: int) -> Record | Refused
     event = _complete(raw, given, door, rules, now_ms)
     if isinstance(event, Rejection):
         return Refused(event_id, event)
-    refusal = door.check(event) or privacy.find_email(event)
+    refusal = door.check(event) or (privacy.find_email(event) if _EMAIL_NEEDS.search(raw) else None)
     if refusal is not None:
         return Refused(event_id, refusal)
     judged = judge_fields(event, rules.platforms, now_ms)

@@ -17,17 +17,24 @@ from app.settings import Settings
 
 BUSY_S: Final = 0.001  # between two looks for acknowledgements while some are waited for
 IDLE_S: Final = 0.25
-LINGER_MS: Final = 2
 _log = structlog.get_logger()
 
 
 class Broker:
     """One producer. `room`: how many records may wait for their acknowledgement. `patience_ms`: a record that is not
     acknowledged within it counts as not taken; it may yet be in Kafka, where a repeat of it is dropped by its event id.
+    `linger_ms`: how long records are gathered for one request to Kafka.
     """
 
     def __init__(
-        self, settings: Settings, topic: str, partitioner: str, room: int, patience_ms: int, logger: Any
+        self,
+        settings: Settings,
+        topic: str,
+        partitioner: str,
+        room: int,
+        patience_ms: int,
+        linger_ms: int,
+        logger: Any,
     ) -> None:
         self._properties = settings.client(
             **{
@@ -36,7 +43,7 @@ class Broker:
                 "acks": "all",
                 "partitioner": PARTITIONERS[partitioner],
                 "compression.type": "lz4",
-                "linger.ms": LINGER_MS,
+                "linger.ms": linger_ms,
                 "batch.num.messages": 10_000,
                 "message.timeout.ms": patience_ms,
                 "queue.buffering.max.messages": 2 * room,
@@ -48,6 +55,7 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         self._producer = self._open()
         self.waiting = 0
+        self.lost = 0  # posted records that were never acknowledged
         self.is_down = False  # nothing was acknowledged in time, and nothing has been since
         self._is_broken = False
         self._timer = self._loop.call_later(IDLE_S, self._poll)
@@ -92,8 +100,6 @@ class Broker:
         self._report(error)
         if error is not None:
             self.lost += 1
-
-    lost = 0  # posted records that were never acknowledged
 
     def _produce(self, record: Record, on_delivery: Any) -> Exception | None:
         try:

@@ -1,7 +1,7 @@
 """What the doors share while the gateway runs: its file, the policy, the ways into Kafka, the limiter, and what it tells of itself."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -21,16 +21,19 @@ from app.policy.model import Policy
 from app.settings import Settings
 
 LOOK_S: Final = 10.0  # between two looks at the recorded policy, as workers look
-PIXEL_PATIENCE_MS: Final = 300_000  # nobody waits for a pixel, so it may wait for Kafka
+LINGER_MS: Final = 5
+PIXEL_PATIENCE_MS: Final = 300_000  # nobody waits for a pixel, so it may wait for Kafka ...
+PIXEL_LINGER_MS: Final = 50  # ... and for others
 _log = structlog.get_logger()
 
 
 class Gateway:
-    """Made on the event loop; `open` first, `close` last."""
+    """Made before the event loop, opened and closed on it. `give_up`: ends the process, should it be unable to go on."""
 
-    def __init__(self, settings: Settings, config: Config, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, config: Config, metrics: Metrics, give_up: Callable[[], None]) -> None:
         self.settings, self.config, self.metrics = settings, config, metrics
         self.limiter = Limiter(settings)
+        self._give_up = give_up
         self.broker: Broker
         self.pixels: Broker
         self._clients = KafkaClients(settings, KafkaLog(metrics.kafka_line).logger)
@@ -41,6 +44,7 @@ class Gateway:
     async def open(self) -> None:
         """Begins to look for the policy; until it is known nothing is taken."""
         self._looking = asyncio.create_task(self._look())
+        self._looking.add_done_callback(self._looked)
 
     def rules(self) -> Rules | None:
         """What events are judged by, once it is known."""
@@ -68,6 +72,11 @@ class Gateway:
             if left:
                 _log.error("stopped without Kafka's acknowledgement", events=left)
         await asyncio.to_thread(self.limiter.close)
+
+    def _looked(self, looking: asyncio.Task[None]) -> None:
+        if not looking.cancelled():
+            _log.error("the look at the policy ended by itself", exc_info=looking.exception())
+            self._give_up()
 
     async def _look(self) -> None:
         while True:
@@ -100,9 +109,11 @@ class Gateway:
         settings = self.settings
         topic = settings.gateway_topic or settings.events_topics[0]
 
-        def broker(patience_ms: int) -> Broker:
+        def broker(patience_ms: int, linger_ms: int) -> Broker:
             logger: Any = KafkaLog(self.metrics.kafka_line).logger("producer")
-            return Broker(settings, topic, policy.bounds.partitioner, settings.gateway_max_waiting, patience_ms, logger)
+            room = settings.gateway_max_waiting
+            return Broker(settings, topic, policy.bounds.partitioner, room, patience_ms, linger_ms, logger)
 
-        self.broker, self.pixels = broker(settings.gateway_ack_timeout_ms), broker(PIXEL_PATIENCE_MS)
+        self.broker = broker(settings.gateway_ack_timeout_ms, LINGER_MS)
+        self.pixels = broker(PIXEL_PATIENCE_MS, PIXEL_LINGER_MS)
         self.metrics.watch(self.broker, self.pixels, self.limiter)

@@ -26,6 +26,7 @@ KEEP_ALIVE_S: Final = 20  # longer than most clients keep a connection that they
 STOP_S: Final = 20
 STALLED_MS: Final = 20_000  # a client that takes nothing for so long is dropped by the kernel
 BACKLOG: Final = 1_024
+FAILED: Final = 1
 _log = structlog.get_logger()
 
 
@@ -45,7 +46,13 @@ def serve(settings: Settings) -> int:
         yield
         await gateway.close(STOP_S)
 
-    gateway = Gateway(settings, config, metrics)
+    code = 0
+
+    def give_up() -> None:
+        nonlocal code
+        code, server.should_exit = FAILED, True
+
+    gateway = Gateway(settings, config, metrics, give_up)
     server = uvicorn.Server(
         uvicorn.Config(
             site(gateway, lifespan),
@@ -75,7 +82,7 @@ def serve(settings: Settings) -> int:
     )
     server.run(sockets=[listener])
     _log.info("stopped")
-    return 0
+    return code
 
 
 def _listen(host: str, port: int) -> socket.socket:

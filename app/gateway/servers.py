@@ -19,6 +19,7 @@ from app.gateway.config import Key, Rate
 from app.gateway.gateway import Gateway
 from app.gateway.limiter import LimiterUnavailable
 
+# By its address, the only type of event that comes in there, which need not be named.
 DOORS: Final = {
     "/v1/events": None,
     "/v1/conversions": "conversion",
@@ -27,14 +28,15 @@ DOORS: Final = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def door(gateway: Gateway, event_type: str | None) -> Endpoint:
-    """The endpoint of one door; `event_type`: the only one that comes in there, which need not be named."""
+def door(gateway: Gateway, path: str) -> Endpoint:
+    """The endpoint of one of `DOORS`."""
 
     async def endpoint(request: Request) -> Response:
         try:
             key = authenticate(gateway, request.headers.get("authorization", ""))
-            return await _take(gateway, request, key, event_type)
+            return await _take(gateway, request, key, path)
         except Problem as refused:
+            gateway.metrics.refused(refused.status)
             return problem(refused)
 
     return endpoint
@@ -52,7 +54,7 @@ def authenticate(gateway: Gateway, header: str) -> Key:
     return key
 
 
-async def _take(gateway: Gateway, request: Request, key: Key, event_type: str | None) -> Response:
+async def _take(gateway: Gateway, request: Request, key: Key, path: str) -> Response:
     settings = gateway.settings
     sent = await read_events(
         request,
@@ -60,9 +62,7 @@ async def _take(gateway: Gateway, request: Request, key: Key, event_type: str | 
         settings.gateway_max_events,
         settings.gateway_read_timeout_ms / 1000,
     )
-    return await deliver(
-        gateway, sent, server_door(gateway, key, event_type), f"key.{key.name}", key.rate, request.url.path
-    )
+    return await deliver(gateway, sent, server_door(key, DOORS[path]), f"key.{key.name}", key.rate, path)
 
 
 async def deliver(gateway: Gateway, sent: Sequence[bytes], way: Door, bucket: str, rate: Rate, path: str) -> Response:
@@ -91,7 +91,7 @@ async def within_rate(gateway: Gateway, bucket: str, rate: Rate, events: int) ->
         raise Problem(429, f"more than {rate.per_s} events/s; nothing was taken", math.ceil(wait_s))
 
 
-def server_door(gateway: Gateway, key: Key, event_type: str | None) -> Door:
+def server_door(key: Key, event_type: str | None) -> Door:
     """How events of a key come in."""
     check = partial(_may, key, only(event_type) if event_type else None)
     fills = {"event_type": b'"%s"' % event_type.encode()} if event_type else {}

@@ -38,7 +38,7 @@ def site(gateway: Gateway, lifespan: Callable[[Starlette], AbstractAsyncContextM
     routes = [
         Route("/p.gif", browsers.pixel(gateway), methods=["GET"]),
         Route("/v1/browser", browsers.beacon(gateway), methods=["POST", "OPTIONS"]),
-        *(Route(path, servers.door(gateway, kind), methods=["POST"]) for path, kind in servers.DOORS.items()),
+        *(Route(path, servers.door(gateway, path), methods=["POST"]) for path in servers.DOORS),
         Route("/onecount.js", browsers.script(), methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
         Route("/healthz", healthz, methods=["GET"]),

@@ -54,7 +54,7 @@
           queue = queue.filter(event => !events.includes(event));
           tries = 0;
           send();
-        } else setTimeout(send, 1000 * 2 ** tries);
+        } else setTimeout(send, 1e3 * 2 ** tries);
       });
   };
 
