@@ -8,8 +8,13 @@ from typing import Final
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from app.contract.events import Rejection
+from app.gateway import cloudevents
+from app.gateway.cloudevents import Opened
+
 JSON: Final = ("application/json", "text/plain")  # browsers' beacons are text/plain, which needs no preflight
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+KINDS: Final = (*JSON, *NDJSON, cloudevents.ONE, cloudevents.BATCH)
 _GZIP: Final = 31  # zlib's window bits for gzip
 _WHITESPACE: Final = b" \t\r\n"
 _decode_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -25,23 +30,30 @@ class Problem(Exception):
         self.retry_after_s = retry_after_s
 
 
-async def read_events(request: Request, max_bytes: int, max_events: int, timeout_s: float) -> Sequence[bytes]:
-    """The events' own bytes, unjudged, in order. Raises `Problem`."""
+async def read_events(
+    request: Request, max_bytes: int, max_events: int, timeout_s: float
+) -> Sequence[Opened | Rejection]:
+    """The events' own bytes, unjudged, in order; a `Rejection` for an envelope that holds none. Raises `Problem`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in JSON and kind not in NDJSON:
-        raise Problem(415, f"content-type {kind[:64]!r}: send application/json or application/x-ndjson")
+    if kind not in KINDS:
+        raise Problem(415, f"content-type {kind[:64]!r}: one of {', '.join(KINDS)}")
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", "gzip"):
         raise Problem(415, f"content-encoding {coding[:64]!r}: send it as it is, or gzip")
     body = await _read(request, max_bytes, timeout_s)
     if coding == "gzip":
         body = _unzip(body, max_bytes)
-    events = split(body, kind in NDJSON)
-    if not events:
+    is_binary = "ce-specversion" in request.headers
+    parts = [body] if is_binary or kind == cloudevents.ONE else split(body, kind in NDJSON)
+    if not parts or not body:
         raise Problem(400, "no event in the body")
-    if len(events) > max_events:
-        raise Problem(413, f"{len(events)} events, the limit is {max_events} a request: send several requests")
-    return events
+    if len(parts) > max_events:
+        raise Problem(413, f"{len(parts)} events, the limit is {max_events} a request: send several requests")
+    if is_binary:
+        return [cloudevents.opened_by(request.headers, body)]
+    if kind in (cloudevents.ONE, cloudevents.BATCH):
+        return [cloudevents.opened(part) for part in parts]
+    return [Opened(part, {}) for part in parts]
 
 
 async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:

@@ -21,6 +21,7 @@ from app.gateway import keys
 from app.gateway.admission import DENIED, GRANTED, NOT_ALLOWED, Door, Refused, admit
 from app.gateway.answers import GIF, problem
 from app.gateway.body import Problem, read_events
+from app.gateway.cloudevents import Opened
 from app.gateway.config import Site
 from app.gateway.gateway import Gateway
 from app.gateway.servers import deliver, within_rate
@@ -235,13 +236,13 @@ class _Suggestion(msgspec.Struct, gc=False):
 _decode_suggestion: Final = msgspec.json.Decoder(_Suggestion).decode
 
 
-def _suggested(sent: Sequence[bytes]) -> tuple[str | None, list[str | None]]:
+def _suggested(sent: Sequence[Opened | Rejection]) -> tuple[str | None, list[str | None]]:
     """The id that the page has given to its visitor, for whom there is no cookie yet, and what each event says of consent."""
     try:
-        found = [_decode_suggestion(raw) for raw in sent]
+        found = [_decode_suggestion(each.data) for each in sent if isinstance(each, Opened)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None, [DENIED]  # an unsound event sets no cookie
-    user_id = found[0].user_id or ""
+    user_id = (found[0].user_id if found else None) or ""
     return user_id if _VISITOR.fullmatch(user_id) else None, [each.consent for each in found]
 
 

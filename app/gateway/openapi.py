@@ -9,6 +9,7 @@ import orjson
 from app import __version__
 from app.contract.document import schema_of
 from app.contract.events import EVENT_TYPES, REQUIRED
+from app.gateway import cloudevents
 from app.gateway.answers import JSON, PROBLEM, Answer, EventAnswer, Health, ProblemAnswer
 from app.gateway.body import NDJSON
 from app.gateway.servers import DOORS
@@ -61,6 +62,7 @@ def _document() -> dict[str, Any]:
         tuple(kind for kind in EVENT_TYPES if kind != "adjustment"),
     )
     schemas["BrowserEvent"]["properties"]["age_ms"] = _AGE
+    schemas["CloudEvent"] = _cloud_event()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -94,6 +96,16 @@ def _event(filled: dict[str, str | None], kinds: tuple[str, ...]) -> dict[str, A
     return schema
 
 
+def _cloud_event() -> dict[str, Any]:
+    """The schema of an envelope, with the event in it."""
+    _, found = msgspec.json.schema_components([cloudevents.CloudEvent], ref_template="{name}")
+    schema = found["CloudEvent"] | {"description": inspect.getdoc(cloudevents.CloudEvent)}
+    schema["properties"]["specversion"] = {"const": "1.0"}
+    schema["properties"]["data"] = _event({"event_id": None, "event_time": None, "event_type": None}, EVENT_TYPES)
+    schema["required"] = [*schema["required"], "data"]
+    return schema
+
+
 def _body(name: str) -> dict[str, Any]:
     one = {"$ref": f"#/components/schemas/{name}"}
     return {"oneOf": [one, {"type": "array", "items": one, "minItems": 1}]}
@@ -101,6 +113,7 @@ def _body(name: str) -> dict[str, Any]:
 
 def _post(path: str, kind: str | None) -> dict[str, Any]:
     name = kind.capitalize() if kind else "Event"
+    envelope = {"$ref": "#/components/schemas/CloudEvent"}
     lines = {"type": "string", "description": "an event a line", "contentMediaType": JSON}
     return {
         "operationId": path.rpartition("/")[2],
@@ -109,7 +122,12 @@ def _post(path: str, kind: str | None) -> dict[str, Any]:
         "parameters": [_parameter("Content-Encoding", "header", {"enum": ["gzip", "identity"]})],
         "requestBody": {
             "required": True,
-            "content": {JSON: {"schema": _body(name)}, NDJSON[0]: {"schema": lines}},
+            "content": {
+                JSON: {"schema": _body(name)},
+                NDJSON[0]: {"schema": lines},
+                cloudevents.ONE: {"schema": envelope},
+                cloudevents.BATCH: {"schema": {"type": "array", "items": envelope, "minItems": 1}},
+            },
         },
         "responses": _responses(),
     }

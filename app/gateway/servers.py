@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from app.contract.events import Event, Rejection
 from app.gateway import keys
-from app.gateway.admission import NOT_ALLOWED, Door, Record, admit, only
+from app.gateway.admission import NOT_ALLOWED, Door, Record, Refused, Rules, admit, only
 from app.gateway.answers import RETRY_AFTER_S, answer, problem
 from app.gateway.body import Problem, read_events
+from app.gateway.cloudevents import Opened
 from app.gateway.config import Key, Rate
 from app.gateway.gateway import Gateway
 from app.gateway.limiter import LimiterUnavailable
@@ -65,18 +66,26 @@ async def _take(gateway: Gateway, request: Request, key: Key, path: str) -> Resp
     return await deliver(gateway, sent, server_door(key, DOORS[path]), f"key.{key.name}", key.rate, path)
 
 
-async def deliver(gateway: Gateway, sent: Sequence[bytes], way: Door, bucket: str, rate: Rate, path: str) -> Response:
+async def deliver(
+    gateway: Gateway, sent: Sequence[Opened | Rejection], way: Door, bucket: str, rate: Rate, path: str
+) -> Response:
     """Judges events, sends those that are admitted, waits for Kafka, and answers. Raises `Problem` before anything is sent."""
     await within_rate(gateway, bucket, rate, len(sent))
     rules = gateway.rules()
     if rules is None or not gateway.broker.has_room(len(sent)):
         raise Problem(503, "Kafka does not take events at the moment; nothing was taken", RETRY_AFTER_S)
     now_ms = time.time_ns() // 1_000_000
-    judged = [admit(raw, way, rules, now_ms) for raw in sent]
+    judged = [_judged(each, way, rules, now_ms) for each in sent]
     begun_s = time.monotonic()
     taken = await gateway.broker.send([each for each in judged if isinstance(each, Record)])
     gateway.count(path, judged, taken, time.monotonic() - begun_s)
     return answer(judged, taken, now_ms)
+
+
+def _judged(sent: Opened | Rejection, way: Door, rules: Rules, now_ms: int) -> Record | Refused:
+    if isinstance(sent, Rejection):
+        return Refused(None, sent)
+    return admit(sent.data, way._replace(fills={**sent.fills, **way.fills}) if sent.fills else way, rules, now_ms)
 
 
 async def within_rate(gateway: Gateway, bucket: str, rate: Rate, events: int) -> None:

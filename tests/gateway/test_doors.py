@@ -313,3 +313,32 @@ def test_beacons_come_from_the_advertisers_own_pages_and_say_only_what_they_may(
     (event,) = taken(gateway.deployment, prefix)
     assert event["user_id"].startswith("once-"), "consent is asked there, and the page said nothing"
     assert abs(event["event_time"] - now_ms()) < 10_000
+
+
+# --- CloudEvents
+
+
+@pytest.mark.parametrize("mode", ["structured", "batch", "binary"])
+def test_cloud_events_are_taken(gateway: Gateway, prefix: str, mode: str) -> None:
+    data = conversion(prefix)
+    said = {name: data.pop(name) for name in ("event_id", "event_time", "event_type")}
+    envelope = {"specversion": "1.0", "id": said["event_id"], "source": "/shop", "type": "com.example.conversion"}
+    envelope["time"] = "2026-01-01T00:00:00Z"
+    told = gateway.post(envelope | {"data": data}, content_type="application/cloudevents+json")
+    assert statuses(told) == [("rejected", "too_old", "event_time")], "the envelope's time holds"
+    data["event_time"] = said["event_time"]
+    if mode == "binary":
+        headers = {f"ce_{name}": value for name, value in envelope.items()}
+        answer = gateway.post(data, **headers)
+    elif mode == "structured":
+        answer = gateway.post(envelope | {"data": data}, content_type="application/cloudevents+json; charset=utf-8")
+    else:
+        other = envelope | {"id": f"{prefix}-2", "type": "visit", "data": visit("own-id", event_time=now_ms())}
+        for name in ("specversion", "data"):
+            broken = {key: value for key, value in other.items() if key != name}
+            refused = gateway.post([broken], content_type="application/cloudevents-batch+json")
+            assert refused.status_code == 422, refused.text
+        answer = gateway.post([envelope | {"data": data}, other], content_type="application/cloudevents-batch+json")
+        assert answer.json()["events"][1]["event_id"] == "own-id", "the event's own word goes before its envelope's"
+    assert answer.status_code == 202, answer.text
+    assert taken(gateway.deployment, prefix) == [conversion(prefix, event_time=said["event_time"])]
