@@ -77,15 +77,15 @@ async def _take_pixel(gateway: Gateway, request: Request, headers: dict[str, str
     if refusal is not None:
         return "rejected", refusal
     await within_rate(gateway, f"browser.{site.advertiser_id}", site.rate, 1)
-    visitor = _visitor(site, request)
-    sets = {"user_id": visitor} if visitor and not (is_signed and "user_id" in event) else {}
+    visitor = _visitor(site, request) or keys.new_visitor()
     way = Door(
         (lambda event: None) if is_signed else partial(_may, site),
-        {"event_id": _encode(keys.new_visitor()), "user_id": _encode(visitor or keys.new_visitor())},
-        sets,
+        {"event_id": _encode(keys.new_visitor())},
+        {} if is_signed and "user_id" in event else {"user_id": visitor},
         is_denied=_objects(request),
         takes_age=True,
     )
+    event.setdefault("user_id", visitor)
     for name in _OWN:
         event.pop(name, None)
     admitted = admit(_encode(event), way, rules, time.time_ns() // 1_000_000)

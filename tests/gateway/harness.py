@@ -51,6 +51,7 @@ CONFIG: dict[str, Any] = {
             "browser_events": ["visit"],
             "cookie": {"domain": "shop.example"},
         },
+        "remembered": {"origins": [ORIGIN], "cookie": {"domain": "shop.example"}},
         "hashed": {"origins": [ORIGIN], "hash_user_ids": True},
     },
 }

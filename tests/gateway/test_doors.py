@@ -252,14 +252,16 @@ def test_the_pixel_is_an_image_whatever_comes(gateway: Gateway, prefix: str) -> 
 
 
 def test_a_pixel_keeps_its_visitor_by_cookie_unless_the_browser_objects(gateway: Gateway, prefix: str) -> None:
-    own = {"advertiser_id": "cautious", "event_type": "visit", "page": "/", "consent": "granted"}
-    asked = "&".join(f"{name}={value}" for name, value in own.items())
 
     def beacon(event_id: str, **headers: str) -> Any:
         event = {"event_type": "visit", "page": "/", "event_id": event_id, "consent": "granted", "user_id": "v" * 24}
         return gateway.post(event, "/v1/browser?advertiser_id=cautious", None, origin=ORIGIN, **headers)
 
-    assert gateway.get(f"/p.gif?{asked}", referer=ORIGIN).headers["onecount"] == "rejected; not_allowed; sig"
+    seen = f"/p.gif?advertiser_id=remembered&event_type=visit&page=/&event_id={prefix}"
+    given = gateway.get(f"{seen}-p1", referer=ORIGIN).headers["set-cookie"].partition(";")[0]
+    assert given in gateway.get(f"{seen}-p2", referer=ORIGIN, cookie=given).headers["set-cookie"]
+    for refusing in ({"sec_gpc": "1"}, {"dnt": "1"}):
+        assert "set-cookie" not in gateway.get(f"{seen}-p3", referer=ORIGIN, **refusing).headers
     first = beacon(f"{prefix}-1")
     assert first.status_code == 202, first.text
     cookie = first.headers["set-cookie"]
@@ -269,6 +271,8 @@ def test_a_pixel_keeps_its_visitor_by_cookie_unless_the_browser_objects(gateway:
         answer = beacon(f"{prefix}-{name}", cookie=f"oc_id={'w' * 24}", **{name: "1"})
         assert "Max-Age=0" in answer.headers["set-cookie"]
     users = {event["event_id"]: event["user_id"] for event in taken(gateway.deployment, prefix)}
+    assert f"oc_id={users[f'{prefix}-p1']}" == f"oc_id={users[f'{prefix}-p2']}" == given
+    assert users[f"{prefix}-p3"].startswith("once-")
     assert users[f"{prefix}-1"] == "v" * 24
     assert users[f"{prefix}-2"] == "w" * 24
     assert all(users[f"{prefix}-{name}"].startswith("once-") for name in ("sec_gpc", "dnt"))
