@@ -24,6 +24,7 @@ from app.gateway.body import Problem, read_events
 from app.gateway.cloudevents import Opened
 from app.gateway.config import Site
 from app.gateway.gateway import Gateway
+from app.gateway.metrics import PIXEL_OUTCOMES
 from app.gateway.servers import deliver, within_rate
 
 MAX_BROWSER_EVENTS: Final = 100
@@ -46,18 +47,26 @@ _encode: Final = msgspec.json.Encoder().encode
 def pixel(gateway: Gateway) -> Any:
     """The endpoint of /p.gif: always the same image; what became of the event stands in a header and in the metrics."""
 
+    answers = {outcome: _image({"onecount": outcome}) for outcome in PIXEL_OUTCOMES}
+
     async def endpoint(request: Request) -> Response:
-        headers = dict(_PIXEL_HEADERS)
+        if request.method == "HEAD":  # asks what a pixel is like; nobody saw one
+            return _image({})
+        cookie: dict[str, str] = {}
         try:
-            outcome, reason = await _take_pixel(gateway, request, headers) if request.method == "GET" else ("", None)
+            outcome, reason = await _take_pixel(gateway, request, cookie)
         except Problem as refused:
             outcome, reason = "limited" if refused.status == 429 else "lost", None
-        if outcome:
-            gateway.metrics.pixel(outcome, reason.reason if reason else None)
-            headers["onecount"] = outcome if reason is None else f"{outcome}; {reason.reason}; {reason.field}"
-        return Response(GIF, 200, headers, "image/gif")
+        gateway.metrics.pixel(outcome, reason.reason if reason else None)
+        if reason is not None:
+            return _image({"onecount": f"{outcome}; {reason.reason}; {reason.field}"})
+        return _image({"onecount": outcome} | cookie) if cookie else answers[outcome]
 
     return endpoint
+
+
+def _image(headers: dict[str, str]) -> Response:
+    return Response(GIF, 200, _PIXEL_HEADERS | headers, "image/gif")
 
 
 async def _take_pixel(gateway: Gateway, request: Request, headers: dict[str, str]) -> tuple[str, Rejection | None]:

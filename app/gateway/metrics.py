@@ -55,8 +55,7 @@ class Metrics:
                 self._events.labels(door, outcome)
         for reason in (*EVENT_REASONS, *GATEWAY_REASONS):
             self._rejected.labels(reason)
-        for outcome in PIXEL_OUTCOMES:
-            self._pixels.labels(outcome)
+        self._by_outcome = {outcome: self._pixels.labels(outcome) for outcome in PIXEL_OUTCOMES}
 
     def events(self, door: str, *, accepted: int, unavailable: int, refused: Iterable[str]) -> None:
         """What became of a request's events."""
@@ -68,7 +67,7 @@ class Metrics:
 
     def pixel(self, outcome: str, reason: str | None = None) -> None:
         """What became of a pixel."""
-        self._pixels.labels(outcome).inc()
+        self._by_outcome[outcome].inc()
         if reason is not None:
             self._rejected.labels(reason).inc()
 

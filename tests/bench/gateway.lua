@@ -10,8 +10,12 @@ function init(args)
   kind, size, sent, start = args[1], tonumber(args[2]), 0, tonumber(args[3])
   headers = { ["content-type"] = "application/json", ["authorization"] = "Bearer " .. (args[4] or "") }
   page = { ["referer"] = args[4] }
+  pause_ms = tonumber(args[5] or 0)
   event = '{"event_id":"%s","event_type":"click","event_time":%d,"advertiser_id":"shop","user_id":"user-%d","platform":"meta",'
     .. '"campaign_id":"campaign-%d","ad_id":"ad-%d","creative_id":"creative-7","landing_page":"/mattress"}'
+  if pause_ms > 0 then
+    function delay() return pause_ms end
+  end
 end
 
 local function id()
