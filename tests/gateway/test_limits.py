@@ -31,6 +31,7 @@ def answer(client: socket.socket) -> bytes:
     return found
 
 
+@pytest.mark.faults  # it waits for ten seconds
 @pytest.mark.timeout(60)
 def test_slow_clients_are_cut_off_and_the_others_are_served_meanwhile(gateway: Gateway) -> None:
     silent, slow_head, slow_body = (connected(gateway) for _ in range(3))

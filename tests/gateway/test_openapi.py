@@ -29,7 +29,12 @@ def run_schemathesis(gateway: Gateway, *arguments: str) -> subprocess.CompletedP
     ]
     headers = ["-H", f"Authorization: Bearer {KEY}", "-H", f"Origin: {ORIGIN}"]
     return subprocess.run(
-        [*command, *headers, *arguments], capture_output=True, text=True, timeout=SECONDS * 2 + 300, check=False
+        [*command, *headers, *arguments],
+        cwd=gateway.deployment.folder,  # it leaves files
+        capture_output=True,
+        text=True,
+        timeout=SECONDS * 2 + 300,
+        check=False,
     )
 
 

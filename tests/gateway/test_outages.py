@@ -1,5 +1,5 @@
 """Kafka goes and comes back, Redis goes, the gateway is stopped and killed: what was told `accepted` is in Kafka, all of it, and
-what is sent again counts once. On services of the test's own.
+what is sent again counts once. On services of the tests' own; `make faults` runs them.
 """
 
 import random
@@ -19,6 +19,7 @@ from app.local.redis_server import LocalRedis
 from tests.gateway.harness import KEY, Gateway, conversion, taken
 from tests.integration.deployment import Deployment, deployed
 
+pytestmark = pytest.mark.faults
 USERS = 40
 
 
