@@ -21,14 +21,14 @@ BLIND_S: Final = 1.0  # without Redis it is asked again only after so long
 # `needed` ones are there. By Redis's clock, so that gateways' clocks do not matter.
 _TAKE: Final = b"""
 local per_s, burst, needed, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local time = redis.call('TIME')
+local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local held = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local held = redis.call("HMGET", KEYS[1], 'tokens', 'at')
 local tokens = math.min(burst, (tonumber(held[1]) or burst) + math.max(0, now - (tonumber(held[2]) or now)) * per_s / 1000)
 local taken = 0
 if tokens >= needed then taken = math.min(math.floor(tokens), wanted) end
-redis.call('HSET', KEYS[1], 'tokens', tostring(tokens - taken), 'at', now)
-redis.call('PEXPIRE', KEYS[1], math.ceil(burst / per_s * 1000) + 1000)
+redis.call("HSET", KEYS[1], 'tokens', tostring(tokens - taken), 'at', now)
+redis.call("PEXPIRE", KEYS[1], math.ceil(burst / per_s * 1000) + 1000)
 return {taken, math.ceil(math.max(0, needed - tokens) / per_s * 1000)}
 """
 _log = structlog.get_logger()
