@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from app import __version__
 from app.contract.events import parse_time_ms
+from app.desk.commands import reconcile
 from app.engine.clients import KafkaClients, explained, why_unreachable
 from app.engine.session import SessionEnded
 from app.engine.state import StateRefused
@@ -46,11 +47,13 @@ MISUSED = 2
 
 def main() -> None:
     """The entry point: known errors end in one clear line and exit code 2, never a traceback."""
+    from app.desk.refusal import DeskError
     from app.engine.maintenance import StillRunning
     from app.generate import DeliveryError
     from app.importer import ImportRefusedError, MappingError
     from app.local import LocalServiceError
     from app.page.listen import PageError
+    from app.privacy import ForgetRefused
     from app.replay import ReplayRefused
     from app.verify.records import VerifyError
 
@@ -70,12 +73,14 @@ def main() -> None:
         StoreUnavailable,
         StillRunning,
         DeliveryError,
+        DeskError,
         MappingError,
         ImportRefusedError,
         GatewayError,
         LettersError,
         LocalServiceError,
         PageError,
+        ForgetRefused,
         ReplayRefused,
         VerifyError,
     ) as error:
@@ -278,6 +283,29 @@ def verify(
 
 
 @app.command()
+def forget(
+    user: Annotated[str, typer.Argument(help="The user_id, as it stands in the topics.")],
+    advertiser: Annotated[str, typer.Option(help="Whose user; of other advertisers nothing is forgotten.")],
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the counters to come past it.")] = 60.0,
+) -> None:
+    """Forget a person: remove the state and the rows of up to now, for good, and say what remains until when.
+
+    `onecount forget u-4711 --advertiser shop`
+    """
+    from app.engine.policy_topic import recorded_policy
+    from app.privacy import forget as forget_person
+    from app.privacy import print_report
+
+    settings = from_environment()
+    policy = recorded_policy(settings, KafkaClients(settings))
+
+    def tell(line: str) -> None:
+        errors.print(escape(line), highlight=False, soft_wrap=True)
+
+    print_report(forget_person(settings, policy, advertiser, user, wait, tell), console)
+
+
+@app.command()
 def replay(
     begin: Annotated[
         str | None,
@@ -378,6 +406,21 @@ def serve() -> None:
     from app.page.serve import serve as serve_page
 
     raise typer.Exit(serve_page(from_environment()))
+
+
+@app.command()
+def desk() -> None:
+    """Keep the leads and their deadlines, and the counts by hour, day and week, until stopped. Several may run: one publishes.
+
+    Answers http://127.0.0.1:8421/leads, /leads/overdue and /rollups, unless ONECOUNT_DESK_HOST and ONECOUNT_DESK_PORT say
+    otherwise. It has no login.
+    """
+    from app.desk.run import run_desk
+
+    raise typer.Exit(run_desk(from_environment()))
+
+
+app.command()(reconcile)
 
 
 @app.command()

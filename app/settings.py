@@ -59,6 +59,16 @@ class Settings(BaseSettings):
     counts_topic: str = "conversions.counts"
     journeys_topic: str = "conversions.journeys"
     models_topic: str = "conversions.models"
+    rollups_topic: str = "conversions.rollups"
+    leads_topic: str = "leads"
+    overdue_topic: str = "leads.overdue"
+    followups_topic: str = Field("leads.followups", description="what a CRM tells the desk of leads")
+    orders_topic: str = Field("revenue.orders", description="what was paid, as the shop's books have it")
+    reported_topic: str = Field("platforms.reported", description="what platforms claim, by campaign and day")
+    spend_topic: str = Field("spend", description="what campaigns cost, by day")
+    reconciliation_topic: str = "conversions.reconciliation"
+    return_topic: str = "conversions.return"
+    desk_dlq_topic: str = Field("desk.dlq", description="orders, claims and spend that were refused")
     partitions: int = Field(
         4, ge=1, le=4096, description="of the raw topics, for `topics create`; never changed afterwards"
     )
@@ -71,6 +81,7 @@ class Settings(BaseSettings):
     )
     counter_group: str = "onecount.counter"
     aggregator_group: str = "onecount.aggregator"
+    desk_group: str = "onecount.desk"
     worker_id: str = Field(
         default_factory=socket.gethostname,
         description="names this host's workers; stable over restarts, unique over hosts",
@@ -98,6 +109,11 @@ class Settings(BaseSettings):
     page_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         ("localhost", "127.0.0.1", "[::1]"), description="the names in the browser's address that it answers to; *: any"
     )
+    desk_host: str = Field("127.0.0.1", description="the address that `onecount desk` listens on; it has no login")
+    desk_port: int = Field(8421, ge=0, le=65535, description="its port; 0: any free one")
+    desk_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("localhost", "127.0.0.1", "[::1]"), description="the names in a request's address that it answers to; *: any"
+    )
     page_max_rows: int = Field(
         200_000,
         ge=100,
@@ -123,7 +139,7 @@ class Settings(BaseSettings):
         "open", pattern="^(open|closed)$", description="without Redis rate limits let everything in (open), or nothing"
     )
 
-    @field_validator("events_topics", "page_hosts", mode="before")
+    @field_validator("events_topics", "page_hosts", "desk_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -180,19 +196,50 @@ class Settings(BaseSettings):
             self.counts_topic,
             self.journeys_topic,
             self.models_topic,
+            *self.desk_inputs,
+            *self.money_inputs,
+            *self.desk_outputs,
         ]
         if len({*own, *self.events_topics}) != len(own) + len(self.events_topics):
             raise ValueError("every topic needs a name of its own")
         if self.gateway_topic and self.gateway_topic not in self.events_topics:
             raise ValueError("gateway_topic must be one of events_topics, or nobody counts what the gateway takes")
-        if self.counter_group == self.aggregator_group:
-            raise ValueError("counter_group and aggregator_group must differ")
+        if len({self.counter_group, self.aggregator_group, self.desk_group}) < 3:
+            raise ValueError("counter_group, aggregator_group and desk_group must differ")
         return self
 
     @property
     def handled_topic(self) -> str:
         """Which dead letters were sent again or dropped."""
         return f"{self.dlq_topic}.handled"
+
+    @property
+    def refused_followups_topic(self) -> str:
+        """Which follow-ups were refused, and why."""
+        return f"{self.followups_topic}.dlq"
+
+    @property
+    def desk_inputs(self) -> tuple[str, ...]:
+        """What others tell the desk."""
+        return (self.followups_topic,)
+
+    @property
+    def money_inputs(self) -> tuple[str, ...]:
+        """What others tell the desk of money: upserts."""
+        return (self.orders_topic, self.reported_topic, self.spend_topic)
+
+    @property
+    def desk_outputs(self) -> tuple[str, ...]:
+        """What the desk publishes."""
+        return (
+            self.leads_topic,
+            self.overdue_topic,
+            self.refused_followups_topic,
+            self.rollups_topic,
+            self.reconciliation_topic,
+            self.return_topic,
+            self.desk_dlq_topic,
+        )
 
     def input_topics(self) -> tuple[str, ...]:
         """What a counter reads: the raw topics and the re-keyed events, the leading topic first."""

@@ -4,7 +4,8 @@
 #   KAFKA_ACLS="bin/kafka-acls.sh --bootstrap-server kafka:9093 --command-config admin.properties" deploy/kafka-acls.sh
 #
 # Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
-# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq), PAGE (serve),
+# PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq, forget), PAGE (serve),
+# DESK (desk), CRM (who tells the desk of follow-ups), BOOKS (who tells it of orders, of what platforms claim, and of spend),
 # GATEWAY.
 set -euo pipefail
 : "${KAFKA_ACLS:?set KAFKA_ACLS to the kafka-acls command with its connection options}"
@@ -16,9 +17,13 @@ importer=${IMPORTER:-User:onecount-importer}
 operator=${OPERATOR:-User:onecount-operator}
 page=${PAGE:-User:onecount-page}
 gateway=${GATEWAY:-User:onecount-gateway}
+desk=${DESK:-User:onecount-desk}
+crm=${CRM:-User:onecount-crm}
+books=${BOOKS:-User:onecount-books}
 
 counter_group=${ONECOUNT_COUNTER_GROUP:-onecount.counter}
 aggregator_group=${ONECOUNT_AGGREGATOR_GROUP:-onecount.aggregator}
+desk_group=${ONECOUNT_DESK_GROUP:-onecount.desk}
 rekeyed=(--topic "${ONECOUNT_REKEYED_TOPIC:-onecount.rekeyed}")
 dlq=(--topic "${ONECOUNT_DLQ_TOPIC:-ads.events.dlq}")
 handled=(--topic "${ONECOUNT_DLQ_TOPIC:-ads.events.dlq}.handled")
@@ -26,10 +31,17 @@ deltas=(--topic "${ONECOUNT_DELTAS_TOPIC:-onecount.deltas}")
 policy=(--topic "${ONECOUNT_POLICY_TOPIC:-onecount.policy}")
 attributed=(--topic "${ONECOUNT_ATTRIBUTED_TOPIC:-conversions.attributed}")
 counts=(--topic "${ONECOUNT_COUNTS_TOPIC:-conversions.counts}")
+journeys=(--topic "${ONECOUNT_JOURNEYS_TOPIC:-conversions.journeys}")
+models=(--topic "${ONECOUNT_MODELS_TOPIC:-conversions.models}")
+told=(--topic "${ONECOUNT_FOLLOWUPS_TOPIC:-leads.followups}")
+rollups=(--topic "${ONECOUNT_ROLLUPS_TOPIC:-conversions.rollups}")
+leads=(--topic "${ONECOUNT_LEADS_TOPIC:-leads}" --topic "${ONECOUNT_OVERDUE_TOPIC:-leads.overdue}" --topic "${ONECOUNT_FOLLOWUPS_TOPIC:-leads.followups}.dlq")
+money=(--topic "${ONECOUNT_ORDERS_TOPIC:-revenue.orders}" --topic "${ONECOUNT_REPORTED_TOPIC:-platforms.reported}" --topic "${ONECOUNT_SPEND_TOPIC:-spend}")
+checked=(--topic "${ONECOUNT_RECONCILIATION_TOPIC:-conversions.reconciliation}" --topic "${ONECOUNT_RETURN_TOPIC:-conversions.return}" --topic "${ONECOUNT_DESK_DLQ_TOPIC:-desk.dlq}")
 IFS=', ' read -ra names <<< "${ONECOUNT_EVENTS_TOPICS:-ads.events}"
 events=()
 for name in "${names[@]}"; do events+=(--topic "$name"); done
-own=("${rekeyed[@]}" "${dlq[@]}" "${deltas[@]}" "${policy[@]}" "${attributed[@]}" "${counts[@]}")
+own=("${rekeyed[@]}" "${dlq[@]}" "${deltas[@]}" "${policy[@]}" "${attributed[@]}" "${counts[@]}" "${journeys[@]}" "${models[@]}")
 
 allow() { # principal, operations (comma-separated), resources...
   local principal=$1 operation operations=()
@@ -38,12 +50,12 @@ allow() { # principal, operations (comma-separated), resources...
 }
 
 # Clients that only read a log back name a group, too: they never join it, but look for its coordinator.
-for principal in "$counter" "$aggregator" "$operator" "$page" "$gateway"; do allow "$principal" Describe --group "$counter_group.read"; done
+for principal in "$counter" "$aggregator" "$operator" "$page" "$desk" "$gateway"; do allow "$principal" Describe --group "$counter_group.read"; done
 
 # Read and Write imply Describe. An idempotent or transactional producer needs no right on the cluster.
 allow "$counter" Read "${events[@]}" "${rekeyed[@]}"
 allow "$counter" Write "${rekeyed[@]}" "${dlq[@]}"
-allow "$counter" Read,Write "${deltas[@]}" "${attributed[@]}" "${policy[@]}" # outputs are read back after lost state
+allow "$counter" Read,Write "${deltas[@]}" "${attributed[@]}" "${journeys[@]}" "${models[@]}" "${policy[@]}" # outputs are read back after lost state
 allow "$counter" Read --group "$counter_group"
 allow "$counter" Write --transactional-id "$counter_group-" --resource-pattern-type prefixed
 
@@ -61,6 +73,7 @@ allow "$operator" Create,Read,DescribeConfigs "${events[@]}" "${own[@]}" "${hand
 allow "$operator" Delete "${own[@]}" # for reset, which leaves the raw topics alone, and what was sent to them again
 allow "$operator" Write "${events[@]}" "${handled[@]}" # for dlq retry and drop
 allow "$operator" Write --transactional-id "$counter_group.dlq"
+allow "$operator" Write "${attributed[@]}" "${journeys[@]}" "${models[@]}" # deletions, for forget
 allow "$operator" Describe,Delete --group "$counter_group" --group "$aggregator_group"
 allow "$operator" Describe --group "$counter_group.verify"
 
@@ -70,6 +83,18 @@ for name in "${events[@]}" "${own[@]}"; do [ "$name" = --topic ] || shadows+=(--
 allow "$operator" Create,Read,Write,Delete,DescribeConfigs "${shadows[@]}" --resource-pattern-type prefixed
 allow "$operator" Read,Delete --group "$counter_group.replay-" --group "$aggregator_group.replay-" --resource-pattern-type prefixed
 allow "$operator" Write --transactional-id "$counter_group.replay-" --transactional-id "$aggregator_group.replay-" --resource-pattern-type prefixed
+
+allow "$operator" Create,Read,DescribeConfigs "${told[@]}" "${leads[@]}" "${rollups[@]}" "${money[@]}" "${checked[@]}"
+allow "$operator" Delete "${leads[@]}" "${rollups[@]}" "${checked[@]}" # for reset, which leaves what others told the desk
+allow "$operator" Describe --group "$desk_group"
+
+allow "$desk" Read "${journeys[@]}" "${counts[@]}" "${attributed[@]}" "${dlq[@]}" "${told[@]}" "${money[@]}"
+allow "$desk" Read,Write "${leads[@]}" "${rollups[@]}" "${checked[@]}" # they are read back by a desk that begins
+allow "$desk" Read --group "$desk_group"
+allow "$desk" Write --transactional-id "$desk_group"
+
+allow "$crm" Write "${told[@]}"
+allow "$books" Write "${money[@]}"
 
 allow "$page" Read "${counts[@]}" "${attributed[@]}" "${dlq[@]}"
 

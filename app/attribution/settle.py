@@ -83,22 +83,26 @@ def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], pol
     for conversion in conversions:
         for platform in judged_platforms(conversion):
             by_platform[platform].append(conversion)
-    ordered = (
-        sorted(adjustments, key=lambda adjustment: (adjustment.time_ms, adjustment.event_id)) if adjustments else []
-    )
+    ordered = in_order(adjustments)
     decisions: dict[tuple[str, str, str], Decision] = {}
     named: dict[tuple[str, str, str], list[str | None]] = defaultdict(list)
     for platform in sorted(by_platform):
-        members = _distinct(by_platform[platform])
-        taken: set[tuple[str, str, str]] = set()
-        for order in _orders(members, policy.bounds.order_window_ms):
+        members = distinct(by_platform[platform])
+        taken: set[tuple[str, ...]] = set()
+        for order in group_orders(members, policy.bounds.order_window_ms):
             first = order[0]
             version = policy.at(first.time_ms)
             retracted, restated = (
-                _adjust(order, ordered, policy.bounds.adjustment_window_ms, named) if ordered else (False, None)
+                adjust(order, ordered, policy.bounds.adjustment_window_ms, named) if ordered else (False, None)
             )
-            decisions[first.name, first.event_id, platform] = _judge(
-                first, platform, version, taken, retracted, restated
+            rule = version.platforms.get(platform)
+            decisions[first.name, first.event_id, platform] = judge(
+                first,
+                first.credits.get(platform),
+                rule.count(first.name, version.actions[first.name]) if rule else "every",
+                version,
+                taken,
+                (retracted, restated),
             )
             for report in order[1:]:
                 decisions[report.name, report.event_id, platform] = Decision(
@@ -108,7 +112,12 @@ def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], pol
     return Settlement(decisions, refusals)
 
 
-def _distinct(conversions: list[Conversion]) -> list[Conversion]:
+def in_order(adjustments: list[Adjustment]) -> list[Adjustment]:
+    """By (time, event_id): the earliest of a kind wins."""
+    return sorted(adjustments, key=lambda adjustment: (adjustment.time_ms, adjustment.event_id)) if adjustments else []
+
+
+def distinct(conversions: list[Conversion]) -> list[Conversion]:
     """In order of (time, event_id); an event that was sent both with and without its platform is one conversion, the
     earlier report of it.
     """
@@ -121,7 +130,7 @@ def _distinct(conversions: list[Conversion]) -> list[Conversion]:
     )
 
 
-def _orders(members: list[Conversion], order_window_ms: int) -> list[list[Conversion]]:
+def group_orders(members: list[Conversion], order_window_ms: int) -> list[list[Conversion]]:
     """Groups the reports of one order, each group's first being the order itself; in order of the first's (time,
     event_id).
     """
@@ -141,7 +150,7 @@ def _orders(members: list[Conversion], order_window_ms: int) -> list[list[Conver
     return orders
 
 
-def _adjust(
+def adjust(
     order: list[Conversion],
     adjustments: list[Adjustment],
     window_ms: int,
@@ -171,26 +180,28 @@ def _adjust(
     return retracted, restated
 
 
-def _judge(
+def judge(
     conversion: Conversion,
-    platform: str,
+    touch: Touch | None,
+    count: str,
     version: Version,
-    taken: set[tuple[str, str, str]],
-    retracted: bool,
-    restated: int | None,
+    taken: set[tuple[str, ...]],
+    adjusted: tuple[bool, int | None],
+    where: tuple[str, ...] = (),
 ) -> Decision:
-    """Judges an order by its first report. `taken` holds the (action, touch) places that earlier ones have."""
-    touch = conversion.credits.get(platform)
+    """Judges an order by its first report. `taken` holds the places that earlier ones have: action, touch, and `where` it
+    was; `adjusted`: whether the order is retracted, and its restated value.
+    """
+    retracted, restated = adjusted
     if retracted:
         return Decision(rows.RETRACTED, 0, touch, None, version, conversion)
-    action = version.actions[conversion.name]
     value_micros = restated if restated is not None else conversion.value_micros
     if value_micros is None:
-        value_micros = action.value_micros or 0
+        value_micros = version.actions[conversion.name].value_micros or 0
     if touch is None:
         return Decision(rows.UNATTRIBUTED, value_micros, None, None, version, conversion)
-    if version.platforms[platform].count(conversion.name, action) == "one":
-        place = (conversion.name, touch.kind, touch.event_id)
+    if count == "one":
+        place = (conversion.name, touch.kind, touch.event_id, *where)
         if place in taken:
             return Decision(rows.UNCOUNTED, value_micros, touch, None, version, conversion)
         taken.add(place)

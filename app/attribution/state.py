@@ -10,6 +10,7 @@ import msgspec
 from app.policy.model import RANK
 
 STATE_VERSION: Final = 1
+NEVER_MS: Final = -1  # before any event
 
 
 class Touch(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -29,6 +30,25 @@ class Touch(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return RANK[self.kind], self.time_ms, self.event_id
 
 
+class Path(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What stood before a conversion within the journey's window (docs/counting.md, section 8): how many of each, and those
+    that its row shows. Touches are (platform, touch).
+    """
+
+    views: int
+    engaged_views: int
+    clicks: int
+    visits: int
+    first: tuple[str, Touch] | None
+    touches: list[tuple[str, Touch]]  # the creditable ones, shortened
+    credited: tuple[str, Touch] | None
+    first_visit: tuple[int, str, str | None] | None  # time (ms), page, referrer
+    pages: list[str]
+
+
+NO_PATH: Final = Path(0, 0, 0, 0, None, [], None, None, [])
+
+
 class Conversion(msgspec.Struct, array_like=True, gc=False):
     """One accepted conversion event, the best touch known per platform, and the revision of each row published for it."""
 
@@ -41,6 +61,7 @@ class Conversion(msgspec.Struct, array_like=True, gc=False):
     order_id: str | None
     credits: dict[str, Touch]
     revisions: dict[str, int]
+    path: Path = NO_PATH  # where the policy follows journeys
 
     def identity(self) -> tuple[str, str, str]:
         """What makes two events of one user the same conversion event."""
@@ -76,6 +97,13 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     version: int
     conversions: list[Conversion]
     adjustments: list[Adjustment]
+    last_order: tuple[int, str, str] | None = None  # of the paid orders no longer held: time (ms), event_id, name
+    forgotten_ms: int = NEVER_MS  # the person was forgotten up to and including this time
+
+    def is_empty(self) -> bool:
+        """Whether nothing is left to hold."""
+        is_known = self.last_order is not None or self.forgotten_ms != NEVER_MS
+        return not (self.conversions or self.adjustments or is_known)
 
 
 _encoder = msgspec.msgpack.Encoder()

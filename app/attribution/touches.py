@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     platform).
     """
 
-    kinds: np.ndarray  # codes of TOUCH_TYPES
+    kinds: np.ndarray  # places in the store's kinds
     users: np.ndarray
     times_ms: np.ndarray
     event_ids: Texts
@@ -67,19 +67,32 @@ def platform_salt(name: str) -> int:
 
 
 class Touches:
-    """The touches of one partition: what is live, and how to write, find and forget it. Times are epoch ms."""
+    """The touches of one partition: what is live, and how to write, find and forget it. Times are epoch ms.
 
-    def __init__(self, tag: str, policy: Policy) -> None:
+    `first_ms` is how far back (ms) each kind was looked at under the policy's first version: a later version must find what
+    was stored under that one. `dictionary` names the hashes of names.
+    """
+
+    def __init__(
+        self,
+        tag: str,
+        lookback_ms: dict[str, int],
+        first_ms: dict[str, int],
+        horizon_ms: int,
+        width: int,
+        dictionary: str = "names",
+    ) -> None:
         self.tag = tag
-        self.horizon_ms = policy.bounds.correction_horizon_ms
-        self.lookback_ms = {kind: policy.lookback_ms(kind) for kind in ("view", "engaged_view", "click")}
-        first = Policy(policy.bounds, policy.versions[:1])  # a later version must find what was stored under this one
+        self.horizon_ms = horizon_ms
+        self.kinds = tuple(lookback_ms)
+        self.lookback_ms = lookback_ms
         self.span_ms = {
-            kind: min(max(DAY_MS, first.lookback_ms(kind) // SEGMENTS_PER_WINDOW), SPAN_MAX_MS)
-            for kind in self.lookback_ms
+            kind: min(max(DAY_MS, window_ms // SEGMENTS_PER_WINDOW), SPAN_MAX_MS)
+            for kind, window_ms in first_ms.items()
         }
         self.slot_ms = max(self.lookback_ms.values()) + self.horizon_ms + max(self.span_ms.values())
-        self.width = len(policy.bounds.keep)
+        self.width = width
+        self.dictionary = dictionary
         self.segments: dict[SegmentKey, Table] = {}
         self.slots: set[int] = set()
         self._written = -1, KnownCodes()  # the codes whose names this slot of stream time holds
@@ -98,13 +111,13 @@ class Touches:
 
     def names_key(self, slot: int) -> str:
         """The Redis key of the dictionary for touches stored in this slot of stream time."""
-        return f"{{{self.tag}}}:names:{slot}"
+        return f"{{{self.tag}}}:{self.dictionary}:{slot}"
 
     def encode(self, batch: Batch, stream_ms: int) -> tuple[dict[SegmentKey, np.ndarray], list[Command]]:
         """A batch's touches as records by segment, and the HSET of the names that are new to the slot of `stream_ms`."""
         buffer, starts, lengths = batch.event_ids
         widths = np.searchsorted(ID_WIDTHS, lengths)
-        spans = np.array([self.span_ms[kind] for kind in TOUCH_TYPES], dtype=np.int64)[batch.kinds]
+        spans = np.array([self.span_ms[kind] for kind in self.kinds], dtype=np.int64)[batch.kinds]
         segments = batch.times_ms // spans
         order = np.lexsort((lengths, segments, batch.kinds))
         keys = np.stack([batch.kinds[order], segments[order], lengths[order]])
@@ -120,7 +133,7 @@ class Touches:
             packed["id"] = np.ascontiguousarray(buffer[starts[rows, None] + np.arange(length)]).view(f"S{length}")[:, 0]
             for position, column in enumerate(batch.attributes):
                 packed[f"code{position}"] = column.codes[rows]
-            segment = (TOUCH_TYPES[batch.kinds[rows[0]]], int(segments[rows[0]]), width)
+            segment = (self.kinds[batch.kinds[rows[0]]], int(segments[rows[0]]), width)
             held = records.get(segment)
             records[segment] = packed if held is None else np.concatenate([held, packed])
         return records, self._new_names(batch.attributes, stream_ms // self.slot_ms)
@@ -157,8 +170,10 @@ class Touches:
             commands += largest.write(nothing, flush=True)
         return commands
 
-    def wanted(self, users_and_times: Iterable[tuple[str, int, int]]) -> Wanted:
-        """The commands that read what may hold an eligible touch, for (kind, user hash, conversion time) triples."""
+    def wanted(self, users_and_times: Iterable[tuple[str, int, int]], whole: np.ndarray) -> Wanted:
+        """The commands that read what may hold an eligible touch, for (kind, user hash, conversion time) triples, and
+        everything that is stored of the user hashes in `whole`.
+        """
         asked: dict[str, list[tuple[int, int]]] = {}
         for kind, user, time_ms in users_and_times:
             asked.setdefault(kind, []).append((user, time_ms))
@@ -169,21 +184,30 @@ class Touches:
         wanted = Wanted([], [])
         for segment, table in self.segments.items():
             kind, number, _ = segment
-            users = np.empty(0, dtype=np.uint64)
+            users = whole
             if kind in columns:
-                users, times_ms = columns[kind]
+                asking, times_ms = columns[kind]
                 start_ms = number * self.span_ms[kind]
                 end_ms = start_ms + self.span_ms[kind] + self.lookback_ms[kind]
-                users = users[(start_ms < times_ms) & (times_ms < end_ms)]
+                users = np.concatenate([whole, asking[(start_ms < times_ms) & (times_ms < end_ms)]])
             lookup = table.lookup(users)
             wanted.lookups.append((segment, lookup))
             wanted.commands.extend(lookup.commands)
         return wanted
 
-    def pool(
+    def wanted_whole(self, users: np.ndarray) -> Wanted:
+        """The commands that read everything that is stored of some user hashes."""
+        wanted = Wanted([], [])
+        for segment, table in self.segments.items():
+            lookup = table.lookup(users)
+            wanted.lookups.append((segment, lookup))
+            wanted.commands.extend(lookup.commands)
+        return wanted
+
+    def read(
         self, wanted: Wanted, replies: list[bytes], records: dict[SegmentKey, np.ndarray], users: np.ndarray
-    ) -> "Pool":
-        """The stored records of the wanted users, and this batch's of `users` (sorted hashes), ready to be searched. Raises
+    ) -> list[tuple[SegmentKey, np.ndarray]]:
+        """The stored records of the wanted users, and this batch's of `users` (sorted hashes), by segment. Raises
         `StateDamaged`.
         """
         parts: list[tuple[SegmentKey, np.ndarray]] = []
@@ -193,8 +217,7 @@ class Touches:
             at += len(lookup.commands)
             parts.append((segment, found))
         # after the stored ones, so that equal records stay in order of acceptance
-        parts += [(segment, packed[among(packed[HASH], users)]) for segment, packed in records.items()]
-        return Pool(parts, self.span_ms)
+        return parts + [(segment, packed[among(packed[HASH], users)]) for segment, packed in records.items()]
 
     def unknown_codes(self, found: Iterable["Found"]) -> list[int]:
         """The codes among the records whose names this process has not read yet."""
@@ -230,6 +253,22 @@ class Touches:
         old = {slot for slot in self.slots if stream_ms >= (slot + 2) * self.slot_ms}
         self.slots -= old
         return commands + [("UNLINK", self.names_key(slot)) for slot in sorted(old)]
+
+
+def touches_of(tag: str, policy: Policy) -> Touches:
+    """The store of a partition's views, clicks and engaged views."""
+    bounds, first = policy.bounds, Policy(policy.bounds, policy.versions[:1])
+    lookback_ms, first_ms = ({kind: each.lookback_ms(kind) for kind in TOUCH_TYPES} for each in (policy, first))
+    return Touches(tag, lookback_ms, first_ms, bounds.correction_horizon_ms, len(bounds.keep))
+
+
+def visits_of(tag: str, policy: Policy) -> Touches | None:
+    """The store of a partition's visits, each with its page and referrer; None where the policy follows no journeys."""
+    journeys = policy.bounds.journeys
+    if journeys is None:
+        return None
+    window_ms = {"visit": journeys.window_ms}
+    return Touches(tag, window_ms, window_ms, policy.bounds.correction_horizon_ms, 2, "pages")
 
 
 class Found(NamedTuple):

@@ -4,14 +4,17 @@ The difference is what leaves onecount: a row with a higher revision for each de
 that no longer stands, and negative and positive deltas for the counts.
 """
 
+from math import inf
 from typing import Any, NamedTuple
 
+from app.attribution.journeys import Journey, Key, follow, journey_row, latest_order, model_rows
 from app.attribution.settle import Decision, Settlement, credit, settle
-from app.attribution.state import Adjustment, Conversion, Touch, UserState
+from app.attribution.state import Adjustment, Conversion, Path, Touch, UserState
 from app.contract import rows
 from app.contract.events import MICROS
+from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
 from app.contract.rows import AttributedRow
-from app.policy.model import Policy
+from app.policy.model import Journeys, Policy
 
 
 class CountDelta(NamedTuple):
@@ -33,9 +36,37 @@ class Change(NamedTuple):
     """
 
     rows: list[tuple[bytes, AttributedRow | None]]
+    journeys: list[tuple[bytes, JourneyRow | None]]
+    models: list[tuple[bytes, ModelRow | None]]
     deltas: list[CountDelta]
     refused: list[tuple[Adjustment, str]]
     corrected: list[str]  # the platform of each decision that was published before
+
+
+Paths = dict[tuple[str, str, str], Path]  # by a conversion's identity
+
+
+class Answer(NamedTuple):
+    """What a user's state says: what each platform makes of it, and the orders over all platforms."""
+
+    settlement: Settlement
+    journeys: dict[Key, Journey]
+
+
+def answer(state: UserState, policy: Policy) -> Answer:
+    """The canonical answer for one user."""
+    settlement = settle(state.conversions, state.adjustments, policy) if state.conversions else Settlement({}, {})
+    return Answer(settlement, follow(state, settlement, policy))
+
+
+class Taken(NamedTuple):
+    """The answer as it was before, how many of the new events were held already, and how many are of before the time up to
+    which the person was forgotten.
+    """
+
+    before: Answer
+    repeats: int
+    forgotten: int
 
 
 def take_in(
@@ -43,16 +74,16 @@ def take_in(
     conversions: list[Conversion],
     adjustments: list[Adjustment],
     touches: list[tuple[str, Touch]],
+    paths: Paths,
     policy: Policy,
-) -> tuple[Settlement, int]:
-    """Adds what is new to `state` in place; the settlement as it was before, and how many of the new events it already
-    held.
-    """
-    before = settle(state.conversions, state.adjustments, policy) if state.conversions else Settlement({}, {})
-    repeats = _add(state.conversions, conversions) + _add(state.adjustments, adjustments)
-    for conversion in state.conversions:
-        credit(conversion, touches, policy)
-    return before, repeats
+) -> Taken:
+    """Adds what is new to `state` in place. `paths`: of the conversions that a new touch or visit may stand before."""
+    before = answer(state, policy)
+    new = conversions, adjustments
+    left = [[item for item in items if item.time_ms > state.forgotten_ms] for items in new]
+    repeats = sum(map(_add, (state.conversions, state.adjustments), left))
+    look_back(state, touches, paths, policy)
+    return Taken(before, repeats, sum(map(len, new)) - sum(map(len, left)))
 
 
 def _add(held: list[Any], new: list[Any]) -> int:
@@ -70,13 +101,22 @@ def _add(held: list[Any], new: list[Any]) -> int:
     return repeats
 
 
-def changes(advertiser_id: str, user_id: str, state: UserState, before: Settlement, policy: Policy) -> Change:
-    """What differs between the settlement `before` and the state now; raises the revision of each row that changes."""
-    after = settle(state.conversions, state.adjustments, policy)
-    change = Change([], [], [], [])
+def look_back(state: UserState, touches: list[tuple[str, Touch]], paths: Paths, policy: Policy) -> None:
+    """Credits the conversions that are held, and puts them on their paths."""
+    known = [(platform, touch) for platform, touch in touches if touch.time_ms > state.forgotten_ms]
+    for conversion in state.conversions:
+        credit(conversion, known, policy)
+        conversion.path = paths.get(conversion.identity(), conversion.path)
+
+
+def changes(advertiser_id: str, user_id: str, state: UserState, before: Answer, policy: Policy) -> Change:
+    """What differs between the answer `before` and the state now; raises the revision of each row that changes."""
+    now = answer(state, policy)
+    after = now.settlement
+    change = Change([], [], [], [], [], [])
     revisions = _Revisions(state)
     for key, decision in after.decisions.items():
-        old = before.decisions.get(key)
+        old = before.settlement.decisions.get(key)
         if old is not None and _content(old) == _content(decision):
             continue
         platform, conversion = key[2], decision.conversion
@@ -86,7 +126,7 @@ def changes(advertiser_id: str, user_id: str, state: UserState, before: Settleme
         row_key = rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id)
         change.rows.append((row_key, attributed_row(advertiser_id, user_id, platform, decision, revision, policy)))
         change.deltas.extend(_deltas(advertiser_id, platform, old, decision, policy))
-    for key, old in before.decisions.items():
+    for key, old in before.settlement.decisions.items():
         if key not in after.decisions:
             name, event_id, platform = key
             change.corrected.append(platform)
@@ -97,7 +137,48 @@ def changes(advertiser_id: str, user_id: str, state: UserState, before: Settleme
         if reason is not None and not adjustment.is_refused:
             adjustment.is_refused = True
             change.refused.append((adjustment, reason))
+    _journey_changes(advertiser_id, user_id, before.journeys, now.journeys, revisions, policy, change)
     return change
+
+
+def _journey_changes(
+    advertiser_id: str,
+    user_id: str,
+    before: dict[Key, Journey],
+    after: dict[Key, Journey],
+    revisions: "_Revisions",
+    policy: Policy,
+    change: Change,
+) -> None:
+    for key in (*after, *(key for key in before if key not in after)):
+        old, new = before.get(key), after.get(key)
+        if old is not None and new is not None and old.content() == new.content():
+            continue
+        row = None
+        if new is not None:
+            revision = revisions.raise_for((*key, rows.ALL), new.decision.conversion)
+            row = journey_row(advertiser_id, user_id, new, revision, policy)
+        was_counted = old is not None and old.is_counted()
+        journeys, models = put_journey(advertiser_id, user_id, key, row, was_counted, policy)
+        change.journeys.extend(journeys)
+        change.models.extend(models)
+        change.deltas.extend(
+            _deltas(advertiser_id, rows.ALL, old and old.decision, new.decision if new else None, policy)
+        )
+
+
+def put_journey(
+    advertiser_id: str, user_id: str, key: Key, row: JourneyRow | None, was_counted: bool, policy: Policy
+) -> tuple[list[tuple[bytes, JourneyRow | None]], list[tuple[bytes, ModelRow | None]]]:
+    """An order's new row (None deletes) and those of its models, or their deletions where it was counted before."""
+    rules = policy.bounds.journeys
+    assert rules is not None
+    models: list[tuple[bytes, ModelRow | None]] = []
+    if row is not None and row.conversions:
+        models = [(model_key(advertiser_id, user_id, *key, each.model), each) for each in model_rows(row, rules)]
+    elif was_counted:
+        models = [(model_key(advertiser_id, user_id, *key, model), None) for model in rules.models]
+    return [(journey_key(advertiser_id, user_id, *key), row)], models
 
 
 class _Revisions:
@@ -149,7 +230,9 @@ def _deltas(
                 sign * decision.value_micros,
             )
         )
-    return found
+    # a row may change that says more than what is counted
+    is_nothing = len(found) == 2 and found[0][:6] == found[1][:6] and not found[0].value_micros + found[1].value_micros
+    return [] if is_nothing else found
 
 
 def dimensions_of(touch: Touch, policy: Policy) -> tuple[str | None, ...]:
@@ -204,12 +287,36 @@ def attributed_row(
     )
 
 
-def prune(state: UserState, floor_ms: int) -> None:
-    """Forgets, in place, the conversions and adjustments that are older than `floor_ms` (epoch ms) and so can no longer
+def expire(state: UserState, stream_ms: int, policy: Policy) -> None:
+    """Lets go, in place, of what can no longer matter at this stream time (ms). Of the paid orders among it the last one's time
+    and id stay, for as long as it makes a later one that of a returning customer.
+    """
+    floor_ms = stream_ms - policy.conversion_retention_ms()
+    journeys = policy.bounds.journeys
+    held = state.conversions
+    if journeys is None or not journeys.orders or all(conversion.time_ms >= floor_ms for conversion in held):
+        prune(state, floor_ms, journeys)
+    else:
+        found = answer(state, policy).journeys
+        prune(state, floor_ms, journeys)
+        kept = {conversion.identity() for conversion in state.conversions}
+        gone = [conversion for conversion in held if conversion.identity() not in kept]
+        orders = [latest_order(gone, found, journeys), state.last_order]
+        state.last_order = max((order for order in orders if order is not None), default=None)
+    if (
+        journeys is not None
+        and state.last_order is not None
+        and state.last_order[0] < floor_ms - journeys.customer_window_ms
+    ):
+        state.last_order = None
+
+
+def prune(state: UserState, floor_ms: int, journeys: Journeys | None = None) -> None:
+    """Lets go, in place, of the conversions and adjustments that are older than `floor_ms` (epoch ms) and so can no longer
     matter.
 
-    A conversion stays while any other one that it is judged with (its order, its touch's place, its adjustment) stays,
-    since forgetting it earlier would change their judgement.
+    A conversion stays while any other one that it is judged with (its order, its touch's place, its adjustment; a paid order
+    before it, a cart that it takes up again) stays, since forgetting it earlier would change their judgement.
     """
     for item in state.conversions:
         if item.time_ms < floor_ms:
@@ -229,9 +336,12 @@ def prune(state: UserState, floor_ms: int) -> None:
     grown = True
     while grown:
         grown = False
+        since_ms = _needed_since(state, kept, journeys) if journeys is not None else {}
         for conversion in state.conversions:
             identity = conversion.identity()
-            if identity not in kept and ties[identity] & live:
+            if identity not in kept and (
+                ties[identity] & live or conversion.time_ms >= since_ms.get(conversion.name, inf)
+            ):
                 kept.add(identity)
                 live |= ties[identity]
                 grown = True
@@ -246,11 +356,26 @@ def prune(state: UserState, floor_ms: int) -> None:
     ]
 
 
+def _needed_since(state: UserState, kept: set[tuple[str, str, str]], journeys: Journeys) -> dict[str, int]:
+    """By action: since when (ms) those that are kept may hang on its conversions. What is forgotten of paid orders stands
+    before all that are kept, so that the last one tells all of it.
+    """
+    paid = [each.time_ms for each in state.conversions if each.name in journeys.orders and each.identity() in kept]
+    if not paid:
+        return {}
+    first_ms = min(paid)
+    left = dict.fromkeys(journeys.abandoned_actions, first_ms - journeys.window_ms)
+    return dict.fromkeys(journeys.orders, first_ms) | left
+
+
 def _ties(conversion: Conversion) -> set[tuple[str, ...]]:
     ties: set[tuple[str, ...]] = {("event", conversion.event_id)}
     if conversion.order_id:
         ties.add(("order", conversion.order_id))
     for platform, touch in conversion.credits.items():
+        ties.add(("touch", platform, conversion.name, touch.kind, touch.event_id))
+    if conversion.path.credited is not None:
+        platform, touch = conversion.path.credited
         ties.add(("touch", platform, conversion.name, touch.kind, touch.event_id))
     return ties
 

@@ -15,10 +15,13 @@ import yaml
 
 from app.contract.events import EVENT_TYPES, REQUIRED, Event
 from app.contract.journeys import JourneyRow, ModelRow
+from app.contract.leads import STATES, FollowUpEvent, LeadRow, OverdueRow
 from app.contract.meanings import MEANINGS
+from app.contract.money import LEVELS, OrderEvent, ReconciliationRow, ReportEvent, ReturnRow, SpendEvent
 from app.contract.reasons import ALL_REASONS
+from app.contract.rollups import PERIODS, RollupRow
 from app.contract.rows import STATUSES, AttributedRow, CountRow, DeadLetter
-from app.contract.topics import DAY_MS, TopicSpec, topic_specs
+from app.contract.topics import DAY_MS, TopicSpec, desk_specs, topic_specs
 
 PAGE: Final = "contract.md"
 _PARTITIONS: Final = 4  # the default of ONECOUNT_PARTITIONS
@@ -37,6 +40,21 @@ _TOPICS: Final = {
         "conversions.counts",
         ("conversions.journeys", "conversions.models"),
         _REBUILD_MS,
+    )
+    + desk_specs(
+        ("leads.followups",),
+        (
+            "leads",
+            "leads.overdue",
+            "leads.followups.dlq",
+            "conversions.rollups",
+            "revenue.orders",
+            "platforms.reported",
+            "spend",
+            "conversions.reconciliation",
+            "conversions.return",
+            "desk.dlq",
+        ),
     )
 }
 
@@ -103,6 +121,88 @@ _KINDS: Final = {
             "advertiser_id, user_id, conversion_name, event_id, model", ["shop", "u1", "purchase", "c1", "linear"]
         ),
     ),
+    "rollup": Kind(
+        "conversions.rollups",
+        "send",
+        RollupRow,
+        "Upserts, absolute counts of an hour, a day or a week and its dimensions; never deleted. Written by `onecount desk`. Read committed records only.",
+        _key_array(
+            "period, period_start, platform, advertiser_id, ...dimensions, conversion_name, currency",
+            ["day", 1763938800000, "meta", "shop", "spring", "purchase", "EUR"],
+        ),
+    ),
+    "lead": Kind(
+        "leads",
+        "send",
+        LeadRow,
+        "Upserts, a row a lead; a null value deletes. Written by `onecount desk`. Read committed records only.",
+        _key_array("advertiser_id, user_id, conversion_name", ["shop", "u1", "demo_booked"]),
+    ),
+    "overdue_lead": Kind(
+        "leads.overdue",
+        "send",
+        OverdueRow,
+        "Upserts, a row a lead that waits for longer than the policy allows; a null value deletes. Written by `onecount desk`. Read committed records only.",
+        _key_array("advertiser_id, user_id, conversion_name", ["shop", "u1", "demo_booked"]),
+    ),
+    "follow_up": Kind(
+        "leads.followups",
+        "receive",
+        FollowUpEvent,
+        "What a CRM or a marketing automation did about leads; a log. Any key: user_id spreads them well.",
+        {"type": "string", "description": "any"},
+    ),
+    "refused_follow_up": Kind(
+        "leads.followups.dlq",
+        "send",
+        DeadLetter,
+        "Refused follow-ups with their reason. Upserts, so that a desk that begins anew writes none twice. Read committed records only.",
+        _key_array("topic, partition, offset", ["leads.followups", 0, 17]),
+    ),
+    "order": Kind(
+        "revenue.orders",
+        "receive",
+        OrderEvent,
+        "Upserts, a record an order, as the shop's books have it now; a null value deletes. The key must be just this one.",
+        _key_array("advertiser_id, order_id", ["shop", "o-1"]),
+    ),
+    "report": Kind(
+        "platforms.reported",
+        "receive",
+        ReportEvent,
+        "Upserts, what a platform claims for a campaign and day; a null value deletes. The key must be just this one.",
+        _key_array(
+            "advertiser_id, platform, campaign_id, conversion_name, day", ["shop", "meta", "spring", None, "2026-11-26"]
+        ),
+    ),
+    "spend": Kind(
+        "spend",
+        "receive",
+        SpendEvent,
+        "Upserts, what a campaign cost on a day; a null value deletes. The key must be just this one.",
+        _key_array("advertiser_id, platform, campaign_id, source, day", ["shop", "meta", "spring", None, "2026-11-26"]),
+    ),
+    "reconciliation": Kind(
+        "conversions.reconciliation",
+        "send",
+        ReconciliationRow,
+        "Upserts, a row a period, platform and campaign; a null value deletes. Written by `onecount desk`. Read committed records only.",
+        _key_array("advertiser_id, period, platform, campaign_id", ["shop", "2026-W47", "meta", "spring"]),
+    ),
+    "return": Kind(
+        "conversions.return",
+        "send",
+        ReturnRow,
+        "Upserts, a row a period and value of a level; a null value deletes. Written by `onecount desk`. Read committed records only.",
+        _key_array("advertiser_id, period, level, platform, value", ["shop", "2026-W47", "campaign", "meta", "spring"]),
+    ),
+    "refused_money": Kind(
+        "desk.dlq",
+        "send",
+        DeadLetter,
+        "Refused orders, claims and spend with their reason. Upserts, so that a desk that begins anew writes none twice. Read committed records only.",
+        _key_array("topic, partition, offset", ["revenue.orders", 0, 17]),
+    ),
     "dead_letter": Kind(
         "ads.events.dlq",
         "send",
@@ -129,9 +229,16 @@ def schema_of(name: str) -> dict[str, Any]:
         body["allOf"] = [
             {"if": {"properties": {"event_type": {"const": kind}}}, "then": {"required": list(fields)}}
             for kind, fields in REQUIRED.items()
+            if fields
         ]
     if struct is AttributedRow:
         body["properties"]["status"]["enum"] = list(STATUSES)
+    if struct is LeadRow:
+        body["properties"]["state"]["enum"] = list(STATES)
+    if struct is RollupRow:
+        body["properties"]["period"]["enum"] = list(PERIODS)
+    if struct is ReturnRow:
+        body["properties"]["level"]["enum"] = list(LEVELS)
     if struct is DeadLetter:
         body["properties"]["reason"]["enum"] = list(ALL_REASONS)
     return {
@@ -202,6 +309,8 @@ def _type_of(schema: dict[str, Any]) -> str:
         return " or ".join(_type_of(each) for each in schema["anyOf"])
     if "$ref" in schema:
         return schema["$ref"]
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
         return f"array of {_type_of(schema['items'])}"
     if schema["type"] == "object":
@@ -215,8 +324,9 @@ def topic_table() -> str:
     for kind in _KINDS.values():
         spec, key = _TOPICS[kind.topic], kind.key["description"].removeprefix("JSON: ")
         policy = spec.config["cleanup.policy"]
-        days = int(spec.config.get("retention.ms") or spec.config["delete.retention.ms"]) // DAY_MS
-        kept = f"{days} days" if policy == "delete" else f"ever, a key's last record; deletions {days} days"
+        kept_ms = int(spec.config.get("retention.ms") or spec.config["delete.retention.ms"])
+        days = f"{kept_ms // DAY_MS} days" if kept_ms >= 0 else "ever"
+        kept = days if policy == "delete" else f"ever, a key's last record; deletions {days}"
         lines.append(f"| `{spec.name}` | {key} | {spec.partitions or '`ONECOUNT_PARTITIONS`'} | {policy} | {kept} |")
     return "\n".join(lines)
 

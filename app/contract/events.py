@@ -6,9 +6,9 @@ function for every row that it cannot vouch for, so both accept and reject the s
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,7 +23,8 @@ MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 999
 NEVER_MS: Final = 2**63 - 1  # after any record's time
 
 TOUCH_TYPES: Final = ("view", "click", "engaged_view")
-EVENT_TYPES: Final = (*TOUCH_TYPES, "visit", "conversion", "adjustment")
+# An event's identity holds its type's place here: new ones come at the end.
+EVENT_TYPES: Final = (*TOUCH_TYPES, "visit", "conversion", "adjustment", "forget")
 # What a touch may say about itself, in the order in which it is stored and published.
 TOUCH_ATTRIBUTES: Final = ("campaign_id", "ad_id", "creative_id", "landing_page", "offer_id", "source", "medium")
 
@@ -77,6 +78,7 @@ class Accepted(NamedTuple):
     time_ms: int
 
 
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 decode_struct = msgspec.json.Decoder(Event).decode
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -92,6 +94,7 @@ REQUIRED: Final = {
     "visit": ("page",),
     "conversion": ("conversion_name",),
     "adjustment": ("adjustment",),
+    "forget": (),
 }
 
 
@@ -134,7 +137,7 @@ def from_micros(micros: int) -> float:
     return micros / MICROS
 
 
-def judge_bytes(raw: bytes | None) -> Event | Rejection:
+def judge_bytes(raw: bytes | None, decode: Callable[[bytes], Struct] = decode_struct) -> Struct | Rejection:
     """Decodes one record's value; a `Rejection` where it is no JSON object with the contract's types and bounds."""
     if raw is None:
         return Rejection(reasons.NULL_RECORD, "", "the record has no value")
@@ -149,7 +152,7 @@ def judge_bytes(raw: bytes | None) -> Event | Rejection:
     if _depth(text) > MAX_DEPTH:
         return Rejection(reasons.TOO_DEEP, "", f"nested deeper than {MAX_DEPTH} levels")
     try:
-        event = decode_struct(raw)
+        event = decode(raw)
         json.loads(text, object_pairs_hook=_refuse_duplicates)
     except _DuplicateKey as error:
         return Rejection(
@@ -211,7 +214,7 @@ def judge_fields(event: Event, platforms: Mapping[str, int], record_time_ms: int
             return Rejection(reasons.MISSING_FIELD, name, f"a {event.event_type} needs {name}")
     if (
         event.platform is not None
-        and event.event_type not in ("visit", "adjustment")
+        and event.event_type not in ("visit", "adjustment", "forget")
         and platforms.get(event.platform, NEVER_MS) > record_time_ms
     ):
         return Rejection(reasons.UNKNOWN_PLATFORM, "platform", f"{event.platform[:64]!r} is not in the policy in force")

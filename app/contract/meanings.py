@@ -3,7 +3,21 @@
 from typing import Final
 
 from app.contract.journeys import JourneyRow, ModelRow, PathTouch, Share
+from app.contract.leads import FollowUpEvent, LeadRow, OverdueRow
+from app.contract.money_meanings import MONEY_MEANINGS
+from app.contract.rollups import RollupRow
 from app.contract.rows import AttributedRow, CountRow, DeadLetter
+
+_FOUND_BY: Final = {
+    "platform": (
+        "Where the opening conversion came from, as the four fields below: its credited touch's, else its first touch's; "
+        "null where it has neither."
+    ),
+    "campaign_id": "The campaign.",
+    "source": "The traffic's source.",
+    "medium": "The traffic's medium.",
+    "landing_page": "The landing page.",
+}
 
 MEANINGS: Final = {
     AttributedRow: {
@@ -164,6 +178,74 @@ MEANINGS: Final = {
         "share": "Its part of the conversion, in millionths: all parts sum to exactly 1.",
         "value": "Its part of the value, in millionths: all parts sum to exactly `value`.",
     },
+    FollowUpEvent: {
+        "kind": (
+            "`contacted` (somebody spoke or wrote to the person) or `sent` (the next issue went out): the lead is answered; "
+            "`won` or `lost`: it is closed."
+        ),
+        "event_time": (
+            "When it was done: epoch ms, or RFC 3339 with a zone. Of any age; at most `max_clock_skew` (5 min) ahead of its "
+            "record's Kafka timestamp."
+        ),
+        "advertiser_id": "Whose lead.",
+        "user_id": "Who the lead is; as in the conversion.",
+        "conversion_name": "The action of the lead; null or left out: all leads of the user.",
+    },
+    LeadRow: {
+        "advertiser_id": "Whose lead.",
+        "user_id": "Who the lead is; as the producer of the conversion named the user.",
+        "conversion_name": "What was asked for: the action, one of the policy's catalogue, and none of `journeys.orders`.",
+        "state": (
+            "`waiting` (a conversion that nobody has followed up), `answered` (followed up, and nothing new since), `won` (a "
+            "purchase, or the CRM's word) or `lost` (the CRM's word)."
+        ),
+        "temperature": "`hot`: an action of hard intent since it was opened, its own or another one of the user; else `cool`.",
+        "outcome": "The action's business outcome in the policy: `revenue` or `retention`.",
+        "opened_time": "When its first conversion since it was last closed was, epoch ms.",
+        "opened_by": "That conversion's event_id: with the action the key of its row in `conversions.journeys`.",
+        "conversions": "How many conversions of the action since then, retracted ones left out.",
+        "last_time": "When the last of them was, epoch ms.",
+        "follow_up": "What the policy's `desk.follow_ups` says that it needs; null where it says nothing.",
+        "waiting_since": ("When the first conversion after the last follow-up was, epoch ms; null unless `waiting`."),
+        "due_time": "Until when `follow_up` must be done, epoch ms; null unless `waiting` for one.",
+        "answered_time": "When it was last `contacted` or `sent` to since it was opened, epoch ms; null: never.",
+        "closed_time": "When it was won or lost, epoch ms; else null.",
+        "closed_by": "`won` or `lost` where the CRM said so, else the action of the purchase; null while it is open.",
+        **_FOUND_BY,
+    },
+    OverdueRow: {
+        "advertiser_id": "Whose lead.",
+        "user_id": "Who the lead is.",
+        "conversion_name": "What was asked for.",
+        "temperature": "`hot` or `cool`, as in `leads`.",
+        "outcome": "The action's business outcome in the policy: `revenue` or `retention`.",
+        "follow_up": "What should have been done.",
+        "waiting_since": "When the first conversion that nobody has followed up was, epoch ms.",
+        "due_time": "Until when it should have been done, epoch ms.",
+        **_FOUND_BY,
+    },
+    RollupRow: {
+        "period": "`hour` (UTC), `day` or `week` (ISO 8601, begins on Monday), both in the advertiser's time zone.",
+        "label": "Its name: `2026-07-01T13Z`, `2026-07-01` or `2026-W27`.",
+        "period_start": "The period's first millisecond, epoch ms.",
+        "period_end": "The first millisecond after the period, epoch ms. A day has 23 or 25 hours where clocks change.",
+        "time_zone": "The advertiser's, of the policy's `desk.advertisers`; `UTC` for hours.",
+        "platform": "As in `conversions.counts`.",
+        "advertiser_id": "Whose.",
+        "dimensions": "As in `conversions.counts`.",
+        "conversion_name": 'The action of the conversions; "" in the rows of touches.',
+        "currency": 'ISO 4217, of `value`; "" where there is none.',
+        "views": "Views of the windows that begin in the period.",
+        "engaged_views": "Engaged views of these windows.",
+        "clicks": "Clicks of these windows.",
+        "conversions": "Counted conversions of these windows.",
+        "value": "What they are worth, in `currency`; exact to a millionth.",
+        "cost": "What the touches cost, in the unit that their producer sends.",
+        "final": (
+            "Whether the period is over and every window of it was final when the row was written. A correction may still come."
+        ),
+        "scope": "`platform` or `all`, as in `conversions.counts`; never add the two.",
+    },
     DeadLetter: {
         "reason": "Why the event was refused, of a closed list.",
         "field": 'The field at fault; "" for the whole.',
@@ -178,4 +260,4 @@ MEANINGS: Final = {
         "truncated": "Whether `value_base64` is not all of the value.",
         "value_base64": "The value's first 16 KiB; null for a record without a value.",
     },
-}
+} | MONEY_MEANINGS

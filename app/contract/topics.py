@@ -8,8 +8,21 @@ DAY_MS = 86_400_000
 # A copy of an upsert topic that stands still for this long still reads every deletion when it goes on.
 DELETIONS_KEPT_MS: Final = 14 * DAY_MS
 _TIMESTAMP_BOUNDS = ("message.timestamp.before.max.ms", "message.timestamp.after.max.ms")
+# What workers write gets the broker's time: a broker refuses records from an hour ahead of its clock, and a worker
+# whose clock is fast would write nothing at all.
+_WRITTEN: Final = {"message.timestamp.type": "LogAppendTime"}
+_UPSERTS: Final = {
+    "cleanup.policy": "compact",
+    "min.compaction.lag.ms": "3600000",
+    "delete.retention.ms": str(DELETIONS_KEPT_MS),
+} | _WRITTEN
 # Where more is as good as what stands in a spec; -1 is without end.
 AT_LEAST: Final = ("retention.ms", "delete.retention.ms", "min.compaction.lag.ms")
+# Where less is as good.
+AT_MOST: Final = ("max.compaction.lag.ms",)
+# What a later row or a deletion has overwritten is cleaned away within this time, where rows are of persons.
+OVERWRITTEN_KEPT_MS: Final = 7 * DAY_MS
+_OF_PERSONS: Final = _UPSERTS | {"max.compaction.lag.ms": str(OVERWRITTEN_KEPT_MS)}
 
 
 class TopicSpec(NamedTuple):
@@ -47,14 +60,8 @@ def topic_specs(
     }
     # A copy keeps the time of the raw record, which the raw topic's broker has let in: no broker may refuse it here.
     copies = log | {name: str(2**63 - 1) for name in _TIMESTAMP_BOUNDS}
-    # What workers write gets the broker's time: a broker refuses records from an hour ahead of its clock, and a worker
-    # whose clock is fast would write nothing at all.
-    written = {"message.timestamp.type": "LogAppendTime"}
-    upserts = {
-        "cleanup.policy": "compact",
-        "min.compaction.lag.ms": "3600000",
-        "delete.retention.ms": str(DELETIONS_KEPT_MS),
-    } | written
+    written = _WRITTEN
+    upserts = _UPSERTS
     raw = events_topics[0]
     return [
         *(TopicSpec(name, None, log) for name in events_topics),
@@ -64,8 +71,20 @@ def topic_specs(
         TopicSpec(handled, 1, {"cleanup.policy": "compact"} | written),
         # As long as the raw topics: a rebuild folds them in the order that the deltas tell.
         TopicSpec(deltas, None, {"cleanup.policy": "delete", "retention.ms": log["retention.ms"]} | written),
-        TopicSpec(attributed, None, upserts, raw),
+        TopicSpec(attributed, None, _OF_PERSONS, raw),
         TopicSpec(counts, None, upserts, deltas),
-        *(TopicSpec(name, None, upserts, raw) for name in journeys),
+        *(TopicSpec(name, None, _OF_PERSONS, raw) for name in journeys),
         TopicSpec(policy, 1, {"cleanup.policy": "compact"} | written),
+    ]
+
+
+def desk_specs(inputs: tuple[str, ...], upserts: tuple[str, ...]) -> list[TopicSpec]:
+    """The desk's topics: what others tell it, kept for ever, since its rows are made of all of it; and the upserts, each of
+    one partition, since one desk writes all of its own, and of those of others the last one of a key must be plain, however
+    their producers choose a partition.
+    """
+    told = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"} | _WRITTEN
+    return [
+        *(TopicSpec(name, None, told) for name in inputs),
+        *(TopicSpec(name, 1, _OF_PERSONS) for name in upserts),  # leads are, and orders may be
     ]

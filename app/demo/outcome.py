@@ -138,6 +138,18 @@ def never_credited(tally: Tally, policy: Policy) -> list[str]:
     return words
 
 
+def claimed_words(tally: Tally) -> str | None:
+    """What the platforms claim together, and what there was; None where no journeys are followed."""
+    if tally.once is None:
+        return None
+    return f"Platforms claim {_conversions(total(tally))}. Counted once over all of them: {_conversions(tally.once)}."
+
+
+def _conversions(sums: Sums) -> str:
+    worth = f" ({money(sums.value, named=True)})" if +sums.value else ""
+    return f"{sums.conversions:,} conversion{'s' if sums.conversions != 1 else ''}{worth}"
+
+
 def import_table(done: dict[str, Any]) -> Group:
     """What became of the file's rows."""
     table = _table()

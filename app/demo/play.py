@@ -17,6 +17,7 @@ from app.demo.fault import Fault
 from app.demo.figures import DUPLICATES, NOISE
 from app.demo.known_files import mapping_for
 from app.demo.outcome import (
+    claimed_words,
     generated_words,
     import_table,
     never_credited,
@@ -140,6 +141,8 @@ def _closing_words(
                 + (" Not one event was lost or counted twice." if equal else ""),
                 highlight=False,
             )
+        if claimed := claimed_words(picture.tally):
+            console.print(claimed, highlight=False)
     if not equal:
         console.print("[bold red]What was published differs from the answer: that is a defect. Please report it.[/]")
     console.print(_next_words(task), highlight=False)
@@ -149,6 +152,8 @@ def _tell_outcome(console: Console, scene: Scene, picture: Picture, done: dict[s
     for table in (import_table(done), *outcome_tables(picture.tally)):
         console.print()
         console.print(table)
+    if claimed := claimed_words(picture.tally):
+        console.print(f"\n{claimed}", highlight=False)
     rejected = sum(done["rejected"].values())
     if rejected:
         console.print()

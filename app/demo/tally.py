@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from app.contract import rows
 from app.contract.events import to_micros
-from app.contract.rows import AttributedRow, CountRow
+from app.contract.rows import ALL, AttributedRow, CountRow
 
 COUNTS: Final = "counts"
 ATTRIBUTED: Final = "attributed"
@@ -39,11 +39,14 @@ class Judged(NamedTuple):
 
 @dataclass
 class Tally:
-    """The fold over what was consumed: `campaigns` and the counters always agree with the latest rows."""
+    """The fold over what was consumed: `campaigns` and the counters always agree with the latest rows. `once`: what is
+    counted once over all platforms, which is in no campaign; None where no journeys are followed.
+    """
 
     counts: dict[bytes, CountRow] = field(default_factory=dict)
     attributed: dict[bytes, Judged] = field(default_factory=dict)
     campaigns: dict[tuple[str, str], Sums] = field(default_factory=dict)
+    once: Sums | None = None
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # (action, status)
     value: dict[str, Counter[str]] = field(
         default_factory=dict
@@ -80,8 +83,11 @@ def _fold_count(tally: Tally, key: bytes, row: CountRow | None) -> None:
 
 
 def _add(tally: Tally, row: CountRow, sign: int) -> None:
-    campaign = row.dimensions.get("campaign_id") or ""
-    sums = tally.campaigns.setdefault((row.platform, campaign), Sums())
+    if row.scope == ALL:
+        sums = tally.once = tally.once or Sums()
+    else:
+        campaign = row.dimensions.get("campaign_id") or ""
+        sums = tally.campaigns.setdefault((row.platform, campaign), Sums())
     sums.views += sign * row.views
     sums.engaged_views += sign * row.engaged_views
     sums.clicks += sign * row.clicks
@@ -144,7 +150,7 @@ def platforms(tally: Tally) -> list[Line]:
 
 
 def total(tally: Tally) -> Sums:
-    """The sums of everything."""
+    """The sums over all platforms: what they claim together."""
     found = Sums()
     for sums in tally.campaigns.values():
         _merge(found, sums)

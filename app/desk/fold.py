@@ -5,6 +5,7 @@ rebalance interrupts). So a desk fold is an idempotent fold of upserts: taking a
 start, changes nothing, and what it must have published follows from what its input topics hold.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
@@ -33,9 +34,17 @@ class DeskFold(Protocol):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    lasting: tuple[str, ...]  # those of the outputs whose rows stay once published, though `rows` gives them no more
+
+    @property
+    def refused(self) -> Counter[tuple[str, str]]:
+        """How many records broke their contract, by topic and reason."""
 
     def take(self, record: Input) -> None:
-        """Takes one record into account. Idempotent. Input that breaks its contract is counted and named, never raised."""
+        """Takes one record into account. Idempotent. Input that breaks its contract is counted in
+        `refused`, and where others wrote it, named in a row of its own; it is never raised."""
 
     def rows(self, now_ms: int) -> Iterable[Output]:
-        """The rows that differ from those given out before; at a new start all of them."""
+        """The rows that differ from those given out before; at a new start all of them. Asked for only once the inputs are read
+        to their ends. What is published, not in a `lasting` topic, and not among those of a new start, is deleted.
+        """

@@ -90,7 +90,12 @@ class KafkaClients:
 
     def follower(self) -> Consumer:
         """A reader that goes on at the end of a log, where the broker keeps it waiting."""
-        return Consumer(reader_properties(self.settings) | {"error_cb": _raise_refusal, "fetch.wait.max.ms": 250})
+        properties = reader_properties(self.settings) | {"error_cb": _raise_refusal, "fetch.wait.max.ms": 250}
+        return Consumer(properties, **self._to("reader"))
+
+    def member(self, properties: dict[str, Any]) -> Consumer:
+        """A consumer of a group, by properties of its own."""
+        return Consumer(self.settings.client(**properties), **self._to("consumer"))
 
     def topics(self, names: Iterable[str]) -> dict[str, Topic]:
         """Those of the topics that exist. Raises KafkaException where the brokers do not say.

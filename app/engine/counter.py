@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from app.attribution.users import CountDelta
-from app.columns.texts import Names, coded, hash64
+from app.columns.texts import Names, coded, hash64, texts_of
 from app.contract import reasons, rows
 from app.contract.events import EVENT_TYPES, TOUCH_TYPES, Rejection
 from app.dedup.identity import event_hashes
 from app.engine.counter_partition import CounterPartition, UserWork, user_hashes
-from app.engine.fold import Batch, Fold, Published, Record, Run, latest
-from app.engine.settlement import FreshTouches, oldest_conversion_ms, reconcile_partition, settle_users
-from app.intake.decode import ADJUSTMENT, CONVERSION, TOUCH_CODES, Decoded, decode_batch
+from app.engine.fold import Batch, Fold, Published, Record, Run
+from app.engine.paths import FreshVisits
+from app.engine.reconcile import known, oldest_conversion_ms, reconcile_partition
+from app.engine.settlement import FreshTouches, settle_users
+from app.intake.decode import CONVERSION, FORGET, TOUCH_CODES, VISIT, Decoded, decode_batch
 from app.intake.partitioner import owners
 from app.intake.shapes import Shapes
 from app.policy.model import Policy
@@ -71,7 +73,10 @@ class CounterStage:
         fresh = self._dedup(parts, decoded, own, stream_ms, run, fold)
         touches = self._touches(parts, decoded, fresh)
         work = self._work(messages, parts, decoded, fresh, fold)
-        count_deltas = settle_users(self.opened, touches, work, suppressed, self.policy, self.settings, run, fold)
+        visits = self._visits(parts, decoded, fresh) if self.policy.bounds.journeys else {}
+        count_deltas = settle_users(
+            self.opened, touches, visits, work, suppressed, self.policy, self.settings, run, fold
+        )
         self._publish_deltas(batches, touches, count_deltas, suppressed, fold)
         for partition in batches:
             view = self.opened[partition]
@@ -122,10 +127,11 @@ class CounterStage:
                 records.add(fold.outputs, self.settings.rekeyed_topic, int(owner[index]), records.rekeyed(message, key))
         own = np.flatnonzero(is_own)
         times, stream_ms = decoded.times_ms[own], np.empty(len(own), dtype=np.int64)
+        moving = np.where(decoded.types[own] == FORGET, 0, times)  # a forget makes no other event too late
         for partition in np.unique(found[own]).tolist():
             at = np.flatnonzero(found[own] == partition)
             view = self.opened[partition]
-            moved = np.maximum.accumulate(times[at])
+            moved = np.maximum.accumulate(moving[at])
             stream_ms[at] = np.maximum(moved, view.stream_ms)
             view.stream_ms = int(stream_ms[at][-1])
         late = times < stream_ms - self.policy.bounds.correction_horizon_ms
@@ -185,13 +191,31 @@ class CounterStage:
             coded_names,
         )
 
+    def _visits(self, parts: np.ndarray, decoded: Decoded, fresh: np.ndarray) -> dict[int, FreshVisits]:
+        """The new visits as columns, by partition."""
+        rows = fresh[decoded.types[fresh] == VISIT]
+        owners = parts[decoded.rows[rows]]
+        found = {}
+        for partition in np.unique(owners).tolist():
+            mine = rows[owners == partition]
+            events = [decoded.events[index] for index in mine.tolist()]
+            found[partition] = FreshVisits(
+                decoded.times_ms[mine],
+                decoded.texts["event_id"].take(mine),
+                user_hashes(decoded.texts["user_id"].take(mine), hash64(decoded.texts["advertiser_id"].take(mine))),
+                texts_of([(event.page or "").encode() for event in events]),
+                texts_of([None if event.referrer is None else event.referrer.encode() for event in events]),
+                [(event.advertiser_id, event.user_id) for event in events],
+            )
+        return found
+
     def _work(
         self, messages: list[Record], parts: np.ndarray, decoded: Decoded, fresh: np.ndarray, fold: Fold
     ) -> dict[int, dict[str, UserWork]]:
-        """The new conversions and adjustments, by partition and user; noise is counted and left out."""
+        """The new conversions, adjustments and forgets, by partition and user; noise is counted and left out."""
         work: dict[int, dict[str, UserWork]] = {}
         kinds = decoded.types[fresh]
-        for code in range(TOUCH_CODES, ADJUSTMENT + 1):
+        for code in range(TOUCH_CODES, len(EVENT_TYPES)):
             if code != CONVERSION:
                 fold.counted["accepted", "", EVENT_TYPES[code]] += int((kinds == code).sum())
         rows = fresh[kinds >= CONVERSION]
@@ -256,10 +280,8 @@ class CounterStage:
         """Takes the published revisions over, and corrects the rows that differ from the rebuilt state."""
         fold = Fold()
         view = self.opened[partition]
-        found = latest(
-            (key, value if value is not None and rows.attributed_time_ms(value) >= since_ms else None)
-            for key, value in published
-        )
+        floor_ms = view.stream_ms - self.policy.conversion_retention_ms()
+        found = known(published, since_ms, floor_ms, self.policy)
         changed = reconcile_partition(view, partition, found, self.policy, self.settings, run, fold)
         self._send(_numbers(changed), [deltas.Mark(partition, view.stream_ms, {})], fold)
         fold.views[partition] = view.pack()

@@ -10,7 +10,7 @@ import numpy as np
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.converters import Converters, user_field
 from app.attribution.state import Adjustment, Conversion
-from app.attribution.touches import SegmentKey, Touches
+from app.attribution.touches import SegmentKey, touches_of, visits_of
 from app.columns.texts import Texts, hash64, stir
 from app.contract.events import Event, to_micros
 from app.contract.rows import KEPT_BYTES
@@ -35,6 +35,8 @@ class View(msgspec.Struct, array_like=True):
     days: list[int]
     swept_day: int
     swept_buckets: int
+    visits: list[tuple[SegmentKey, int]] = []
+    visit_slots: list[int] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -48,9 +50,14 @@ class CounterPartition:
         bounds = policy.bounds
         self.policy = policy
         self.seen = Seen(tag, bounds.dedup_window_ms)
-        self.touches = Touches(tag, policy)
+        self.touches = touches_of(tag, policy)
+        self.visits = visits_of(tag, policy)
         self.converters = Converters(tag, bounds.correction_horizon_ms)
+        stored_ms = max(self.touches.slot_ms, self.visits.slot_ms if self.visits else 0)
+        # how long a forget is remembered: until nothing that it concerns is accepted or stored any more
+        self.forget_retention_ms = max(stored_ms, policy.conversion_retention_ms())
         self.stream_ms = 0
+        self.settled_ms = 0  # the stream time with which the batch before ended
         self.swept_day = -1
         self.swept_buckets = CONVERTER_BUCKETS
 
@@ -70,7 +77,12 @@ class CounterPartition:
                 f"the stored touches keep {', '.join(view.keep)}; the policy differs: set it back or run `onecount rebuild`"
             )
         self.stream_ms, self.swept_day, self.swept_buckets = view.stream_ms, view.swept_day, view.swept_buckets
+        self.settled_ms = view.stream_ms
         self.touches.slots = set(view.slots)
+        if self.visits is not None:
+            self.visits.slots = set(view.visit_slots)
+            for segment, count in view.visits:
+                self.visits.load(segment, count, run)
         self.converters.days = set(view.days)
         for segment, count in view.segments:
             self.touches.load(segment, count, run)
@@ -92,14 +104,18 @@ class CounterPartition:
                 sorted(self.converters.days),
                 self.swept_day,
                 self.swept_buckets,
+                sorted((segment, len(table)) for segment, table in self.visits.segments.items()) if self.visits else [],
+                sorted(self.visits.slots) if self.visits else [],
             )
         )
 
     def expire(self) -> list[Command]:
-        """The UNLINKs for what can no longer matter at the stream time."""
+        """The UNLINKs for what can no longer matter at the stream time, after a batch is settled."""
+        self.settled_ms = self.stream_ms
         return (
             self.seen.expire(self.stream_ms)
             + self.touches.expire(self.stream_ms)
+            + (self.visits.expire(self.stream_ms) if self.visits else [])
             + self.converters.expire(self.stream_ms)
         )
 
@@ -116,16 +132,30 @@ class CounterPartition:
         return self.swept_buckets - 1
 
 
-class UserWork:
-    """What a batch brings for one (advertiser, user) that must be settled."""
+class Part:
+    """Conversions and adjustments in the order in which they came. `until_ms`: of the forget behind them (epoch ms)."""
 
-    __slots__ = ("adjustments", "advertiser_id", "base", "conversions", "user_id")
+    __slots__ = ("adjustments", "conversions", "until_ms")
+
+    def __init__(self) -> None:
+        self.conversions: list[Conversion] = []
+        self.adjustments: list[Adjustment] = []
+        self.until_ms: int | None = None
+
+    def is_empty(self) -> bool:
+        """Whether nothing came, and no forget stands behind it."""
+        return not (self.conversions or self.adjustments) and self.until_ms is None
+
+
+class UserWork:
+    """What a batch brings for one (advertiser, user) that must be settled: one part, and one more behind each forget."""
+
+    __slots__ = ("advertiser_id", "base", "parts", "user_id")
 
     def __init__(self, advertiser_id: str, user_id: str, base: int) -> None:
         self.advertiser_id, self.user_id = advertiser_id, user_id
         self.base = base  # the user's hash
-        self.conversions: list[Conversion] = []
-        self.adjustments: list[Adjustment] = []
+        self.parts = [Part()]
 
     @staticmethod
     def of(users: "dict[str, UserWork]", advertiser_id: str, user_id: str, base: int) -> "UserWork":
@@ -135,19 +165,32 @@ class UserWork:
             users[field] = UserWork(advertiser_id, user_id, base)
         return users[field]
 
+    def is_forgotten(self) -> bool:
+        """Whether the batch brings a forget."""
+        return len(self.parts) > 1
+
+    def conversions(self) -> list[Conversion]:
+        """The conversions of all parts."""
+        return [conversion for part in self.parts for conversion in part.conversions]
+
     def add(self, event: Event, time_ms: int, source: tuple[str, int, int, int], message: Record) -> None:
-        """Adds one accepted conversion or adjustment."""
+        """Adds one accepted conversion, adjustment or forget."""
+        part = self.parts[-1]
+        if event.event_type == "forget":
+            part.until_ms = time_ms
+            self.parts.append(Part())
+            return
         value_micros = None if event.value is None else to_micros(event.value)
         order_id = event.order_id or None
         if event.event_type == "conversion":
             name: Any = event.conversion_name
-            self.conversions.append(
+            part.conversions.append(
                 Conversion(
                     event.event_id, name, event.platform or "", time_ms, value_micros, event.currency, order_id, {}, {}
                 )
             )
         else:
-            self.adjustments.append(
+            part.adjustments.append(
                 Adjustment(
                     event.event_id,
                     event.platform or "",

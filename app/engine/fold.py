@@ -29,13 +29,15 @@ class Fold:
 
     A record to publish is a dict of `produce_batch`: value and key, and for re-keyed ones timestamp and headers.
     `views`: the small state that the stage wants back when a partition is opened; it is stored in the ledger.
-    `stamps_ms`: the Kafka timestamps of the records whose effects are published.
+    `stamps_ms`: the Kafka timestamps of the records whose effects are published. `converted`: platform, action and time to
+    convert (ms) of the conversions that are counted for the first time.
     """
 
     outputs: Outputs = field(default_factory=dict)
     writes: dict[int, list[Command]] = field(default_factory=dict)
     views: dict[int, bytes] = field(default_factory=dict)
     counted: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    converted: list[tuple[str, str, int]] = field(default_factory=list)
     stamps_ms: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
@@ -79,14 +81,3 @@ class Stage(Protocol):
 
     def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
         """What to publish for partitions that have had no record for the idle timeout."""
-
-
-def latest(published: Iterable[Published]) -> dict[bytes, bytes]:
-    """The last value of each key; deleted keys are left out."""
-    found: dict[bytes, bytes] = {}
-    for key, value in published:
-        if value is None:
-            found.pop(key, None)
-        else:
-            found[key] = value
-    return found

@@ -16,23 +16,27 @@ from app.engine.rebuild import read_partition
 from app.engine.stages import ROLES
 from app.engine.state import StateRefused
 from app.policy import record
+from app.policy.load import load_policy
+from app.policy.model import Policy
 from app.settings import Settings
 
 RESET: Final = "stop all workers and run `onecount reset` (it counts anew what the raw topics hold)"
 
 
-def topics_of(role: str, settings: Settings) -> tuple[str, ...]:
+def topics_of(role: str, settings: Settings, policy: Policy) -> tuple[str, ...]:
     """What a role reads and publishes. Of the dead letters nothing is counted: their topic may be made anew."""
     if role == "aggregator":
         return settings.deltas_topic, settings.counts_topic
-    return *settings.input_topics(), settings.deltas_topic, settings.attributed_topic
+    journeys = (settings.journeys_topic, settings.models_topic) if policy.bounds.journeys else ()
+    return *settings.input_topics(), settings.deltas_topic, settings.attributed_topic, *journeys
 
 
 def refuse_changed_topics(settings: Settings, role: str, clients: Clients) -> tuple[dict[str, Topic], dict[str, Topic]]:
     """Raises `StateRefused` where a topic of the role is missing or is not the one that the counts were made with, or
     where what was recorded is gone. Returns the topics, and those of them that are not recorded yet.
     """
-    names = topics_of(role, settings)
+    policy, _ = load_policy(settings.policy)
+    names = topics_of(role, settings, policy)
     present = clients.topics(names)
     if not clients.topics([settings.policy_topic]):
         _refuse_missing(settings.policy_topic, bool(_counted(settings, role, present, clients)))
@@ -46,7 +50,7 @@ def refuse_changed_topics(settings: Settings, role: str, clients: Clients) -> tu
                 f"restore it from a copy, or {RESET}"
             )
     recorded = record.topics(values)
-    for name in recorded.keys() - {name for each in ROLES for name in topics_of(each, settings)}:
+    for name in recorded.keys() - {name for each in ROLES for name in topics_of(each, settings, policy)}:
         raise StateRefused(
             f"the counts were made with the topic {name}, which is in no setting now: put it back, or {RESET}"
         )
@@ -54,7 +58,7 @@ def refuse_changed_topics(settings: Settings, role: str, clients: Clients) -> tu
         if name not in present:
             _refuse_missing(name, name in recorded)
         if name in recorded:
-            owns = name not in (settings.attributed_topic, settings.counts_topic)  # there a row's partition is given
+            owns = name in (*settings.input_topics(), settings.deltas_topic)  # elsewhere a row's partition is given
             _refuse_another(name, Topic(*recorded[name]), present[name], owns)
     return present, {name: topic for name, topic in present.items() if name not in recorded}
 

@@ -10,10 +10,11 @@ from confluent_kafka.admin import AdminClient
 from app.engine.keys import find_keys
 from app.engine.stages import ROLES
 from app.engine.store import ClusterStore, RedisStore, open_store
-from app.engine.topics import create_topics, specs_of
+from app.engine.topics import all_specs_of, create_topics
 from app.policy.model import Policy
 from app.settings import Settings
 
+DESK = "desk"
 _TAGS = {"counter": "c", "aggregator": "a"}
 
 
@@ -31,17 +32,17 @@ def rebuild(settings: Settings, roles: Iterable[str]) -> int:
 
 def reset(settings: Settings, policy: Policy) -> list[str]:
     """Forgets everything that was counted: state, group offsets and output topics; what was done, a line each. The raw
-    topics stay, and with them the marks of the dead letters that were sent to them again.
+    topics stay, and with them the marks of the dead letters that were sent to them again; so does what others told the desk.
 
     Raises `StillRunning`.
     """
-    _refuse_running(settings, ROLES)
+    _refuse_running(settings, (*ROLES, DESK))
     done = [f"removed {_empty(settings, tag)} keys of the {role} from Redis" for role, tag in _TAGS.items()]
     admin = AdminClient(settings.client())
     timeout_s = settings.request_timeout_ms / 1000
     present = admin.list_topics(timeout=timeout_s).topics
-    kept = (*settings.events_topics, settings.handled_topic)
-    doomed = [spec.name for spec in specs_of(settings, policy) if spec.name in present and spec.name not in kept]
+    kept = (*settings.events_topics, settings.handled_topic, *settings.desk_inputs, *settings.money_inputs)
+    doomed = [spec.name for spec in all_specs_of(settings, policy) if spec.name in present and spec.name not in kept]
     if doomed:
         for future in admin.delete_topics(doomed, operation_timeout=timeout_s).values():
             future.result()
@@ -65,7 +66,7 @@ def _wait_deleted(admin: AdminClient, names: list[str], timeout_s: float) -> Non
 
 def _refuse_running(settings: Settings, roles: Iterable[str]) -> None:
     admin = AdminClient(settings.client())
-    groups = {"counter": settings.counter_group, "aggregator": settings.aggregator_group}
+    groups = {"counter": settings.counter_group, "aggregator": settings.aggregator_group, DESK: settings.desk_group}
     for role in roles:
         group = groups[role]
         try:

@@ -102,7 +102,7 @@ def _without_marks(session: Session, partition: int, topic: str) -> str:
     reached = owned.committed.get(topic)
     if reached is not None and topic not in owned.by_hand:
         return ""
-    published = session.reading.published_topic
+    published = next(iter(session.reading.published_topics))
     if reached in (None, owned.first[topic]) and not _holds_records(session.clients, published, partition):
         return ""
     return (

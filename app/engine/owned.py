@@ -159,7 +159,7 @@ class Owned:
         happens where one topic is read faster than another, as the few re-keyed events of weeks are in a rebuild.
         """
         active = self.pending.keys() | (self.read.keys() - self.at_end)
-        if len(active) == 1:
+        if self.waits_for_nobody():
             return self.pending, {}
         if active - self.pending.keys():  # whose next record is not known yet
             return {}, self.pending
@@ -175,6 +175,10 @@ class Owned:
             if rest:
                 later[topic] = rest
         return now, later
+
+    def waits_for_nobody(self) -> bool:
+        """Whether one topic at most has anything to say."""
+        return len(self.pending.keys() | (self.read.keys() - self.at_end)) <= 1
 
     def held(self, topic: str) -> int:
         """How many consumed records of a topic wait."""

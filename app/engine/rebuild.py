@@ -6,6 +6,7 @@ run: a row is written after what it tells of has happened, so all rows from a ti
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
@@ -36,7 +37,10 @@ def finish_rebuild(session: Session, partition: int) -> bool:
     before = read_backwards(clients, leading, partition, owned.first[leading], offsets[leading])
     session.watch([partition])
     since_ms = stage.published_since_ms(partition, before, session.run)
-    published = read_back(clients, session.reading.published_topic, partition, since_ms, session.beat)
+    published = chain.from_iterable(
+        read_back(clients, topic, partition, since_ms - further_ms, session.beat)
+        for topic, further_ms in session.reading.published_topics.items()
+    )
     parts = stage.reconcile(partition, published, since_ms, session.run)
     part = next(parts)
     for following in parts:

@@ -55,7 +55,9 @@ class Reading(NamedTuple):
 
     group: str
     topics: tuple[str, ...]
-    published_topic: str  # read back when state was lost
+    published_topics: dict[
+        str, int
+    ]  # read back when state was lost; each so much further (ms) than what may still change
     marks_topic: str | None = None  # tells which offsets each published batch took
     share: int = 1  # a batch has at most max_batch_bytes / share
     slice_records: int = 2_000  # a call to consume takes so many, so that a batch's bytes are looked at often enough
@@ -276,6 +278,8 @@ class Session:
         for partition, owned in self.owned.items():
             if owned.mode is Mode.REPLAY:  # which is one batch, and is taken whole
                 continue
+            if owned.mode is Mode.LIVE and owned.waits_for_nobody():
+                continue  # all of it is folded next; and what a paused topic has fetched is fetched again
             for topic in owned.pending.keys() - owned.paused:
                 if owned.held(topic) > most:
                     self.consumer.pause([TopicPartition(topic, partition)])

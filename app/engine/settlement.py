@@ -2,21 +2,22 @@
 written back.
 """
 
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from app.attribution import touches as touch_store
-from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
-from app.attribution.settle import settle
-from app.attribution.state import Conversion, Touch, UserState, pack, unpack
-from app.attribution.users import CountDelta, attributed_row, changes, prune, take_in
+from app.attribution.forgetting import forget, forgotten_until, spared
+from app.attribution.state import NEVER_MS, Conversion, Touch, UserState, pack, unpack
+from app.attribution.users import Change, CountDelta, Paths, changes, expire, take_in
 from app.columns.texts import Coded, Texts, hash64, texts_of
 from app.contract import rows
-from app.contract.events import TOUCH_TYPES, Rejection, to_micros
+from app.contract.events import TOUCH_TYPES, Rejection
+from app.contract.journeys import JourneyRow, ModelRow
 from app.contract.rows import AttributedRow
+from app.engine import paths
 from app.engine.counter_partition import CounterPartition, UserWork
 from app.engine.fold import Command, Fold, Run
 from app.policy.model import Policy
@@ -59,6 +60,7 @@ class _Reading(NamedTuple):
     wanted: touch_store.Wanted
     records: dict[touch_store.SegmentKey, np.ndarray]
     names: list[Command]
+    followed: paths.Reading | None
     swept: int | None
     commands: list[Command]
 
@@ -66,6 +68,7 @@ class _Reading(NamedTuple):
 def settle_users(
     opened: dict[int, CounterPartition],
     touches: FreshTouches,
+    visits: dict[int, paths.FreshVisits],
     work: dict[int, dict[str, UserWork]],
     suppressed: set[int],
     policy: Policy,
@@ -73,11 +76,18 @@ def settle_users(
     run: Run,
     fold: Fold,
 ) -> list[CountDelta]:
-    """Stores the batch's creditable touches, settles every user concerned, and gives the changes of the counts."""
+    """Stores the batch's creditable touches and visits, settles every user concerned, and gives the changes of the counts."""
     batches = _storable(touches, policy)
     readings = {}
-    for partition in sorted({*work, *batches, *fold.writes}):
-        readings[partition] = _reading(opened[partition], work.get(partition, {}), batches.get(partition), policy, fold)
+    for partition in sorted({*work, *batches, *visits, *fold.writes}):
+        readings[partition] = _reading(
+            opened[partition],
+            work.get(partition, {}),
+            batches.get(partition),
+            visits.get(partition),
+            policy,
+            fold,
+        )
     replies = iter(run([command for reading in readings.values() for command in reading.commands]))
     changed: list[CountDelta] = []
     for partition, reading in readings.items():
@@ -119,6 +129,7 @@ def _reading(
     view: CounterPartition,
     work: dict[str, UserWork],
     storable: Storable | None,
+    visits: paths.FreshVisits | None,
     policy: Policy,
     fold: Fold,
 ) -> _Reading:
@@ -132,19 +143,32 @@ def _reading(
             advertiser, user = touches.names["advertiser_id"].texts.at(index), touches.users.at(index)
             UserWork.of(work, advertiser or "", user or "", int(touches.bases[index]))
             fold.counted["late", touches.names["platform"].texts.at(index) or ""] += 1
-    wanted = view.touches.wanted(_lookups(work.values(), policy))
+    followed = paths.reading(view, work, visits, policy) if view.visits is not None else None
+    if followed is not None:
+        wanted = view.touches.wanted_whole(followed.hashes.ravel())
+    else:
+        wanted = view.touches.wanted(_lookups(work.values(), policy), _whole(work.values(), policy))
     reads, fields = view.converters.read_commands(list(work))
     swept = view.bucket_to_sweep()
     sweep: list[Command] = [("HGETALL", view.converters.key(swept))] if swept is not None else []
-    return _Reading(view, work, fields, wanted, packed, names, swept, [*reads, *wanted.commands, *sweep])
+    visited = followed.wanted.commands if followed is not None else []
+    commands = [*reads, *wanted.commands, *visited, *sweep]
+    return _Reading(view, work, fields, wanted, packed, names, followed, swept, commands)
 
 
 def _lookups(work: Iterable[UserWork], policy: Policy) -> Iterable[tuple[str, int, int]]:
     """(kind, user hash, time) of every place where a new conversion's touch may stand."""
     for user in work:
-        for conversion in user.conversions:
+        for conversion in user.conversions():
             for platform, kind in _places(conversion, policy):
                 yield kind, platform_user(user.base, platform), conversion.time_ms
+
+
+def _whole(work: Iterable[UserWork], policy: Policy) -> np.ndarray:
+    """The hashes (uint64) of those who are forgotten: what stays of them is credited anew."""
+    bases = [user.base for user in work if user.is_forgotten()]
+    hashes = [platform_user(base, platform) for base in bases for platform in policy.platforms()]
+    return np.array(hashes, dtype=np.uint64)
 
 
 def _places(conversion: Conversion, policy: Policy) -> list[tuple[str, str]]:
@@ -175,41 +199,113 @@ def _settle_partition(
     states = {field: unpack(packed) for field, packed in stored.items()}
     at = len(reading.fields)
     touched = found[at : at + len(reading.wanted.commands)]
-    credits = _credits(view, reading, states, touched, policy, run)
+    places = _all_places(reading, states, policy)
+    if reading.followed is not None:
+        users = reading.followed.hashes.ravel()
+    else:
+        users = np.array([place.user for found in places.values() for place in found], dtype=np.uint64)
+    parts = view.touches.read(reading.wanted, touched, reading.records, np.unique(users))
+    credits = _credits(view, reading.work, places, touch_store.Pool(parts, view.touches.span_ms), run)
+    followed, paths_of = _follow(reading, states, parts, found[at + len(touched) :], policy, run)
     out: dict[str, bytes | None] = {}
     changed: list[CountDelta] = []
     noted: list[tuple[int, int]] = []
-    floor_ms = view.stream_ms - policy.conversion_retention_ms()
     for field, user in reading.work.items():
         state = states[field]
-        before, repeats = take_in(state, user.conversions, user.adjustments, credits[field], policy)
-        change = changes(user.advertiser_id, user.user_id, state, before, policy)
-        fold.counted["duplicate", "", "conversion"] += repeats
-        changed += change.deltas
-        if not quiet:
-            _publish(partition, change.rows, settings, fold)
-            for adjustment, reason in change.refused:
-                rejection = Rejection(
-                    reason, "adjustment", f"the {adjustment.kind} {adjustment.event_id} changes nothing"
-                )
-                letter = records.dead_letter_of(adjustment.source, adjustment.key, adjustment.raw, rejection)
-                records.add(fold.outputs, settings.dlq_topic, partition, letter)
-        for platform in change.corrected:
-            fold.counted["corrected", platform] += 1
-        noted += [(user.base, conversion.time_ms) for conversion in user.conversions]
-        prune(state, floor_ms)
-        out[field] = pack(state) if state.conversions or state.adjustments else None
+        steps = _settle_user(
+            user, state, credits[field], followed.get(field, {}), partial(paths_of, field), policy, fold
+        )
+        for change in steps:
+            changed += change.deltas
+            for platform in change.corrected:
+                fold.counted["corrected", platform] += 1
+            if not quiet:
+                _publish(partition, change, settings, fold)
+        times_ms = [conversion.time_ms for conversion in user.conversions()]
+        noted += [(user.base, time_ms) for time_ms in times_ms if time_ms > state.forgotten_ms]
+        _let_go(state, view)
+        out[field] = None if state.is_empty() else pack(state)
     if reading.swept is not None:
-        out |= _sweep(found[-1], out, floor_ms)
+        out |= _sweep(found[-1], out, view)
     fold.writes.setdefault(partition, []).extend(
         [
             *reading.names,
             *view.touches.store(reading.records),
+            *(paths.store(view, reading.followed) if reading.followed is not None else ()),
             *view.converters.write_commands(out),
             *view.converters.note(noted),
         ]
     )
     return changed
+
+
+def _follow(
+    reading: _Reading,
+    states: dict[str, UserState],
+    touched: paths.Parts,
+    replies: list[bytes],
+    policy: Policy,
+    run: Run,
+) -> tuple[dict[str, Paths], Callable[..., Paths]]:
+    """By user the paths of the conversions that are held and of those that come first; and what reads those of others."""
+    if reading.followed is None:
+        return {}, _no_paths
+    visited = replies[: len(reading.followed.wanted.commands)]
+    trails = paths.Trails(reading.view, reading.followed, reading.work, touched, visited, policy, run)
+    asked = {
+        field: ((*states[field].conversions, *user.parts[0].conversions), states[field].forgotten_ms)
+        for field, user in reading.work.items()
+    }
+    return trails.before(asked), partial(_paths_of, trails)
+
+
+def _no_paths(field: str, conversions: Iterable[Conversion], forgotten_ms: int) -> Paths:
+    return {}
+
+
+def _paths_of(trails: paths.Trails, field: str, conversions: Iterable[Conversion], forgotten_ms: int) -> Paths:
+    return trails.before({field: (conversions, forgotten_ms)}).get(field, {})
+
+
+def _settle_user(
+    user: UserWork,
+    state: UserState,
+    touches: list[tuple[str, Touch]],
+    paths: Paths,
+    paths_of: Callable[[Iterable[Conversion], int], Paths],
+    policy: Policy,
+    fold: Fold,
+) -> list[Change]:
+    """What the batch changes of one user: its parts one after the other, and the forgets between them. `paths`: of the
+    conversions that are held and those of the first part; `paths_of` reads those of others, after a time (ms).
+    """
+    found: list[Change] = []
+    who = user.advertiser_id, user.user_id
+    for at, part in enumerate(user.parts):
+        if at and part.is_empty():
+            continue
+        if at:
+            paths = paths_of((*state.conversions, *part.conversions), state.forgotten_ms)
+        taken = take_in(state, part.conversions, part.adjustments, touches, paths, policy)
+        fold.counted["duplicate", "", "conversion"] += taken.repeats
+        fold.counted["forgotten",] += taken.forgotten
+        change = changes(*who, state, taken.before, policy)
+        if part.until_ms is not None:
+            until_ms = forgotten_until(state, part.until_ms)
+            found.append(spared(change, until_ms))
+            later = paths_of(state.conversions, until_ms)
+            change = forget(*who, state, until_ms, touches, later, policy)
+        found.append(change)
+    return found
+
+
+def _publish(partition: int, change: Change, settings: Settings, fold: Fold) -> None:
+    publish(partition, change.rows, settings, fold)
+    publish_journeys(partition, change.journeys, change.models, settings, fold)
+    for adjustment, reason in change.refused:
+        rejection = Rejection(reason, "adjustment", f"the {adjustment.kind} {adjustment.event_id} changes nothing")
+        letter = records.dead_letter_of(adjustment.source, adjustment.key, adjustment.raw, rejection)
+        records.add(fold.outputs, settings.dlq_topic, partition, letter)
 
 
 class _Place(NamedTuple):
@@ -221,138 +317,81 @@ class _Place(NamedTuple):
     time_ms: int
 
 
-def _credits(
-    view: CounterPartition,
-    reading: _Reading,
-    states: dict[str, UserState],
-    replies: list[bytes],
-    policy: Policy,
-    run: Run,
-) -> dict[str, list[tuple[str, Touch]]]:
-    """For each user the best stored or new touch of every place that one of its conversions may be credited to."""
+def _all_places(reading: _Reading, states: dict[str, UserState], policy: Policy) -> dict[str, list[_Place]]:
+    """By kind, where a touch of each of the users' conversions may stand."""
     places: dict[str, list[_Place]] = {}
     for field, user in reading.work.items():
-        for conversion in (*states[field].conversions, *user.conversions):
+        for conversion in (*states[field].conversions, *user.conversions()):
             for platform, kind in _places(conversion, policy):
                 place = _Place(field, platform, platform_user(user.base, platform), conversion.time_ms)
                 places.setdefault(kind, []).append(place)
-    users = {kind: np.array([place.user for place in found], dtype=np.uint64) for kind, found in places.items()}
-    known = np.unique(np.concatenate(list(users.values()))) if users else np.empty(0, dtype=np.uint64)
-    pool = view.touches.pool(reading.wanted, replies, reading.records, known)
+    return places
+
+
+def _credits(
+    view: CounterPartition, fields: Iterable[str], places: dict[str, list[_Place]], pool: touch_store.Pool, run: Run
+) -> dict[str, list[tuple[str, Touch]]]:
+    """For each user the best stored or new touch of every place that one of its conversions may be credited to."""
     best: list[tuple[_Place, touch_store.Found]] = []
     for kind, found in places.items():
+        users = np.array([place.user for place in found], dtype=np.uint64)
         times_ms = np.array([place.time_ms for place in found], dtype=np.int64)
-        touches = pool.best(kind, users[kind], times_ms)
+        touches = pool.best(kind, users, times_ms)
         best += [(place, touch) for place, touch in zip(found, touches, strict=True) if touch is not None]
     codes = view.touches.unknown_codes(touch for _, touch in best)
     view.touches.learn(codes, run(view.touches.names_commands(codes)))
-    credits: dict[str, list[tuple[str, Touch]]] = {field: [] for field in reading.work}
+    credits: dict[str, list[tuple[str, Touch]]] = {field: [] for field in fields}
     for place, touch in best:
         credits[place.field].append((place.platform, view.touches.touch(touch)))
     return credits
 
 
-def _publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], settings: Settings, fold: Fold) -> None:
+def publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], settings: Settings, fold: Fold) -> None:
+    """Adds rows of conversions, or their deletions, to what the batch publishes."""
     for key, row in changed:
         if row is not None:
             fold.counted["conversion", row.platform, row.method, row.status] += 1
+            if row.revision == 1 and row.status == rows.COUNTED and row.time_to_convert_ms is not None:
+                fold.converted.append((row.platform, row.conversion_name, row.time_to_convert_ms))
         value = None if row is None else rows.encode(row)
         records.add(fold.outputs, settings.attributed_topic, partition, {"key": key, "value": value})
 
 
-def _sweep(replies: list[bytes], written: dict[str, bytes | None], floor_ms: int) -> dict[str, bytes | None]:
-    """Prunes the users of one bucket that this batch does not touch anyway."""
+def publish_journeys(
+    partition: int,
+    journeys: list[tuple[bytes, JourneyRow | None]],
+    models: list[tuple[bytes, ModelRow | None]],
+    settings: Settings,
+    fold: Fold,
+) -> None:
+    """Adds rows of journeys and of their models, or their deletions, to what the batch publishes."""
+    for topic, changed in ((settings.journeys_topic, journeys), (settings.models_topic, models)):
+        for key, row in changed:
+            value = None if row is None else rows.encode(row)
+            records.add(fold.outputs, topic, partition, {"key": key, "value": value})
+
+
+def _let_go(state: UserState, view: CounterPartition) -> None:
+    """Lets go, in place, of what can no longer matter; at last of the time up to which the user is forgotten."""
+    expire(state, view.stream_ms, view.policy)
+    if state.forgotten_ms < view.stream_ms - view.forget_retention_ms:
+        state.forgotten_ms = NEVER_MS
+
+
+def _sweep(replies: list[bytes], written: dict[str, bytes | None], view: CounterPartition) -> dict[str, bytes | None]:
+    """Lets go of what can no longer matter of the users of one bucket that this batch does not touch anyway."""
     out: dict[str, bytes | None] = {}
     for name, packed in zip(replies[::2], replies[1::2], strict=True):
         field = name.decode()
         if field in written:
             continue
         state = unpack(packed)
-        held = len(state.conversions) + len(state.adjustments)
-        prune(state, floor_ms)
-        left = len(state.conversions) + len(state.adjustments)
-        if left != held:
-            out[field] = pack(state) if left else None
+        before = _kept(state)
+        _let_go(state, view)
+        if _kept(state) != before:
+            out[field] = None if state.is_empty() else pack(state)
     return out
 
 
-def oldest_conversion_ms(view: CounterPartition, run: Run, limit_ms: int) -> int:
-    """The time (epoch ms) of the oldest conversion that is held, at most `limit_ms`."""
-    for bucket in range(CONVERTER_BUCKETS):
-        for packed in run([("HGETALL", view.converters.key(bucket))])[0][1::2]:
-            limit_ms = min((limit_ms, *(conversion.time_ms for conversion in unpack(packed).conversions)))
-    return limit_ms
-
-
-def reconcile_partition(
-    view: CounterPartition,
-    partition: int,
-    published: dict[bytes, bytes],
-    policy: Policy,
-    settings: Settings,
-    run: Run,
-    fold: Fold,
-) -> list[CountDelta]:
-    """Compares the rebuilt state of one partition with its published rows: takes their revisions over, and gives out
-    what differs.
-
-    `published` holds the latest row by key, of all conversions that are held; rows of older ones stand as they are.
-    """
-    changed: list[CountDelta] = []
-    for bucket in range(CONVERTER_BUCKETS):
-        replies = run([("HGETALL", view.converters.key(bucket))])[0]
-        out: dict[str, bytes | None] = {}
-        for name, packed in zip(replies[::2], replies[1::2], strict=True):
-            state = unpack(packed)
-            advertiser_id, user_id = name.decode().split("\x1f")
-            changed += _reconcile_user(advertiser_id, user_id, state, published, partition, policy, settings, fold)
-            out[name.decode()] = pack(state)
-        fold.writes.setdefault(partition, []).extend(view.converters.write_commands(out))
-    floor_ms = view.stream_ms - policy.conversion_retention_ms()
-    for key, value in published.items():
-        row = rows.decode_attributed(value)
-        if row.event_time >= floor_ms:
-            _publish(partition, [(key, None)], settings, fold)
-            changed += _row_deltas(row, -1, policy)
-    return changed
-
-
-def _reconcile_user(
-    advertiser_id: str,
-    user_id: str,
-    state: UserState,
-    left: dict[bytes, bytes],
-    partition: int,
-    policy: Policy,
-    settings: Settings,
-    fold: Fold,
-) -> list[CountDelta]:
-    changed: list[CountDelta] = []
-    for (_, _, platform), decision in settle(state.conversions, state.adjustments, policy).decisions.items():
-        conversion = decision.conversion
-        key = rows.attributed_key(advertiser_id, user_id, platform, conversion.name, conversion.event_id)
-        value = left.pop(key, None)
-        old = None if value is None else rows.decode_attributed(value)
-        revision = old.revision if old is not None else 0
-        row = attributed_row(advertiser_id, user_id, platform, decision, revision, policy)
-        if row != old:
-            revision += 1
-            row = attributed_row(advertiser_id, user_id, platform, decision, revision, policy)
-            _publish(partition, [(key, row)], settings, fold)
-            changed += (_row_deltas(old, -1, policy) if old is not None else []) + _row_deltas(row, 1, policy)
-        conversion.revisions[platform] = revision
-    return changed
-
-
-def _row_deltas(row: AttributedRow, sign: int, policy: Policy) -> list[CountDelta]:
-    if row.status != rows.COUNTED:
-        return []
-    bounds = policy.bounds
-    dimensions = tuple(getattr(row, name) for name in bounds.dimensions)
-    window = row.event_time // bounds.window_ms * bounds.window_ms
-    value = sign * to_micros(row.value)
-    return [
-        CountDelta(
-            window, row.platform, row.advertiser_id, dimensions, row.conversion_name, row.currency or "", sign, value
-        )
-    ]
+def _kept(state: UserState) -> tuple[object, ...]:
+    return len(state.conversions), len(state.adjustments), state.last_order, state.forgotten_ms

@@ -19,13 +19,15 @@ def make_stage(role: str, settings: Settings, policy: Policy, clients: Clients) 
     if role == "aggregator":
         # a record holds up to 2,000 changes of rows, each of which takes ten times its bytes in memory
         return AggregatorStage(settings, policy), Reading(
-            settings.aggregator_group, (settings.deltas_topic,), settings.counts_topic, share=8, slice_records=20
+            settings.aggregator_group, (settings.deltas_topic,), {settings.counts_topic: 0}, share=8, slice_records=20
         )
     counts = partition_counts(settings, clients)
     stage = CounterStage(settings, policy, counts[settings.events_topics[0]], counts[settings.deltas_topic])
-    return stage, Reading(
-        settings.counter_group, settings.input_topics(), settings.attributed_topic, settings.deltas_topic
-    )
+    published = {settings.attributed_topic: 0}
+    journeys = policy.bounds.journeys
+    if journeys is not None:
+        published[settings.journeys_topic] = journeys.customer_window_ms if journeys.orders else 0
+    return stage, Reading(settings.counter_group, settings.input_topics(), published, settings.deltas_topic)
 
 
 def partition_counts(settings: Settings, clients: Clients) -> dict[str, int]:

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType, TopicMetadata
 
-from app.contract.topics import AT_LEAST, TopicSpec, topic_specs
+from app.contract.topics import AT_LEAST, AT_MOST, TopicSpec, desk_specs, topic_specs
 from app.policy.model import Policy
 from app.settings import Settings
 
 
 def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
-    """The topics of these settings; the raw ones must reach back as far as a rebuild reads."""
+    """The topics of counting; the raw ones must reach back as far as a rebuild reads."""
     return topic_specs(
         settings.events_topics,
         settings.dlq_topic,
@@ -22,6 +22,15 @@ def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
         settings.counts_topic,
         (settings.journeys_topic, settings.models_topic) if policy.bounds.journeys else (),
         policy.conversion_retention_ms(),
+    )
+
+
+def all_specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
+    """As `specs_of`, and the desk's topics, where the policy has `journeys`, which leads come from."""
+    if policy.bounds.journeys is None:
+        return specs_of(settings, policy)
+    return specs_of(settings, policy) + desk_specs(
+        settings.desk_inputs, (*settings.money_inputs, *settings.desk_outputs)
     )
 
 
@@ -37,7 +46,7 @@ def create_topics(settings: Settings, policy: Policy, retention_ms: int | None =
         (len(present[name].partitions) for name in settings.events_topics if name in present), settings.partitions
     )
     wanted = []
-    for spec in specs_of(settings, policy):
+    for spec in all_specs_of(settings, policy):
         if spec.name in present:
             continue
         config = dict(spec.config)
@@ -59,7 +68,7 @@ def check_topics(settings: Settings, policy: Policy) -> list[str]:
     counts = {name: len(present[name].partitions) for name in settings.input_topics() if name in present}
     if len(set(counts.values())) > 1:
         found.append(f"the input topics differ in their partition counts: {counts}; a user would have several owners")
-    specs = specs_of(settings, policy)
+    specs = all_specs_of(settings, policy)
     found += [f"{spec.name} is missing: run `onecount topics create`" for spec in specs if spec.name not in present]
     there = [spec for spec in specs if spec.name in present]
     resources = {spec.name: ConfigResource(ResourceType.TOPIC, spec.name) for spec in there}
@@ -94,16 +103,21 @@ def _partition_findings(spec: TopicSpec, present: Mapping[str, TopicMetadata], s
 
 
 def _config_findings(spec: TopicSpec, actual: Mapping[str, str | None]) -> list[str]:
-    """Whether each setting is what the spec says, or more where more is as good."""
+    """Whether each setting is what the spec says, or more (less) where that is as good."""
     found = []
     for name, value in spec.config.items():
-        is_bound = name in AT_LEAST
-        if actual[name] == value or (
-            is_bound and (int(actual[name] or 0) == -1 or int(actual[name] or 0) >= int(value))
-        ):
+        bound = "at least " if name in AT_LEAST else "at most " if name in AT_MOST else ""
+        if actual[name] == value or _is_better(name, int(actual[name] or 0) if bound else 0, value):
             continue
         found.append(
-            f"{spec.name}: {name} is {actual[name]}, it must be {'at least ' if is_bound else ''}{value}: kafka-configs --alter "
+            f"{spec.name}: {name} is {actual[name]}, it must be {bound}{value}: kafka-configs --alter "
             f"--entity-type topics --entity-name {spec.name} --add-config {name}={value}"
         )
     return found
+
+
+def _is_better(name: str, actual: int, value: str) -> bool:
+    """Whether a bounded setting keeps its bound; -1 is without end."""
+    if name in AT_LEAST:
+        return actual == -1 or actual >= int(value)
+    return name in AT_MOST and 0 < actual <= int(value)

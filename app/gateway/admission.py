@@ -149,9 +149,10 @@ def _with(raw: bytes, fills: Mapping[str, bytes]) -> bytes:
 
 
 def _disguised(event: Event, given: _Given, door: Door, rules: Rules) -> Event | Rejection:
+    """The event with the user that may be known of it. Who is to be forgotten must be named, whatever they consent to."""
     site = rules.sites.get(event.advertiser_id)
     has_consent = given.consent == GRANTED or (given.consent is None and not (site and site.is_consent_asked))
-    if has_consent and not door.is_denied:
+    if event.event_type == "forget" or (has_consent and not door.is_denied):
         return privacy.with_hashed_user(event, rules.salt) if site and site.hashes_users else event
     if event.event_type == "adjustment" and event.conversion_event_id is None:
         return Rejection(

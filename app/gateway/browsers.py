@@ -88,7 +88,7 @@ async def _take_pixel(gateway: Gateway, request: Request, headers: dict[str, str
     await within_rate(gateway, f"browser.{site.advertiser_id}", site.rate, 1)
     visitor = _visitor(site, request) or keys.new_visitor()
     way = Door(
-        (lambda event: None) if is_signed else partial(_may, site),
+        _may_signed if is_signed else partial(_may, site),
         {"event_id": _encode(keys.new_visitor())},
         {} if is_signed and "user_id" in event else {"user_id": visitor},
         is_denied=_objects(request),
@@ -207,6 +207,13 @@ def _may(site: Site, event: Event) -> Rejection | None:
     if not _VISITOR.fullmatch(event.user_id):
         return Rejection(reasons.INVALID_FIELD, "user_id", "a visitor's id has 16 to 64 of A-Z, a-z, 0-9, _ and -")
     return None
+
+
+def _may_signed(event: Event) -> Rejection | None:
+    """A signed pixel says what it likes, but who only sees it in a page's source must not be able to have somebody forgotten."""
+    if event.event_type != "forget":
+        return None
+    return Rejection(NOT_ALLOWED, "event_type", "forgetting needs an API key")
 
 
 def script() -> Any:

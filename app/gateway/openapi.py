@@ -12,6 +12,7 @@ from app.contract.events import EVENT_TYPES, REQUIRED
 from app.gateway import cloudevents
 from app.gateway.answers import JSON, PROBLEM, Answer, EventAnswer, Health, ProblemAnswer
 from app.gateway.body import NDJSON
+from app.gateway.config import BROWSER_EVENTS
 from app.gateway.servers import DOORS
 
 _STRUCTS: Final = (Answer, EventAnswer, Health, ProblemAnswer)
@@ -59,7 +60,7 @@ def _document() -> dict[str, Any]:
         schemas[kind.capitalize()] = _event({"event_type": kind}, (kind,))
     schemas["BrowserEvent"] = _event(
         {"event_time": None, "user_id": None, "advertiser_id": None},
-        tuple(kind for kind in EVENT_TYPES if kind != "adjustment"),
+        BROWSER_EVENTS,
     )
     schemas["BrowserEvent"]["properties"]["age_ms"] = _AGE
     schemas["CloudEvent"] = _cloud_event()

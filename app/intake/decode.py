@@ -33,6 +33,7 @@ TYPE_CODE: Final = {name: code for code, name in enumerate(EVENT_TYPES)}
 VISIT: Final = TYPE_CODE["visit"]
 CONVERSION: Final = TYPE_CODE["conversion"]
 ADJUSTMENT: Final = TYPE_CODE["adjustment"]
+FORGET: Final = TYPE_CODE["forget"]
 TOUCH_CODES: Final = len(TOUCH_TYPES)  # the codes below it are touches
 
 

@@ -10,6 +10,9 @@ STEP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 # A batch is closed after 0.2 s by default; an hour is a standstill.
 LATENCY_BUCKETS_S: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 
+# From an impulse to the windows that platforms offer. Few, since there is a histogram a platform and action.
+CONVERT_BUCKETS_S: Final = (600.0, 3600.0, 21_600.0, 86_400.0, 259_200.0, 604_800.0, 2_592_000.0)
+
 SESSION_CAUSES: Final = ("kafka", "redis", "ownership", "topics", "policy", "state")
 RESULTS: Final = ("committed", "aborted", "ambiguous")
 STEPS: Final = ("read", "watch", "fold", "publish", "write")
@@ -20,7 +23,7 @@ LEVELS: Final = ("error", "warning", "info")
 
 class Metric(NamedTuple):
     """One metric family. `labels` are few-valued by design: no user, campaign or offset. `remedy` is what an operator
-    does. `role`: the only one that has it; empty for both.
+    does. `role`: the only one that has it; empty for all.
     """
 
     name: str
@@ -40,7 +43,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "counter",
             ("platform", "type", "outcome"),
             "Events by platform, type and outcome.",
-            "`outcome`: `accepted` or `duplicate`; `platform` is empty for visits, adjustments and conversions that name none. What is "
+            "`outcome`: `accepted` or `duplicate`; `platform` is empty for visits, adjustments, forgets and conversions that name none. What is "
             "folded again in a replay or rebuild is counted again",
             "a jump of duplicates: a producer sends twice; no accepted ones: see the rejected ones and the lag",
             "counter",
@@ -82,6 +85,15 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "counter",
         ),
         Metric(
+            "onecount_forgotten_events_total",
+            "counter",
+            (),
+            "Conversions and adjustments of forgotten persons that came after the forget, of before it.",
+            "ignored: in no row and no count",
+            "many for long: a source still sends what somebody asked to be forgotten; have it stop there too",
+            "counter",
+        ),
+        Metric(
             "onecount_conversions_total",
             "counter",
             ("platform", "method", "status"),
@@ -89,6 +101,16 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "counts publications, so a corrected conversion counts again; the exact counts are in `conversions.counts`",
             "many `unattributed`: touches are missing, or their user ids differ",
             "counter",
+        ),
+        Metric(
+            "onecount_time_to_convert_seconds",
+            "histogram",
+            ("platform", "action"),
+            "From the credited touch to the conversion, when a conversion is counted first.",
+            "corrections are left out; the exact times are `time_to_convert_ms` in `conversions.attributed`",
+            "much near a platform's window: a longer window would count more; near zero: clicks that are made by the purchase itself",
+            "counter",
+            CONVERT_BUCKETS_S,
         ),
         Metric(
             "onecount_late_events_total",
@@ -189,7 +211,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "gauge",
             (),
             "1 while partitions are owned and open.",
-            "0 during outages and rebalances, and for a worker too many",
+            "0 during outages and rebalances, for a worker too many, and for a desk that stands by",
             "see the log line",
         ),
         Metric(
@@ -259,6 +281,63 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Lines that librdkafka logged, by client and level.",
             "quiet when healthy; each is in the log as `librdkafka`, with its text",
             "errors: brokers go, or refuse; the lines say which",
+        ),
+    ),
+    "The desk": (
+        Metric(
+            "onecount_leads",
+            "gauge",
+            ("state", "temperature"),
+            "Leads by state and temperature.",
+            "rows of `leads`; every desk shows them, so take the largest and not the sum",
+            "many `waiting`: nobody follows up, or the CRM does not tell",
+            "desk",
+        ),
+        Metric(
+            "onecount_leads_overdue",
+            "gauge",
+            ("action",),
+            "Leads that wait for longer than the policy allows, by action.",
+            "rows of `leads.overdue`; every desk shows them, so take the largest and not the sum",
+            "`/leads/overdue` of the desk says who waits for what; see the runbook",
+            "desk",
+        ),
+        Metric(
+            "onecount_reported_difference_ratio",
+            "gauge",
+            ("platform",),
+            "What a platform reports less what is counted, by what is counted, of the last week that it has reported in full.",
+            "of the advertiser where it is furthest off; 0.1: a tenth more is reported; 0 where no week is reported in full. "
+            "Every desk shows them, so take the largest and not the sum",
+            "beyond the tolerance: `onecount reconcile` says of which week and campaign, and why; see the runbook",
+            "desk",
+        ),
+        Metric(
+            "onecount_reported_tolerance_ratio",
+            "gauge",
+            ("platform",),
+            "How far it may be off.",
+            "the policy's `desk.tolerances`",
+            "set it to what is normal between the platform's rules and yours, and a little more",
+            "desk",
+        ),
+        Metric(
+            "onecount_desk_rows_total",
+            "counter",
+            (),
+            "Rows that the desk published.",
+            "leads, overdue ones, rollups and the rest; one for each that changed",
+            "none while the counts change: see whether a desk is ready, and its log",
+            "desk",
+        ),
+        Metric(
+            "onecount_desk_refused_records",
+            "gauge",
+            ("topic", "reason"),
+            "Records that the desk refused, since it last read its topics from their start.",
+            "follow-ups and other input of others that broke the contract; nothing else waits for them",
+            "the topic with `.dlq` behind its name says which, and why; mend who sends them and send them again",
+            "desk",
         ),
     ),
     "Redis": (

@@ -122,6 +122,27 @@ OVERVIEW: Final = Dashboard(
                 ),
             ),
         ),
+        (
+            "Does anybody wait?",
+            (
+                Panel(
+                    "Overdue leads", "They have waited for longer than the policy allows. Who: /leads/overdue of the desk.",
+                    ((f"max by (action) (onecount_leads_overdue{{{_ON}}})", "{{action}}"),),
+                    kind="stat", width=8, height=7, limits=(1,), alarm="OnecountLeadsOverdue",
+                ),
+                Panel(
+                    "Leads", "By state and temperature. waiting: nobody has followed them up.",
+                    ((f"max by (state, temperature) (onecount_leads{{{_ON}}})", "{{state}} {{temperature}}"),),
+                    width=8, height=7, stacked=True,
+                ),
+                Panel(
+                    "Rows of the desk", "Leads, overdue ones and rollups published; and follow-ups refused since its last start.",
+                    ((_rate("onecount_desk_rows_total", _ON), "rows a second"),
+                     (f"max by (topic, reason) (onecount_desk_refused_records{{{_ON}}})", "refused: {{reason}}")),
+                    width=8, height=7,
+                ),
+            ),
+        ),
     ),
 )  # fmt: skip
 
@@ -184,6 +205,12 @@ COUNTING: Final = Dashboard(
                     "percentunit", most=1,
                 ),
                 Panel(
+                    "Time to convert", "Half of the conversions, and 9 of 10, come within this of their credited touch.",
+                    ((_quantile(0.5, "onecount_time_to_convert_seconds", _PLATFORMS, "platform"), "{{platform}}, half"),
+                     (_quantile(0.9, "onecount_time_to_convert_seconds", _PLATFORMS, "platform"), "{{platform}}, 9 of 10")),
+                    "s",
+                ),
+                Panel(
                     "Corrections", "Published decisions that a later event changed: late touches, earlier duplicates, adjustments.",
                     ((_rate("onecount_corrections_total", _PLATFORMS, "platform"), "{{platform}}"),),
                     "cps",
@@ -210,9 +237,28 @@ COUNTING: Final = Dashboard(
                     "percentunit", width=6, alarm="OnecountDeadLetters",
                 ),
                 Panel(
-                    "Noise", "Conversions of unknown actions, or without a business outcome. Add the action to the policy, or stop sending it.",
-                    ((_rate("onecount_noise_conversions_total", _ON), "noise"),),
+                    "Noise and forgotten", "Conversions of unknown actions, or without a business outcome: add the action to the policy, or stop sending "
+                    "it. And what still comes of persons who were forgotten.",
+                    ((_rate("onecount_noise_conversions_total", _ON), "noise"),
+                     (_rate("onecount_forgotten_events_total", _ON), "forgotten")),
                     "cps", width=6,
+                ),
+            ),
+        ),
+        (
+            "Do the platforms agree?",
+            (
+                Panel(
+                    "Claims beyond what is counted",
+                    "Reported less counted, by counted, of each platform's last whole week, where it is furthest off. Why: onecount reconcile.",
+                    ((f"max by (platform) (onecount_reported_difference_ratio{{{_PLATFORMS}}})", "{{platform}}"),),
+                    "percentunit", width=16, alarm="OnecountClaimsDiffer",
+                ),
+                Panel(
+                    "By tolerance", "How much of its tolerance a platform takes; above 100 % there is an alarm.",
+                    ((f"max by (platform) (abs(onecount_reported_difference_ratio{{{_PLATFORMS}}})) / "
+                      f"max by (platform) (onecount_reported_tolerance_ratio{{{_PLATFORMS}}} > 0)", "{{platform}}"),),
+                    "percentunit", "stat", 8, 8, (0.8, 1.0), "OnecountClaimsDiffer",
                 ),
             ),
         ),

@@ -1,6 +1,7 @@
 """The observer of a worker: metrics by the catalogue, health, and quiet logs."""
 
 import time
+from collections.abc import Iterable, Mapping
 from itertools import product
 from socketserver import ThreadingMixIn
 from threading import Thread
@@ -20,7 +21,8 @@ from prometheus_client import (
 )
 
 from app import __version__
-from app.contract.events import TOUCH_TYPES
+from app.contract.events import EVENT_TYPES, TOUCH_TYPES
+from app.contract.leads import COOL, HOT, STATES
 from app.contract.reasons import ALL_REASONS
 from app.contract.rows import STATUSES, UNATTRIBUTED
 from app.observe.catalogue import CATALOGUE, KAFKA_CLIENTS, LEVELS, MODES, RESULTS, SESSION_CAUSES, STEPS, Metric
@@ -45,6 +47,7 @@ _NAMED: Final = {  # what a batch counts, by the first part of its key; the rest
     "rejected": "onecount_rejected_events_total",
     "conversion": "onecount_conversions_total",
     "noise": "onecount_noise_conversions_total",
+    "forgotten": "onecount_forgotten_events_total",
     "late": "onecount_late_events_total",
     "corrected": "onecount_corrections_total",
     "rekeyed": "onecount_rekeyed_events_total",
@@ -84,6 +87,7 @@ class Metrics:
         self.looked_at = 0.0
         self.open: dict[int, str] = {}
         self.policy_version = 0
+        self.actions: set[str] = set()  # whose leads may be overdue
         self.stream_ms = 0
         self.waiting_since_ms: int | None = None
         # asked for when they are shown, so that they go on growing while the loop waits for Kafka or Redis
@@ -117,6 +121,9 @@ class Metrics:
                 family = self.families[_NAMED[what]]
                 (family.labels(*labels) if labels else family).inc(count)
 
+        for platform, action, time_ms in fold.converted:
+            self.families["onecount_time_to_convert_seconds"].labels(platform, action).observe(time_ms / 1000)
+
     def transaction(self, result: str) -> None:
         """A transaction was committed, given up, or nobody knows yet."""
         self.families["onecount_transactions_total"].labels(result).inc()
@@ -137,7 +144,7 @@ class Metrics:
         events, conversions = self.families["onecount_events_total"], self.families["onecount_conversions_total"]
         kinds = [(name, kind) for name, _ in methods for kind in (*TOUCH_TYPES, "conversion")]
         for (platform, kind), outcome in product(
-            [*kinds, ("", "visit"), ("", "conversion"), ("", "adjustment")], ("accepted", "duplicate")
+            [*kinds, *(("", kind) for kind in EVENT_TYPES if kind not in TOUCH_TYPES)], ("accepted", "duplicate")
         ):
             events.labels(platform, kind, outcome)
         for (platform, method), status in product(methods, STATUSES):
@@ -146,6 +153,48 @@ class Metrics:
         for platform, _ in methods:
             self.families["onecount_late_events_total"].labels(platform)
             self.families["onecount_corrections_total"].labels(platform)
+        actions = {name for version in policy.versions for name in version.actions if version.counted_action(name)}
+        for (platform, _), action in product(methods, actions):
+            self.families["onecount_time_to_convert_seconds"].labels(platform, action)
+
+    def leads_of(self, actions: Iterable[str]) -> None:
+        """The actions whose leads may be overdue; their series begin with 0."""
+        self.families["onecount_topic_partitions"].set(1)  # that of the lease
+        self.actions = set(actions)
+        self.leads({}, {})
+
+    def leads(self, leads: Mapping[tuple[str, str], int], overdue: Mapping[str, int]) -> None:
+        """How many leads there are by state and temperature, and how many are overdue by action."""
+        for labels in product(STATES, (HOT, COOL)):
+            self.families["onecount_leads"].labels(*labels).set(leads.get(labels, 0))
+        self.actions |= overdue.keys()
+        for action in self.actions:
+            self.families["onecount_leads_overdue"].labels(action).set(overdue.get(action, 0))
+
+    def lease(self, is_held: bool, behind: int) -> None:
+        """Whether this desk is the one that publishes, and how many records it has still to read."""
+        opened = {0: "live"} if is_held else {}
+        self._opened(opened, opened)
+        self.families["onecount_lag_records"].set(behind)
+        if not behind:
+            self.waiting_since_ms = None
+        elif self.waiting_since_ms is None:
+            self.waiting_since_ms = time.time_ns() // 1_000_000
+
+    def claims(self, differences: Mapping[str, tuple[float, float]]) -> None:
+        """How far each platform's claims are from what is counted, and how far they may be, as shares."""
+        for platform, (difference, tolerance) in differences.items():
+            self.families["onecount_reported_difference_ratio"].labels(platform).set(difference)
+            self.families["onecount_reported_tolerance_ratio"].labels(platform).set(tolerance)
+
+    def desk_rows(self, count: int) -> None:
+        """So many rows were published."""
+        self.families["onecount_desk_rows_total"].inc(count)
+
+    def refused(self, refused: Mapping[tuple[str, str], int]) -> None:
+        """How many records the desk refused, by topic and reason."""
+        for labels, count in refused.items():
+            self.families["onecount_desk_refused_records"].labels(*labels).set(count)
 
     def redis(self, servers: list[Any]) -> None:
         """What Redis's servers say of themselves."""

@@ -10,7 +10,7 @@ from sys import intern
 from typing import Final, NamedTuple
 
 from app.contract.events import to_micros
-from app.contract.rows import CountRow
+from app.contract.rows import ALL, CountRow
 
 MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 60 * MINUTE_MS
@@ -92,14 +92,20 @@ Place = tuple[str, str]  # advertiser and platform: what the page can be filtere
 
 @dataclass
 class Totals:
-    """The sums of one span. What no row is left of has no entry."""
+    """The sums of one span: what each platform counts, and apart from it what is counted once over all of them (`once`, by
+    advertiser and action), which is never added to them. What no row is left of has no entry.
+    """
 
     campaigns: dict[tuple[str, str, str], Sums] = field(default_factory=lambda: defaultdict(Sums))
     actions: dict[tuple[str, str, str], Sums] = field(default_factory=lambda: defaultdict(Sums))
     series: dict[Place, dict[int, Sums]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Sums)))
+    once: dict[tuple[str, str], Sums] = field(default_factory=lambda: defaultdict(Sums))
 
     def add(self, row: Held, bucket: int, sign: int) -> None:
         """Takes a row of the bar that begins at `bucket` in (1) or out (-1)."""
+        if row.platform == ALL:
+            _add(self.once, (row.advertiser, row.action), row, sign)
+            return
         place = (row.advertiser, row.platform)
         _add(self.campaigns, (*place, row.campaign), row, sign)
         if row.action:

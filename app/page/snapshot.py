@@ -15,7 +15,8 @@ OTHERS: Final = None  # in place of a name
 def span_snapshot(figures: Figures, span: Span) -> dict[str, Any]:
     """The sums of one span: by platform, action and campaign, and over time.
 
-    Each list has a line per (advertiser, platform) and sums to the same. Money is in its currency's unit, `value` a dict by
+    Each list has a line per (advertiser, platform) and sums to the same; but `once`, the conversions counted once over all
+    platforms, has one per (advertiser, action), and none where no journeys are followed. Money is in its currency's unit, `value` a dict by
     currency. Times are epoch ms.
     """
     totals = figures.totals[span.name]
@@ -35,6 +36,7 @@ def span_snapshot(figures: Figures, span: Span) -> dict[str, Any]:
         "other_advertisers": max(len({name for name, _ in totals.series}) - len(shown), 0),
         "series": _series(totals.series, shown, begins_ms, span, bucket_ms),
         "actions": _actions(totals.actions, shown),
+        "once": _once(totals.once, shown),
         "campaigns": _campaigns(totals.campaigns, shown),
     }
 
@@ -110,6 +112,15 @@ def _actions(actions: dict[tuple[str, str, str], Sums], shown: set[str]) -> list
     return [
         {"advertiser": advertiser, "platform": platform, "action": action, **_plain(sums)}
         for (advertiser, platform, action), sums in merged.items()
+    ]
+
+
+def _once(once: dict[tuple[str, str], Sums], shown: set[str]) -> list[dict[str, Any]]:
+    merged: dict[tuple[str | None, str], Sums] = {}
+    for (advertiser, action), sums in once.items():
+        merged.setdefault((_named(advertiser, shown), action), Sums()).merge(sums)
+    return [
+        {"advertiser": advertiser, "action": action, **_plain(sums)} for (advertiser, action), sums in merged.items()
     ]
 
 

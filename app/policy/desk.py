@@ -21,12 +21,17 @@ class Desk(msgspec.Struct, frozen=True):
     """The policy's `desk` section."""
 
     time_zones: dict[str, str] = {}
+    cost_currencies: dict[str, str] = {}
     follow_ups: dict[str, FollowUp] = {}
     tolerances: dict[str, float] = {}
 
     def zone(self, advertiser_id: str) -> ZoneInfo:
         """Where the advertiser's days and weeks begin; UTC where nothing is said."""
         return ZoneInfo(self.time_zones.get(advertiser_id, "UTC"))
+
+    def cost_currency(self, advertiser_id: str) -> str:
+        """What the costs of the advertiser's touches are in; "" where nothing is said."""
+        return self.cost_currencies.get(advertiser_id, "")
 
     def tolerance(self, platform: str) -> float:
         """How far the platform's claims may be from what is counted, as a share of what is counted."""

@@ -97,7 +97,9 @@ def load_desk(path: Path | str) -> Desk:
 def parse_desk(document: dict[str, Any], version: Version, name: str = "policy") -> Desk:
     """The `desk` section of a policy document that keeps the schema. Raises `PolicyError`."""
     desk = document.get("desk", {})
-    zones = {key: value.get("time_zone", "UTC") for key, value in desk.get("advertisers", {}).items()}
+    advertisers = desk.get("advertisers", {})
+    zones = {key: value.get("time_zone", "UTC") for key, value in advertisers.items()}
+    currencies = {key: value["cost_currency"] for key, value in advertisers.items() if "cost_currency" in value}
     for advertiser, zone in zones.items():
         if zone not in available_timezones():
             raise PolicyError(
@@ -115,7 +117,7 @@ def parse_desk(document: dict[str, Any], version: Version, name: str = "policy")
     for platform in tolerances:
         if platform != "default" and platform not in version.platforms:
             raise PolicyError(f"{name}: desk: tolerances: the policy has no platform {platform!r}")
-    return Desk(zones, follow_ups, tolerances)
+    return Desk(time_zones=zones, cost_currencies=currencies, follow_ups=follow_ups, tolerances=tolerances)
 
 
 def warnings(policy: Policy) -> list[str]:

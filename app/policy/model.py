@@ -141,20 +141,23 @@ class Policy(msgspec.Struct, frozen=True):
         return {name: version.effective_from_ms for version in reversed(self.versions) for name in version.platforms}
 
     def lookback_ms(self, kind: str) -> int:
-        """The longest window of `kind` over all platforms and versions; 0 where no method credits that kind."""
-        return max(
-            (rule.windows_ms.get(kind, 0) for version in self.versions for rule in version.platforms.values()),
-            default=0,
-        )
+        """How far back (ms) a touch of this kind may matter: the longest window of it over all platforms and versions, and a
+        journey's; 0 where it never does.
+        """
+        journey_ms = self.bounds.journeys.window_ms if self.bounds.journeys else 0
+        rules = (rule for version in self.versions for rule in version.platforms.values())
+        return max(journey_ms, *(rule.windows_ms.get(kind, 0) for rule in rules))
 
     def creditable(self) -> frozenset[tuple[str, str]]:
-        """The (platform, kind) pairs that some version's method can credit; any other touch is counted but not stored."""
+        """The (platform, kind) pairs that some version's method can credit, or all where journeys are followed; any other
+        touch is counted but not stored.
+        """
         return frozenset(
             (name, kind)
             for version in self.versions
             for name, rule in version.platforms.items()
             for kind in TOUCH_TYPES
-            if kind in rule.windows_ms
+            if kind in rule.windows_ms or self.bounds.journeys
         )
 
     def conversion_retention_ms(self) -> int:

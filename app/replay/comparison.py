@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from app.contract.events import from_micros, to_micros
-from app.contract.rows import MEASURES, MONEY_MEASURES, CountRow
+from app.contract.rows import ALL, MEASURES, MONEY_MEASURES, CountRow
 
-# A window's start (epoch ms) and a platform.
+# A window's start (epoch ms) and a platform; `ALL` for what is counted once over all platforms.
 Place: TypeAlias = tuple[int, str]
 # A measure, and its currency: "" for what has none.
 Measure: TypeAlias = tuple[str, str]
@@ -76,13 +76,13 @@ class Comparison:
         return _beside(*place, self._sums(self.live, place), self._sums(self.replay, place), is_final)
 
     def totals(self, places: Iterable[Place]) -> dict[str, list[Difference]]:
-        """Each measure over these windows, by platform; `window_start` is 0."""
+        """Each measure over these windows, by platform, `ALL` last; `window_start` is 0."""
         sums: dict[str, tuple[Sums, Sums]] = {}
         for place in places:
             live, replay = sums.setdefault(place[1], (Counter(), Counter()))
             live.update(self._sums(self.live, place))
             replay.update(self._sums(self.replay, place))
-        return {platform: _beside(0, platform, *sums[platform], True) for platform in sorted(sums)}
+        return {platform: _beside(0, platform, *sums[platform], True) for platform in sorted(sums, key=_order)}
 
     @staticmethod
     def _sums(side: dict[Place, Sums], place: Place) -> Sums:
@@ -95,6 +95,10 @@ def measures(row: CountRow) -> Sums:
     found["value", row.currency] = to_micros(row.value)
     found["cost", ""] = to_micros(row.cost)
     return Counter({measure: amount for measure, amount in found.items() if amount})
+
+
+def _order(platform: str) -> tuple[bool, str]:
+    return platform == ALL, platform
 
 
 def _place(row: CountRow) -> Place:

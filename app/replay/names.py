@@ -31,6 +31,8 @@ def live_topics(settings: Settings) -> tuple[str, ...]:
         settings.policy_topic,
         settings.attributed_topic,
         settings.counts_topic,
+        settings.journeys_topic,
+        settings.models_topic,
     )
 
 
@@ -63,6 +65,8 @@ def shadow_settings(settings: Settings, replay_id: str, policy: Path) -> Setting
             "policy_topic": name(settings.policy_topic),
             "attributed_topic": name(settings.attributed_topic),
             "counts_topic": name(settings.counts_topic),
+            "journeys_topic": name(settings.journeys_topic),
+            "models_topic": name(settings.models_topic),
             "counter_group": name(settings.counter_group),
             "aggregator_group": name(settings.aggregator_group),
             "namespace": namespace,
@@ -83,6 +87,8 @@ def environment_of(shadow: Settings) -> dict[str, str]:
         "policy_topic",
         "attributed_topic",
         "counts_topic",
+        "journeys_topic",
+        "models_topic",
         "counter_group",
         "aggregator_group",
         "namespace",

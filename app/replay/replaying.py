@@ -18,6 +18,7 @@ from typing import Final
 from confluent_kafka import KafkaError, KafkaException
 from rich.console import Console
 
+from app.contract.rows import ALL, CountRow
 from app.engine.clients import KafkaClients, explained
 from app.engine.policy_topic import copy_versions, recorded_policy
 from app.engine.store import StoreRefused, StoreUnavailable, open_store
@@ -141,7 +142,7 @@ class _Run:
         live, judge, reach, notes = self._prepare()  # 1.
         begins_ms = max(self.wish.from_ms - self._warm_ms(live, judge), 0)
         self.is_begun = True
-        shadows.create(self.settings, self.shadow, judge, begins_ms)  # 2.
+        shadows.create(self.settings, self.shadow, live, judge, begins_ms)  # 2.
         if self.wish.policy is None:
             copy_versions(self.settings, self.shadow, KafkaClients(self.settings))
         times_ms = (begins_ms, self.wish.until_ms or FOREVER_MS)
@@ -159,7 +160,12 @@ class _Run:
         copier.copy_up_to(moment.deltas_end, moment.committed)
         self._wait_until_counted()
         self.progress.doing("comparing")
-        compared = self._compare(moment, live.bounds.dimensions == judge.bounds.dimensions)  # 5.
+        with_all = (live.bounds.journeys is None) == (judge.bounds.journeys is None)
+        if not with_all:
+            notes.append(
+                "only one of the two policies follows journeys: what is counted once over all platforms is left out"
+            )
+        compared = self._compare(moment, live.bounds.dimensions == judge.bounds.dimensions, with_all)  # 5.
         if copier.unordered:
             notes.append(
                 "inexact: the deltas no longer hold the order of the first of these records: those of several topics were taken by their times"
@@ -272,14 +278,21 @@ class _Run:
         # control records take up offsets, too, which are never committed
         return left if left > _NEAR * len(spans) or unread_spans(self.shadow, group, spans) else 0
 
-    def _compare(self, moment: Moment, same_keys: bool) -> Comparison:
-        """Partition by partition: a row lies on the same one on both sides, where they split their counts alike."""
+    def _compare(self, moment: Moment, same_keys: bool, with_all: bool) -> Comparison:
+        """Partition by partition: a row lies on the same one on both sides, where they split their counts alike. `with_all`:
+        also what is counted once over all platforms.
+        """
+
+        def read(settings: Settings, spans: Spans) -> dict[bytes, CountRow]:
+            rows = read_counts(settings, spans, self._in_range)
+            return {key: row for key, row in rows.items() if with_all or row.scope != ALL}
+
         found = Comparison()
         shadow_spans = fix_spans(self.shadow, [self.shadow.counts_topic])
         for (topic, partition), span in moment.counts.items():
-            live = read_counts(self.settings, {(topic, partition): span}, self._in_range)
+            live = read(self.settings, {(topic, partition): span})
             where = (self.shadow.counts_topic, partition)
-            recounted = read_counts(self.shadow, {where: shadow_spans[where]}, self._in_range)
+            recounted = read(self.shadow, {where: shadow_spans[where]})
             found.add(live, recounted, same_keys)
         return found
 

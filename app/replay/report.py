@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.contract.rows import MEASURES
+from app.contract.rows import ALL, MEASURES
 from app.replay.comparison import COUNTS, Comparison, Difference, Place
 from app.replay.times import as_time
 
@@ -146,7 +146,9 @@ def _totals_table(compared: Comparison) -> Table:
             cells[line.measure].append(f"{live} {escape(line.currency)}".strip())
             if line.live != line.replay:
                 cells[line.measure] += [f"[bold]→ {replay}[/]", f"[bold]({more})[/]"]
-        table.add_row(escape(platform), *("\n".join(cells[name]) or "0" for name in MEASURES))
+        if platform == ALL:  # no sum of the lines above
+            table.add_section()
+        table.add_row(_name(platform), *("\n".join(cells[name]) or "0" for name in MEASURES))
     return table
 
 
@@ -159,13 +161,17 @@ def _differences_table(report: Report, places: list[Place]) -> Table:
     for place in places:
         is_final = place in report.final
         lines = [line for line in report.comparison.lines(place, is_final) if line.live != line.replay]
-        head = (as_time(place[0]) + ("" if is_final else " not final"), escape(place[1]))
+        head = (as_time(place[0]) + ("" if is_final else " not final"), _name(place[1]))
         for line in lines:
             table.add_row(*head, _measure(line), *_amounts(line))
             head = ("", "")
         if not lines:
             table.add_row(*head, f"{report.comparison.changed_rows[place]:,} rows, with equal sums", "", "", "")
     return table
+
+
+def _name(platform: str) -> str:
+    return "all, each once" if platform == ALL else escape(platform)
 
 
 def _measure(line: Difference) -> str:

@@ -19,15 +19,16 @@ KEPT_MS: Final = 7 * DAY_MS  # how long the topics of a replay hold what nobody 
 _LEAVE_S: Final = 5.0  # more than a dead member's session
 
 
-def create(settings: Settings, shadow: Settings, policy: Policy, begins_ms: int) -> None:
-    """Creates the shadow topics, each with its live one's partitions. `begins_ms` (epoch ms): no record is older."""
+def create(settings: Settings, shadow: Settings, live: Policy, judge: Policy, begins_ms: int) -> None:
+    """Creates the shadow topics, each with its live one's partitions; where only `judge` follows journeys, theirs have those
+    of the raw topic. `begins_ms` (epoch ms): no record is older.
+    """
     admin = AdminClient(settings.client())
     timeout_s = settings.request_timeout_ms / 1000
     known = admin.list_topics(timeout=timeout_s).topics
-    lives = specs_of(
-        settings.model_copy(update={"events_topics": settings.events_topics[:1]}), policy
-    )  # whose other raw topics' records go to the first one's shadow
-    missing = [spec.name for spec in lives if spec.name not in known]
+    # the records of other raw topics go to the first one's shadow
+    one_raw = settings.model_copy(update={"events_topics": settings.events_topics[:1]})
+    missing = [spec.name for spec in specs_of(one_raw, live) if spec.name not in known]
     if missing:
         raise ReplayRefused(
             f"no such topic: {', '.join(missing)}; run `onecount topics create`, or give the right to describe it"
@@ -36,11 +37,12 @@ def create(settings: Settings, shadow: Settings, policy: Policy, begins_ms: int)
     topics = [
         NewTopic(
             spec.name,
-            len(known[live.name].partitions),
+            len(known[one.name if one.name in known else one_raw.events_topics[0]].partitions),
             settings.replication,
             config=_config(spec, spec.name in shadow.input_topics(), kept_ms),
         )
-        for live, spec in zip(lives, specs_of(shadow, policy), strict=True)
+        for one, spec in zip(specs_of(one_raw, judge), specs_of(shadow, judge), strict=True)
+        if one.name != settings.handled_topic  # nobody sends a replay's dead letters again
     ]
     for future in admin.create_topics(topics, operation_timeout=timeout_s).values():
         future.result()

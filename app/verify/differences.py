@@ -2,20 +2,23 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import orjson
 
 from app.contract import rows
+from app.contract.journeys import JourneyRow, ModelRow, PathTouch
 from app.contract.rows import AttributedRow, CountRow, DeadLetter
 from app.policy.model import Policy
 from app.verify.oracle import Answer, refusals_over_time, show
 from app.verify.records import Coordinates, Person
 
-Row: TypeAlias = AttributedRow | CountRow
+Row: TypeAlias = AttributedRow | CountRow | JourneyRow | ModelRow
 # What is not a function of the input: how often a row was corrected, and when its window was closed.
 NOT_COMPARED: Final = ("revision", "final")
+MAX_WORDS: Final = 1000  # characters of one value that are shown
 
 
 class Difference(NamedTuple):
@@ -44,11 +47,17 @@ class Published(NamedTuple):
     faults: list[Difference]
 
 
-def fold_log(topic: str, upserts: Iterable[Upsert], decode: Callable[[bytes], Row]) -> Published:
-    """The topic's latest rows, and its faults.
+def fold_log(
+    topic: str,
+    upserts: Iterable[Upsert],
+    decode: Callable[[bytes], Row],
+    is_forgotten: Callable[[bytes], bool] = lambda key: False,
+) -> Published:
+    """The topic's latest rows, and its faults. `is_forgotten`: whether a key is that of somebody who was forgotten.
 
     A fault is a record without a key or with an unreadable row, a key on two partitions, a revision below an earlier
-    one of its key (a deletion does not start it anew), or the same row with the same revision twice in succession.
+    one of its key (a deletion does not start it anew, but where it forgot somebody), or the same row with the same
+    revision twice in succession.
     """
     latest: dict[bytes, Row] = {}
     seen: dict[bytes, tuple[int, int, bytes | None]] = {}  # by key: partition, revision and value of its last record
@@ -68,6 +77,8 @@ def fold_log(topic: str, upserts: Iterable[Upsert], decode: Callable[[bytes], Ro
         if partition != home:
             fault(upsert, f"the key was on partition {home} before")
         latest.pop(key, None)
+        if value is None and is_forgotten(key):
+            revision_before = revision = -1
         if value is not None:
             try:
                 row = decode(value)
@@ -95,9 +106,10 @@ def compare_rows(
             details = (f"is missing: {words(must)}",)
         elif must is not None:
             details = tuple(
-                f"{name}: must be {getattr(must, name)!r}, is {getattr(is_now, name)!r}"
+                line
                 for name in must.__struct_fields__
-                if name not in NOT_COMPARED and getattr(must, name) != getattr(is_now, name)
+                if name not in NOT_COMPARED
+                for line in unequal(name, getattr(must, name), getattr(is_now, name))
             )
         else:
             continue
@@ -105,14 +117,37 @@ def compare_rows(
             yield Difference(topic, key.decode(), details, behind(key, must, is_now))
 
 
+def unequal(name: str, must: Any, is_now: Any) -> Iterator[str]:
+    """Every value within a field that is not as it must be: `touches[2].campaign_id: must be 'a', is 'b'`."""
+    if must == is_now:
+        return
+    if isinstance(must, list) and isinstance(is_now, list):
+        # Once one is out of place, all after it are: the first tells.
+        pairs = [(place, *pair) for place, pair in enumerate(zip_longest(must, is_now)) if pair[0] != pair[1]]
+        place, *first = pairs[0]
+        yield from unequal(f"{name}[{place}]", *first)
+        if len(pairs) > 1:
+            yield f"{name}: {len(pairs) - 1:,} more of them differ; there must be {len(must):,}, there are {len(is_now):,}"
+    elif isinstance(must, msgspec.Struct) and isinstance(is_now, msgspec.Struct):
+        for field in must.__struct_fields__:
+            yield from unequal(f"{name}.{field}", getattr(must, field), getattr(is_now, field))
+    else:
+        yield f"{name}: must be {_shown(must)}, is {_shown(is_now)}"
+
+
+def _shown(value: Any) -> str:
+    text = words(value) if isinstance(value, msgspec.Struct) else repr(value)
+    return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]}..."
+
+
 def is_empty(row: Row) -> bool:
     """Whether a row says the same as no row: a count row of which corrections left nothing."""
     return isinstance(row, CountRow) and not any(getattr(row, measure) for measure in rows.MEASURES)
 
 
-def words(row: Row) -> str:
+def words(row: msgspec.Struct) -> str:
     """A row's fields that say something, for a person."""
-    fields = {name: value for name, value in msgspec.structs.asdict(row).items() if name not in NOT_COMPARED}
+    fields = {name: value for name, value in msgspec.to_builtins(row).items() if name not in NOT_COMPARED}
     return orjson.dumps({name: value for name, value in fields.items() if value is not None}).decode()
 
 
@@ -136,8 +171,49 @@ def behind_attributed(
     return tuple(dict.fromkeys(found))
 
 
+def behind_journey(
+    answer: Answer, key: bytes, must: JourneyRow | ModelRow | None, is_now: JourneyRow | ModelRow | None
+) -> tuple[Coordinates, ...]:
+    """The accepted events that a journey or its models speak of: the order's reports, the adjustments that name it, the
+    touches, and then all else that the person did before, the latest first.
+    """
+    advertiser_id, user_id, name, event_id, *_ = orjson.loads(key)
+    person = answer.people.get((advertiser_id, user_id), Person())
+    known = [row for row in (must, is_now) if row is not None]
+    same_id = [each for each in person.conversions if each.event.event_id == event_id]
+    order_ids = {each.event.order_id for each in same_id} - {None, ""}
+    reports = [*same_id, *(each for each in person.conversions if each.event.order_id in order_ids)]
+    reports = [each for each in reports if each.event.conversion_name == name]
+    report_ids = {each.event.event_id for each in reports}
+    shown = {(touch.platform, touch.touch_type, touch.event_id) for row in known for touch in _touches(row)}
+    before = [*person.touches, *person.visits, *person.conversions]
+    found = (
+        *(each.found for each in reports),
+        *(each.found for each in person.adjustments if each.event.order_id in order_ids),
+        *(each.found for each in person.adjustments if each.event.conversion_event_id in report_ids),
+        *(
+            each.found
+            for each in person.touches
+            if (each.event.platform, each.event.event_type, each.event.event_id) in shown
+        ),
+        *(
+            each.found
+            for each in sorted(before, key=lambda each: -each.time_ms)
+            if any(each.time_ms <= row.event_time for row in known)
+        ),
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def _touches(row: JourneyRow | ModelRow) -> list[PathTouch]:
+    if isinstance(row, ModelRow):
+        return [share.touch for share in row.credits]
+    single = (row.credited, row.first_touch, row.returned_by)
+    return [*row.touches, *(touch for touch in single if touch is not None)]
+
+
 def compare_partitions(topic: str, published: Published, owner: Callable[[str], int]) -> Iterator[Difference]:
-    """Every attributed row that does not lie on the partition of its user's owner."""
+    """Every row of a user that does not lie on the partition of the user's owner."""
     for key, row in published.rows.items():
         if published.partitions[key] != owner(row.user_id):
             details = f"lies on partition {published.partitions[key]}, its owner is {owner(row.user_id)}"
@@ -167,7 +243,7 @@ def compare_letters(
     written: dict[Coordinates, list[str]] = defaultdict(list)
     for letter in letters:
         written[letter.topic, letter.partition, letter.offset].append(letter.reason)
-    of_person = {each.found: person for person in answer.people.values() for each in person.adjustments}
+    of_person = {each.found: person for person in answer.people.values() for each in person.history}
     must = answer.rejected | answer.refused_adjustments
     for coordinates in sorted(written.keys() | must.keys()):
         reasons, reason = written.get(coordinates, []), must.get(coordinates)

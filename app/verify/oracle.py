@@ -9,10 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from app.contract import reasons, rows
-from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Event, Rejection, decode_event
+import orjson
+
+from app.contract import rows
+from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Rejection, decode_event
+from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
 from app.contract.rows import AttributedRow, CountRow
 from app.policy.model import Policy
+from app.verify.door import Door
+from app.verify.journey_rows import journey_row, model_rows
+from app.verify.journeys import RealOrder, follow
 from app.verify.partition import owner_of
 from app.verify.records import Arrival, Coordinates, Order, Person, Record
 from app.verify.sequence import Streams, by_batches, by_time
@@ -36,23 +42,34 @@ class Answer:
     """What must stand in the output topics, and why.
 
     Rows are by their Kafka key; `revision` is 0 and `final` False, for neither is a function of the input.
+    `journeys` and `models` are empty, and no count row is of scope `all`, where the policy has no `journeys`.
     `rejected`, `duplicates` and `refused_adjustments` are by the coordinates of the raw record; a refused adjustment
     is an accepted event too. `faults` names what is wrong with the batches and the re-keyed copies.
     """
 
     attributed: dict[bytes, AttributedRow] = field(default_factory=dict)
     counts: dict[bytes, CountRow] = field(default_factory=dict)
+    journeys: dict[bytes, JourneyRow] = field(default_factory=dict)
+    models: dict[bytes, ModelRow] = field(default_factory=dict)
     rejected: dict[Coordinates, str] = field(default_factory=dict)
     duplicates: set[Coordinates] = field(default_factory=set)
     refused_adjustments: dict[Coordinates, str] = field(default_factory=dict)
     produced: int = 0
     accepted: int = 0
     noise: int = 0
+    forgets: int = 0
+    forgotten: int = 0  # conversions and adjustments that came after their person's forget, of before it
     faults: list[str] = field(default_factory=list)
     # Of (advertiser_id, user_id).
     people: dict[tuple[str, str], Person] = field(default_factory=lambda: defaultdict(Person))
     # The events that a count row adds up, by its key.
     behind_count: dict[bytes, list[Coordinates]] = field(default_factory=dict)
+
+    def is_forgotten(self, key: bytes) -> bool:
+        """Whether a row's key, whose first two parts are advertiser and user, is that of somebody who was forgotten."""
+        advertiser_id, user_id, *_ = orjson.loads(key)
+        person = self.people.get((advertiser_id, user_id))
+        return person is not None and person.forgotten_ms >= 0
 
 
 # A count row's identity: window start, platform, advertiser, dimensions, conversion_name, currency.
@@ -77,17 +94,20 @@ def answer(
     streams = route(records, policy, partitions, rekeyed_topic, result)
     for owner in range(partitions):
         if order is None:
-            arrivals = by_time(streams[owner])
+            batches = by_time(streams[owner])
         else:
-            arrivals, faults = by_batches(streams[owner], owner, order.get(owner, ()))
+            batches, faults = by_batches(streams[owner], owner, order.get(owner, ()))
             result.faults += faults
-        process(arrivals, policy, result, tallies)
+        process(batches, policy, result, tallies)
     for person in result.people.values():
         if person.conversions:
             decisions, refused = settle(person, policy)
             result.refused_adjustments |= refused
             for decision in decisions:
                 publish(decision, policy, result, tallies)
+            if policy.bounds.journeys is not None:
+                for real in follow(person, decisions, policy):
+                    publish_journey(real, policy, result, tallies)
     for identity, tally in tallies.items():
         publish_count(identity, tally, policy, result)
     return result
@@ -172,52 +192,54 @@ def show(coordinates: Coordinates) -> str:
 # --- Sections 1 to 3: stream time, duplicates, touches ----------------------------------------------------------------
 
 
-def process(arrivals: list[Arrival], policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
-    """One owner partition's events in processing order: each is refused, a duplicate, or accepted for its person."""
-    bounds = policy.bounds
-    generation_ms = bounds.dedup_window_ms // 4  # "G = dedup_window / 4"
-    stream_ms = 0
-    forgotten_at_ms: dict[
-        tuple[str, ...], int
-    ] = {}  # by identity: the stream time from which it is not remembered any more
-    held: set[tuple[str, ...]] = set()
-    for arrival in arrivals:
-        event = arrival.event
-        if arrival.time_ms < stream_ms - bounds.correction_horizon_ms:
-            result.rejected[arrival.found] = reasons.BEYOND_CORRECTION_HORIZON
-            continue  # "such an event does not move the stream time"
-        stream_ms = max(stream_ms, arrival.time_ms)  # "repeats included", "including the one at hand"
-        identity = identity_of(event)
-        remembered = identity in forgotten_at_ms and stream_ms < forgotten_at_ms[identity]
-        if remembered or (event.user_id, *identity) in held:
-            result.duplicates.add(arrival.found)
-            continue
-        forgotten_at_ms[identity] = (stream_ms // generation_ms + 1) * generation_ms + bounds.dedup_window_ms
-        if event.event_type in ("conversion", "adjustment"):
-            held.add((event.user_id, *identity))
-        accept(arrival, policy, result, tallies)
-
-
-def identity_of(event: Event) -> tuple[str, ...]:
-    """(advertiser, platform or "", event_type, conversion_name or "", event_id): section 2."""
-    return (event.advertiser_id, event.platform or "", event.event_type, event.conversion_name or "", event.event_id)
+def process(batches: list[list[Arrival]], policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+    """One owner partition's events, batch by batch in processing order: those that are new go to their persons."""
+    door = Door(policy.bounds, result.rejected, result.duplicates)
+    for batch in batches:
+        new = [arrival for arrival in batch if door.is_new(arrival)]
+        # Section 12: a person is forgotten "with all touches and visits of its batch" before.
+        for arrival in sorted(new, key=lambda each: each.event.event_type in ("conversion", "adjustment", "forget")):
+            accept(arrival, policy, result, tallies)
 
 
 def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
-    """Counts a touch; gives touches, conversions and adjustments to their person. "Visits are in no count row"."""
+    """Gives an event to its person, and counts a touch. "Visits are in no count row", and matter to journeys only."""
     event = arrival.event
     result.accepted += 1
-    if event.event_type == "visit":
+    if event.event_type == "visit" and policy.bounds.journeys is None:
         return
-    result.people[event.advertiser_id, event.user_id].add(arrival)
+    person = result.people[event.advertiser_id, event.user_id]
+    if event.event_type == "forget":
+        result.forgets += 1
+        count_for_good(person, max(arrival.time_ms, person.forgotten_ms), policy, result, tallies)
+    is_taken = person.add(arrival)
     if event.event_type in TOUCH_TYPES:
         identity = count_identity(arrival.time_ms, event.platform or "", arrival, "", "", policy)
         add(tallies[identity], arrival, {MEASURE[event.event_type]: 1, "cost": to_micros(event.cost)})
-    elif event.event_type == "conversion":
-        result.noise += counted_action(policy, arrival) is None
+    elif event.event_type == "conversion" and counted_action(policy, arrival) is None:
+        result.noise += 1
+    elif event.event_type in ("conversion", "adjustment"):
+        result.forgotten += not is_taken
 
 
-# --- Sections 3, 4 and 7: rows ----------------------------------------------------------------------------------------
+def count_for_good(
+    person: Person, until_ms: int, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]
+) -> None:
+    """Section 12: what is counted now of conversions up to `until_ms` stays counted, though nothing else of them does."""
+    if not person.conversions:
+        return
+    decisions, refused = settle(person, policy)
+    result.refused_adjustments |= refused  # their letters are written
+    for decision in decisions:
+        if decision.conversion.time_ms <= until_ms:
+            count(decision, policy, tallies)
+    if policy.bounds.journeys is not None:
+        for real in follow(person, decisions, policy):
+            if real.conversion.time_ms <= until_ms:
+                count_order(real, policy, tallies)
+
+
+# --- Sections 3, 4, 7 and 9: rows ----------------------------------------------------------------------------------------
 
 
 def count_identity(
@@ -242,13 +264,16 @@ def publish(decision: Decision, policy: Policy, result: Answer, tallies: dict[Co
     key = rows.attributed_key(row.advertiser_id, row.user_id, row.platform, row.conversion_name, row.event_id)
     assert key not in result.attributed, key  # one row for each conversion and judged platform
     result.attributed[key] = row
+    count(decision, policy, tallies)
+
+
+def count(decision: Decision, policy: Policy, tallies: dict[CountIdentity, Tally]) -> None:
+    """Adds a counted conversion to its row in the counts."""
     if decision.status == rows.COUNTED:
         assert decision.touch is not None
         conversion = decision.conversion
-        currency = conversion.event.currency or ""
-        identity = count_identity(
-            conversion.time_ms, decision.platform, decision.touch, row.conversion_name, currency, policy
-        )
+        name, currency = conversion.event.conversion_name or "", conversion.event.currency or ""
+        identity = count_identity(conversion.time_ms, decision.platform, decision.touch, name, currency, policy)
         add(tallies[identity], conversion, {"conversions": 1, "value": decision.value_micros})
 
 
@@ -288,6 +313,31 @@ def attributed_row(decision: Decision, policy: Policy) -> AttributedRow:
     )
 
 
+def publish_journey(order: RealOrder, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+    """An order over all platforms as its row in `conversions.journeys` and, if it is counted, in the counts of scope `all`
+    and in `conversions.models`: sections 8 to 11.
+    """
+    journeys = policy.bounds.journeys
+    assert journeys is not None
+    row = journey_row(order, policy, journeys)
+    identity = (row.advertiser_id, row.user_id, row.conversion_name, row.event_id)
+    assert journey_key(*identity) not in result.journeys, identity  # one row an order
+    result.journeys[journey_key(*identity)] = row
+    for model in model_rows(order, policy, journeys):
+        result.models[model_key(*identity, model.model)] = model
+    count_order(order, policy, tallies)
+
+
+def count_order(order: RealOrder, policy: Policy, tallies: dict[CountIdentity, Tally]) -> None:
+    """Adds an order that counts over all platforms to its row of scope `all`."""
+    if order.status == rows.COUNTED:
+        assert order.credited is not None
+        conversion = order.conversion
+        name, currency = conversion.event.conversion_name or "", conversion.event.currency or ""
+        identity = count_identity(conversion.time_ms, rows.ALL, order.credited, name, currency, policy)
+        add(tallies[identity], conversion, {"conversions": 1, "value": order.value_micros})
+
+
 def publish_count(identity: CountIdentity, tally: Tally, policy: Policy, result: Answer) -> None:
     """A tally as its row in `conversions.counts`."""
     window_start, platform, advertiser_id, dimensions, conversion_name, currency = identity
@@ -306,6 +356,7 @@ def publish_count(identity: CountIdentity, tally: Tally, policy: Policy, result:
         currency=currency,
         revision=0,
         final=False,
+        scope="all" if platform == "all" else "platform",
         **measures,
     )
 

@@ -52,19 +52,41 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 
 class Person(msgspec.Struct):
-    """Everything accepted of one (advertiser, user) but visits, in processing order: all of it, and by kind."""
+    """Everything accepted of one (advertiser, user), in processing order: by kind, and in `history` all of it but visits,
+    which no adjustment hangs on.
+
+    Forgotten up to and including `forgotten_ms` (section 12): what is not later is in `history` only, and only if it came
+    before the forget.
+    """
 
     history: list[Arrival] = msgspec.field(default_factory=list)
     touches: list[Arrival] = msgspec.field(default_factory=list)
     conversions: list[Arrival] = msgspec.field(default_factory=list)
     adjustments: list[Arrival] = msgspec.field(default_factory=list)
+    visits: list[Arrival] = msgspec.field(default_factory=list)
+    forgotten_ms: int = -1
 
-    def add(self, arrival: Arrival) -> None:
-        """Takes in one accepted touch, conversion or adjustment."""
-        self.history.append(arrival)
+    def add(self, arrival: Arrival) -> bool:
+        """Takes in one accepted event; False, and it is left out, if it is of a time that is forgotten."""
         kind = arrival.event.event_type
+        if kind == "forget":
+            self.history.append(arrival)
+            self._forget(arrival.time_ms)
+            return True
+        if arrival.time_ms <= self.forgotten_ms:
+            return False
+        if kind == "visit":
+            self.visits.append(arrival)
+            return True
+        self.history.append(arrival)
         lists = {"conversion": self.conversions, "adjustment": self.adjustments}
         lists.get(kind, self.touches).append(arrival)
+        return True
+
+    def _forget(self, until_ms: int) -> None:
+        self.forgotten_ms = max(self.forgotten_ms, until_ms)
+        for events in (self.touches, self.conversions, self.adjustments, self.visits):
+            events[:] = [each for each in events if each.time_ms > self.forgotten_ms]
 
 
 def parse_source(header: bytes) -> Coordinates:

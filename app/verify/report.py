@@ -16,7 +16,8 @@ from app.verify.records import Coordinates
 class Report:
     """The figures of the recomputed answer, and every way in which what was published is not that answer.
 
-    `rejected` and `refused_adjustments` are by reason, `attributed_rows` by status, `differences` by topic.
+    `rejected` and `refused_adjustments` are by reason, `attributed_rows` and `journey_rows` by status, `differences` by
+    topic.
     `shown`: the first differences. `events`: the raw values behind those.
     """
 
@@ -26,8 +27,12 @@ class Report:
     rejected: Mapping[str, int]
     refused_adjustments: Mapping[str, int]
     noise: int
+    forgets: int
+    forgotten: int
     attributed_rows: Mapping[str, int]
     count_rows: int
+    journey_rows: Mapping[str, int]
+    model_rows: int
     seconds: float
     differences: Mapping[str, int]
     shown: tuple[Difference, ...]
@@ -66,10 +71,18 @@ def _summary(report: Report) -> Table:
     for reason, number in sorted(report.refused_adjustments.items()):
         table.add_row(f"  {reason}", f"{number:,}")
     table.add_row("noise", f"{report.noise:,}")
+    if report.forgets:
+        table.add_row("forgets", f"{report.forgets:,}")
+        table.add_row("  ignored since", f"{report.forgotten:,}")
     table.add_row("conversion rows", f"{sum(report.attributed_rows.values()):,}")
     for status, number in sorted(report.attributed_rows.items()):
         table.add_row(f"  {status}", f"{number:,}")
     table.add_row("count rows", f"{report.count_rows:,}")
+    if report.journey_rows:
+        table.add_row("journey rows", f"{sum(report.journey_rows.values()):,}")
+        for status, number in sorted(report.journey_rows.items()):
+            table.add_row(f"  {status}", f"{number:,}")
+        table.add_row("model rows", f"{report.model_rows:,}")
     table.add_row("differences", f"{sum(report.differences.values()):,}")
     table.add_row("seconds", f"{report.seconds:.1f}")
     return table

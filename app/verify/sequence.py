@@ -41,27 +41,28 @@ def committed_batches(values: Iterable[bytes]) -> Order:
     return order
 
 
-def by_time(streams: Streams) -> list[Arrival]:
-    """Every event when no batches are known: by offset within a topic-partition.
+def by_time(streams: Streams) -> list[list[Arrival]]:
+    """Every event when no batches are known, each as a batch of its own: by offset within a topic-partition.
 
     Of the topic-partitions' next records, the smallest (Kafka timestamp, topic, partition, offset) goes first.
     """
     # On lists that are not sorted themselves, merge compares just the heads, which is what is meant here.
     merged = heapq.merge(*streams.values(), key=lambda step: (step[0].timestamp_ms, *step[0].coordinates))
-    return [arrival for _, arrival in merged if arrival is not None]
+    return [[arrival] for _, arrival in merged if arrival is not None]
 
 
 def by_batches(
     streams: Streams, owner: int, batches: Sequence[Mapping[str, tuple[int, int]]]
-) -> tuple[list[Arrival], list[str]]:
-    """Every event as the committed batches took them, and what is wrong with those: a record in two of them or in none.
+) -> tuple[list[list[Arrival]], list[str]]:
+    """The events of each batch as the committed batches took them, and what is wrong with those: a record in two of them or in none.
 
     A record that no batch took is processed all the same, so that the answer stays that of the whole input.
     """
-    arrivals: list[Arrival] = []
+    taken_batches: list[list[Arrival]] = []
     faults: list[str] = []
     taken = dict.fromkeys(streams, 0)
     for batch in batches:
+        arrivals: list[Arrival] = []
         for topic in sorted(batch):  # "each batch is processed in order of (topic, partition, offset)"
             first, end = batch[topic]
             stream = streams.get((topic, owner), [])
@@ -76,8 +77,9 @@ def by_batches(
                     arrivals.append(arrival)
                 at += 1
             taken[topic, owner] = at
+        taken_batches.append(arrivals)
     left = {where: stream[taken[where] :] for where, stream in streams.items()}
     for (topic, partition), steps in left.items():
         if steps and partition == owner:  # another partition's is an event that was never copied: told by its own fault
             faults.append(f"{topic}/{owner}: no batch reaches offset {steps[0][0].offset} and beyond")
-    return arrivals + by_time(left), faults
+    return taken_batches + by_time(left), faults

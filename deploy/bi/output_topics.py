@@ -6,7 +6,7 @@ topic that was made anew, or a copy that stood still for longer than Kafka keeps
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -38,9 +38,12 @@ class Behind(Exception):
 class OutputTopics(AbstractContextManager["OutputTopics"]):
     """The topics, read without a group: where a reader stands is kept with what it has written, nowhere else."""
 
-    def __init__(self, topics: list[str], properties: Mapping[str, Any]) -> None:
-        """`properties` are librdkafka's; `bootstrap.servers` is one of them."""
-        self.topics = topics
+    def __init__(self, topics: Collection[str], may_be_missing: Collection[str], properties: Mapping[str, Any]) -> None:
+        """`may_be_missing`: those of `topics` that a deployment has only if its policy follows journeys. `properties` are
+        librdkafka's; `bootstrap.servers` is one of them.
+        """
+        self._topics = topics
+        self._may_be_missing = may_be_missing
         self._admin = AdminClient(dict(properties))
         self._consumer = Consumer(
             {
@@ -57,17 +60,22 @@ class OutputTopics(AbstractContextManager["OutputTopics"]):
         self._consumer.close()
 
     def ids(self) -> dict[str, str]:
-        """Each topic's id, which changes when it is deleted and made anew (`onecount reset` does that)."""
-        found = self._admin.describe_topics(TopicCollection(self.topics), request_timeout=TIMEOUT_S)
-        try:
-            return {topic: str(future.result().topic_id) for topic, future in found.items()}
-        except KafkaException as error:
-            raise Behind(f"the topics cannot be read: {error.args[0].str()}; are their names right?") from error
+        """The id of each topic that is there. It changes when a topic is deleted and made anew (`onecount reset`)."""
+        asked = self._admin.describe_topics(TopicCollection(list(self._topics)), request_timeout=TIMEOUT_S)
+        found = {}
+        for topic, future in asked.items():
+            try:
+                found[topic] = str(future.result().topic_id)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART and topic in self._may_be_missing:
+                    continue
+                raise Behind(f"{topic} cannot be read: {error.args[0].str()}; is its name right?") from error
+        return found
 
-    def ends(self) -> Offsets:
-        """The end of every partition as of now: everything before it is committed or rolled back."""
+    def ends(self, topics: Iterable[str]) -> Offsets:
+        """The end of every partition of these as of now: everything before it is committed or rolled back."""
         known = self._admin.list_topics(timeout=TIMEOUT_S).topics
-        places = [TopicPartition(topic, number) for topic in self.topics for number in known[topic].partitions]
+        places = [TopicPartition(topic, number) for topic in topics for number in known[topic].partitions]
         found = self._admin.list_offsets(
             dict.fromkeys(places, OffsetSpec.latest()),
             isolation_level=IsolationLevel.READ_COMMITTED,
@@ -103,9 +111,10 @@ class OutputTopics(AbstractContextManager["OutputTopics"]):
 def why_from_the_start(known_ids: Mapping[str, str], ids: Mapping[str, str], caught_up_s: float) -> str | None:
     """Why a copy must be read anew from the topics' start, though it has got somewhere; None if it need not.
 
-    `known_ids`: of the topics that it was read from; `caught_up_s`: when it last held all that was there (epoch s).
+    `known_ids`: of the topics that it was read from; `caught_up_s`: when it last held all that was there (epoch s). A topic
+    that has come since is read from its start anyway.
     """
-    if known_ids != ids:
+    if any(ids.get(topic) != known for topic, known in known_ids.items()):
         return "the topics were made anew, as `onecount reset` does"
     if time.time() - caught_up_s > DELETIONS_KEPT_S:
         return f"the copy has not caught up for more than {DELETIONS_KEPT_S // 86_400} days, so deletions may be gone"

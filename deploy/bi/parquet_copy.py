@@ -1,4 +1,4 @@
-"""Keeps a copy of `conversions.counts` and `conversions.attributed` as Parquet, and answers questions from it.
+"""Keeps a copy of onecount's output topics as Parquet, and answers questions from it.
 
     pip install duckdb confluent-kafka
     python deploy/bi/parquet_copy.py load   --out ./onecount-bi --bootstrap localhost:9092
@@ -10,11 +10,11 @@ and offsets become current together, by one rename of the link `current`, so a l
 changed nothing, and the next one does its work. Run it from cron, as often as you like.
 
     onecount-bi/current/counts/day=2025-11-24/*.parquet
-    onecount-bi/current/conversions/day=2025-11-24/*.parquet
+    onecount-bi/current/conversions/...      and so for journeys and models, where their topics are there
     onecount-bi/current/snapshot.json        as of when, and the offsets read
 
 Any tool that reads Parquet may read `current`; resolve the link once a query, so that all files are of one snapshot.
-Times are UTC. On S3, which has no links, write the list of files into one object in place of the link.
+Times are UTC timestamps, but epoch ms within a touch of a journey. On S3, which has no links, write the list of files into one object in place of the link.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from output_topics import Behind, Offsets, OutputTopics, why_from_the_start
 
 ANSWERS: Final = Path(__file__).with_name("answers.sql")
 KEPT_SNAPSHOTS: Final = 2  # a query that began on the one before may still be reading it
+FORM: Final = 2  # of the tables; one more with every change of their columns
 
 
 class Table(NamedTuple):
@@ -54,13 +55,13 @@ COUNTS: Final = Table(
         dimensions STRUCT(campaign_id VARCHAR, ad_id VARCHAR, creative_id VARCHAR, landing_page VARCHAR,
                           offer_id VARCHAR, source VARCHAR, medium VARCHAR),
         conversion_name VARCHAR, currency VARCHAR, views BIGINT, engaged_views BIGINT, clicks BIGINT,
-        conversions BIGINT, value DECIMAL(24, 6), cost DECIMAL(24, 6), revision BIGINT, final BOOLEAN)""",
+        conversions BIGINT, value DECIMAL(24, 6), cost DECIMAL(24, 6), revision BIGINT, final BOOLEAN, scope VARCHAR)""",
     """make_timestamp(value.window_start * 1000) AS window_start, make_timestamp(value.window_end * 1000) AS window_end,
        value.platform, value.advertiser_id, value.dimensions.campaign_id, value.dimensions.ad_id,
        value.dimensions.creative_id, value.dimensions.landing_page, value.dimensions.offer_id,
        value.dimensions.source, value.dimensions.medium, value.conversion_name, value.currency, value.views,
        value.engaged_views, value.clicks, value.conversions, value.value, value.cost, value.revision, value.final,
-       CAST(make_timestamp(value.window_start * 1000) AS DATE) AS day""",
+       coalesce(value.scope, 'platform') AS scope, CAST(make_timestamp(value.window_start * 1000) AS DATE) AS day""",
 )
 CONVERSIONS: Final = Table(
     "conversions",
@@ -78,18 +79,59 @@ CONVERSIONS: Final = Table(
        value.ad_id, value.creative_id, value.landing_page, value.offer_id, value.source, value.medium,
        value.revision, CAST(make_timestamp(value.event_time * 1000) AS DATE) AS day""",
 )
+TOUCH: Final = """STRUCT(platform VARCHAR, touch_type VARCHAR, event_id VARCHAR, "time" BIGINT, campaign_id VARCHAR,
+        ad_id VARCHAR, creative_id VARCHAR, landing_page VARCHAR, offer_id VARCHAR, source VARCHAR, medium VARCHAR)"""
+JOURNEYS: Final = Table(
+    "journeys",
+    f"""STRUCT(advertiser_id VARCHAR, user_id VARCHAR, conversion_name VARCHAR, event_id VARCHAR, event_time BIGINT,
+        order_id VARCHAR, scope VARCHAR, status VARCHAR, conversions BIGINT, value DECIMAL(24, 6), currency VARCHAR,
+        action_class VARCHAR, intent VARCHAR, outcome VARCHAR, policy_version BIGINT, credit VARCHAR, credited {TOUCH},
+        time_to_convert_ms BIGINT, counted_by VARCHAR[], first_touch {TOUCH}, touches {TOUCH}[], views BIGINT,
+        engaged_views BIGINT, clicks BIGINT, visits BIGINT, pages VARCHAR[], first_visit_time BIGINT,
+        first_page VARCHAR, first_referrer VARCHAR, time_from_first_touch_ms BIGINT, time_from_first_visit_ms BIGINT,
+        customer VARCHAR, abandoned_action VARCHAR, abandoned_time BIGINT, returned_by {TOUCH}, revision BIGINT)""",
+    """value.advertiser_id, value.user_id, value.conversion_name, value.event_id,
+       make_timestamp(value.event_time * 1000) AS event_time, value.order_id, value.scope, value.status,
+       value.conversions, value.value, value.currency, value.action_class, value.intent, value.outcome,
+       value.policy_version, value.credit, value.credited, value.time_to_convert_ms, value.counted_by,
+       value.first_touch, value.touches, value.views, value.engaged_views, value.clicks, value.visits, value.pages,
+       make_timestamp(value.first_visit_time * 1000) AS first_visit_time, value.first_page, value.first_referrer,
+       value.time_from_first_touch_ms, value.time_from_first_visit_ms, value.customer, value.abandoned_action,
+       make_timestamp(value.abandoned_time * 1000) AS abandoned_time, value.returned_by, value.revision,
+       CAST(make_timestamp(value.event_time * 1000) AS DATE) AS day""",
+)
+MODELS: Final = Table(
+    "models",
+    f"""STRUCT(advertiser_id VARCHAR, user_id VARCHAR, conversion_name VARCHAR, event_id VARCHAR, event_time BIGINT,
+        model VARCHAR, value DECIMAL(24, 6), currency VARCHAR,
+        credits STRUCT(touch {TOUCH}, share DECIMAL(7, 6), value DECIMAL(24, 6))[], revision BIGINT)""",
+    """value.advertiser_id, value.user_id, value.conversion_name, value.event_id,
+       make_timestamp(value.event_time * 1000) AS event_time, value.model, value.value, value.currency, value.credits,
+       value.revision, CAST(make_timestamp(value.event_time * 1000) AS DATE) AS day""",
+)
+TABLES: Final = (COUNTS, CONVERSIONS, JOURNEYS, MODELS)
+# A row a touch that has a share in a conversion by a model.
+SHARES: Final = """CREATE VIEW shares AS
+    SELECT advertiser_id, user_id, conversion_name, event_id, event_time, model, currency, each.share, each.value,
+           each.touch.platform, each.touch.touch_type, each.touch.event_id AS touch_event_id,
+           make_timestamp(each.touch."time" * 1000) AS touch_time, each.touch.campaign_id, each.touch.ad_id,
+           each.touch.creative_id, each.touch.landing_page, each.touch.offer_id, each.touch.source, each.touch.medium
+    FROM models, unnest(credits) AS credited(each)"""
 
 
 class Snapshot(NamedTuple):
-    """One state of the copy: its folder, the ids and offsets of the topics it was read from, and when (epoch s)."""
+    """One state of the copy: its folder, the ids and offsets of the topics it was read from, when (epoch s), and in which
+    `FORM` its tables are.
+    """
 
     folder: Path | None
     topic_ids: dict[str, str]
     next_offsets: Offsets
     read_at_s: float
+    form: int
 
 
-EMPTY: Final = Snapshot(None, {}, {}, 0.0)
+EMPTY: Final = Snapshot(None, {}, {}, 0.0, FORM)
 
 
 def current(out: Path) -> Snapshot:
@@ -101,18 +143,22 @@ def current(out: Path) -> Snapshot:
     offsets = {
         (topic, int(number)): at for topic, parts in found["next_offsets"].items() for number, at in parts.items()
     }
-    return Snapshot(folder, found["topic_ids"], offsets, found["read_at_s"])
+    return Snapshot(folder, found["topic_ids"], offsets, found["read_at_s"], found.get("form", 1))
 
 
 def load(out: Path, tables: dict[str, Table], properties: dict[str, str]) -> str:
-    """Makes a snapshot of all that is committed now; what was done, in words. `tables`: by topic."""
+    """Makes a snapshot of all that is committed now; what was done, in words. `tables`: by topic; those of journeys may have
+    none.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out), OutputTopics(list(tables), properties) as source:
+    may_be_missing = [topic for topic, table in tables.items() if table in (JOURNEYS, MODELS)]
+    with _only_one(out), OutputTopics(tables, may_be_missing, properties) as source:
         base, ids, read_at_s, note = current(out), source.ids(), time.time(), ""
-        why = why_from_the_start(base.topic_ids, ids, base.read_at_s) if base.folder else None
+        tables = {topic: table for topic, table in tables.items() if topic in ids}
+        why = _why_from_the_start(base, ids) if base.folder else None
         if why:
             base, note = EMPTY, f"; read from the start, since {why}"
-        ends = source.ends()
+        ends = source.ends(ids)
         number = 1 + max((int(path.name) for path in _snapshots(out)), default=0)
         partial = out / "snapshots" / f"{number:06}.partial"
         _remove_unfinished(out)
@@ -126,11 +172,17 @@ def load(out: Path, tables: dict[str, Table], properties: dict[str, str]) -> str
         offsets: dict[str, dict[int, int]] = {}
         for (topic, place), end in sorted(ends.items()):
             offsets.setdefault(topic, {})[place] = end
-        about = {"read_at_s": read_at_s, "topic_ids": ids, "next_offsets": offsets}
+        about = {"form": FORM, "read_at_s": read_at_s, "topic_ids": ids, "next_offsets": offsets}
         (partial / "snapshot.json").write_text(json.dumps(about, indent=1) + "\n")
         _make_current(out, partial)
     changes = ", ".join(f"{records[topic]:,} of {topic} in {days[table.name]} days" for topic, table in tables.items())
     return f"snapshot {number}: {changes}{note}"
+
+
+def _why_from_the_start(base: Snapshot, ids: dict[str, str]) -> str | None:
+    if base.form != FORM:
+        return "another release of this program made the snapshot"
+    return why_from_the_start(base.topic_ids, ids, base.read_at_s)
 
 
 def _write_records(source: OutputTopics, start: Offsets, ends: Offsets, files: dict[str, Path]) -> Counter[str]:
@@ -168,8 +220,8 @@ def _merge(table: Table, base: Path | None, records: Path, folder: Path) -> int:
             f"""CREATE VIEW fresh AS SELECT key, partition AS kafka_partition, "offset" AS kafka_offset, {table.columns}
                 FROM latest WHERE value IS NOT NULL"""
         )
-        held = base is not None and any((base / table.name).glob("*/*.parquet"))
-        database.execute(f"CREATE VIEW held AS {_reading(base / table.name)}" if held and base else
+        held = base / table.name if base is not None and (base / table.name).is_dir() else None
+        database.execute(f"CREATE VIEW held AS {_reading(held)}" if held and any(held.glob("*/*.parquet")) else
                          "CREATE VIEW held AS FROM fresh LIMIT 0")  # fmt: skip
         database.execute(
             """CREATE TABLE days AS SELECT day FROM fresh UNION SELECT day FROM held SEMI JOIN latest USING (key)"""
@@ -180,7 +232,7 @@ def _merge(table: Table, base: Path | None, records: Path, folder: Path) -> int:
                 TO '{_quoted(target)}' (FORMAT parquet, COMPRESSION zstd, PARTITION_BY (day), OVERWRITE_OR_IGNORE)"""
         )
         written = {f"day={day}" for (day,) in database.execute("SELECT day FROM days").fetchall()}
-    for day in sorted((base / table.name).iterdir()) if base is not None else ():
+    for day in sorted(held.iterdir()) if held else ():
         if day.name not in written:
             shutil.copytree(day, target / day.name, copy_function=os.link)
     return len(written)
@@ -227,12 +279,12 @@ def _make_current(out: Path, partial: Path) -> None:
 
 
 def open_copy(out: Path) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views `counts` and `conversions` on the current snapshot."""
+    """An in-memory DuckDB with a view a table on the current snapshot, and `SHARES`."""
     snapshot = current(out)
     if snapshot.folder is None:
         raise Behind(f"{out} holds no snapshot yet: run load first")
     database = duckdb.connect()
-    for table in (COUNTS, CONVERSIONS):
+    for table in TABLES:
         if any((snapshot.folder / table.name).glob("*/*.parquet")):
             database.execute(f"CREATE VIEW {table.name} AS {_reading(snapshot.folder / table.name)}")
         else:
@@ -240,6 +292,7 @@ def open_copy(out: Path) -> duckdb.DuckDBPyConnection:
                 f"""CREATE VIEW {table.name} AS SELECT NULL::VARCHAR AS key, NULL::INTEGER AS kafka_partition,
                     NULL::BIGINT AS kafka_offset, {table.columns} FROM (SELECT NULL::{table.value} AS value) LIMIT 0"""
             )
+    database.execute(SHARES)
     return database
 
 
@@ -276,6 +329,8 @@ def main() -> None:
     loading.add_argument("-X", action="append", default=[], metavar="NAME=VALUE", help="a librdkafka property")
     loading.add_argument("--counts-topic", default="conversions.counts")
     loading.add_argument("--attributed-topic", default="conversions.attributed")
+    loading.add_argument("--journeys-topic", default="conversions.journeys")
+    loading.add_argument("--models-topic", default="conversions.models")
     reporting = commands.add_parser("report", help="answer the questions of answers.sql")
     reporting.add_argument("--json", action="store_true", help="one JSON object in place of tables")
     for command in (loading, reporting):
@@ -287,7 +342,8 @@ def main() -> None:
             report(told.out, told.json)
             return
         properties = {"bootstrap.servers": told.bootstrap} | dict(each.split("=", 1) for each in told.X)
-        print(load(told.out, {told.counts_topic: COUNTS, told.attributed_topic: CONVERSIONS}, properties))
+        topics = (told.counts_topic, told.attributed_topic, told.journeys_topic, told.models_topic)
+        print(load(told.out, dict(zip(topics, TABLES, strict=True)), properties))
     except (Behind, KafkaException) as error:
         sys.exit(str(error))
 

@@ -1,4 +1,4 @@
-"""Keeps `conversions.counts` and `conversions.attributed` as two PostgreSQL tables, always the latest row of each key.
+"""Keeps onecount's output topics as PostgreSQL tables, always the latest row of each key.
 
     pip install "psycopg[binary]" confluent-kafka
     python deploy/bi/postgres_copy.py --database postgresql://bi@localhost/bi --bootstrap localhost:9092
@@ -23,19 +23,22 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import psycopg
 from confluent_kafka import KafkaException
 from output_topics import Behind, Offsets, OutputTopics, Record, why_from_the_start
+from psycopg.types.json import Jsonb
 
 SCHEMA: Final = Path(__file__).with_name("postgres.sql")
 PAUSE_S: Final = 1.0
 PROOF_OF_READING_S: Final = 60.0
 EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - the tables hold UTC without a zone
 PLACE: Final = ("key_sha256", "kafka_partition", "kafka_offset")
-TIMES: Final = ("window_start", "window_end", "event_time", "touch_time")
+TIMES: Final = ("window_start", "window_end", "event_time", "touch_time", "first_visit_time", "abandoned_time")
+TOUCHES: Final = ("credited", "first_touch", "touches", "returned_by", "credits")  # jsonb, in which times stay epoch ms
 
 
 class Table(NamedTuple):
@@ -62,7 +65,7 @@ DIMENSIONS: Final = ("campaign_id", "ad_id", "creative_id", "landing_page", "off
 COUNTS: Final = Table(
     "counts",
     ("window_start", "window_end", "platform", "advertiser_id", *DIMENSIONS, "conversion_name", "currency", "views",
-     "engaged_views", "clicks", "conversions", "value", "cost", "revision", "final"),
+     "engaged_views", "clicks", "conversions", "value", "cost", "revision", "final", "scope"),
 )  # fmt: skip
 CONVERSIONS: Final = Table(
     "conversions",
@@ -70,6 +73,20 @@ CONVERSIONS: Final = Table(
      "conversions", "value", "currency", "action_class", "intent", "outcome", "method", "policy_version",
      "duplicate_of", "touch_type", "touch_event_id", "touch_time", "time_to_convert_ms", *DIMENSIONS, "revision"),
 )  # fmt: skip
+JOURNEYS: Final = Table(
+    "journeys",
+    ("advertiser_id", "user_id", "conversion_name", "event_id", "event_time", "order_id", "scope", "status",
+     "conversions", "value", "currency", "action_class", "intent", "outcome", "policy_version", "credit", "credited",
+     "time_to_convert_ms", "counted_by", "first_touch", "touches", "views", "engaged_views", "clicks", "visits",
+     "pages", "first_visit_time", "first_page", "first_referrer", "time_from_first_touch_ms",
+     "time_from_first_visit_ms", "customer", "abandoned_action", "abandoned_time", "returned_by", "revision"),
+)  # fmt: skip
+MODELS: Final = Table(
+    "models",
+    ("advertiser_id", "user_id", "conversion_name", "event_id", "event_time", "model", "value", "currency", "credits",
+     "revision"),
+)  # fmt: skip
+TABLES: Final = (COUNTS, CONVERSIONS, JOURNEYS, MODELS)
 
 
 def copy_once(database: psycopg.Connection, source: OutputTopics, tables: dict[str, Table]) -> int:
@@ -80,7 +97,7 @@ def copy_once(database: psycopg.Connection, source: OutputTopics, tables: dict[s
     if why:
         print(f"reading from the start, since {why}", file=sys.stderr)
     began_s = time.time()
-    ends = source.ends()
+    ends = source.ends(ids)
     nexts: Offsets = {} if why else reached
     copied, forget = 0, why is not None
     for batch in source.read(nexts, ends):
@@ -136,11 +153,14 @@ def _hash(key: bytes) -> bytes:
 
 
 def _row(record: Record, table: Table) -> tuple[Any, ...]:
-    row = json.loads(record.value or b"", parse_float=Decimal)
+    row = {"scope": "platform"} | json.loads(record.value or b"", parse_float=Decimal)
     row |= row.get("dimensions", {})
     for name in TIMES:
         if row.get(name) is not None:
             row[name] = EPOCH + timedelta(milliseconds=row[name])
+    for name in TOUCHES:
+        if row.get(name) is not None:
+            row[name] = Jsonb(row[name], dumps=partial(json.dumps, default=float))
     return _hash(record.key), record.partition, record.offset, *(row.get(column) for column in table.columns)
 
 
@@ -173,13 +193,16 @@ def main() -> None:
     parser.add_argument("-X", action="append", default=[], metavar="NAME=VALUE", help="a librdkafka property")
     parser.add_argument("--counts-topic", default="conversions.counts")
     parser.add_argument("--attributed-topic", default="conversions.attributed")
+    parser.add_argument("--journeys-topic", default="conversions.journeys")
+    parser.add_argument("--models-topic", default="conversions.models")
     told = parser.parse_args()
-    tables = {told.counts_topic: COUNTS, told.attributed_topic: CONVERSIONS}
+    topics = (told.counts_topic, told.attributed_topic, told.journeys_topic, told.models_topic)
+    tables = dict(zip(topics, TABLES, strict=True))
     properties = {"bootstrap.servers": told.bootstrap} | dict(each.split("=", 1) for each in told.X)
     try:
         with (
             psycopg.connect(told.database, autocommit=True) as database,
-            OutputTopics(list(tables), properties) as source,
+            OutputTopics(tables, topics[2:], properties) as source,
         ):
             database.execute(SCHEMA.read_text())
             while True:

@@ -3,7 +3,8 @@
 - *start*: from the start of a counter process until the first batch of a waiting backlog is committed.
 - *recovery*: from a kill -9 of one of two counters, under load, until every partition's committed offset has moved on again; restarted by the
   supervisor, with static membership and without.
-- *rebuild*: state lost, until it is folded anew from the log and compared with what is published; beside counting the same events live.
+- *rebuild*: state lost, until it is folded anew from the log and compared with what is published; beside counting the same events live, with
+  the memory that each took at most.
 """
 
 import json
@@ -26,7 +27,7 @@ from app.engine.keys import find_keys
 from app.local import LocalServiceError, local_kafka
 from app.local.processes import PROJECT_ROOT
 from tests.bench.deployment import PARTITIONS, Deployment, fresh_deployment
-from tests.bench.meter import tree
+from tests.bench.meter import peak_rss_mb, tree
 from tests.bench.progress import BenchError, Progress, wait_until
 from tests.bench.run import RUN_TIMEOUT_S, Bench
 from tests.bench.workload import EVENTS_TOPIC, Workload
@@ -90,13 +91,16 @@ def start_s(bench: Bench) -> float:
 
 
 def rebuild(bench: Bench, n: int) -> dict[str, float]:
-    """Events/s of counting live, of a rebuild, and the second as a share of the first; both from the process's start."""
+    """Events/s of counting live, of a rebuild, and the second as a share of the first, both from the process's start; and the
+    most memory (MB) that the counter had while it did so.
+    """
     with fresh_deployment("rebuild", bench.bootstrap, bench.progress, EVENTS_TOPIC, bench.folder) as deployment:
         ends = bench.progress.ends(EVENTS_TOPIC)
         deployment.start("aggregator")
         begun = time.monotonic()
         deployment.start("counter")
         live_s = _until_counted(bench, deployment, ends) - begun
+        live_mb = _peak_rss_mb(deployment)
         deployment.workers.pop("counter").stop(30)
         emptied = subprocess.run(
             [sys.executable, "-m", "app", "rebuild", "counter"],
@@ -111,11 +115,18 @@ def rebuild(bench: Bench, n: int) -> dict[str, float]:
         begun = time.monotonic()
         deployment.start("counter")
         rebuilt_s = wait_until(lambda: _is_rebuilt(deployment, ends), RUN_TIMEOUT_S, "rebuild", LOOK_S) - begun
+        rebuilt_mb = _peak_rss_mb(deployment)
     return {
         "live_events_per_s": n / live_s,
         "rebuild_events_per_s": n / rebuilt_s,
         "rebuild_share_of_live": live_s / rebuilt_s,
+        "live_peak_rss_mb": live_mb,
+        "rebuild_peak_rss_mb": rebuilt_mb,
     }
+
+
+def _peak_rss_mb(deployment: Deployment) -> float:
+    return max(peak_rss_mb(pid) for pid in tree(deployment.workers["counter"].pid))
 
 
 def recovery_s(bench: Bench, name: str, settings: dict[str, str]) -> float:

@@ -38,6 +38,37 @@ def documents(text: str) -> list[dict[str, Any]]:
     return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
+def of(kind: str, text: str) -> dict[str, dict[str, Any]]:
+    """The manifests of a kind by name."""
+    return {found["metadata"]["name"]: found for found in documents(text) if found["kind"] == kind}
+
+
+def pods_of(text: str) -> dict[str, dict[str, Any]]:
+    """The pod specs by the name of what makes them."""
+    return {
+        name: found["spec"]["template"]["spec"]
+        for kind in ("StatefulSet", "Deployment", "Job")
+        for name, found in of(kind, text).items()
+    }
+
+
+def environment_of(pod: dict[str, Any]) -> dict[str, str]:
+    """What a container of the pod shop-0 gets."""
+    (container,) = pod["containers"]
+    found = {}
+    for variable in container["env"]:
+        if "valueFrom" in variable:
+            assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+        found[variable["name"]] = variable.get("value", "shop-0").replace("$$(", "$(")
+    assert len(found) == len(container["env"]), "a variable is given twice"
+    return found
+
+
+def workloads(text: str) -> dict[str, dict[str, Any]]:
+    """What makes the pods that stay."""
+    return of("StatefulSet", text) | of("Deployment", text)
+
+
 @pytest.fixture(scope="session")
 def render() -> Render:
     """`render(set, name=..., **changes)`: what `helm template` prints, without the notes."""

@@ -21,7 +21,20 @@ from app.observe.metrics import LIVE_S, Metrics
 from app.policy.load import load_policy
 from app.run import GRACE_S, STOP_TIMEOUT_S
 from app.settings import Settings
-from tests.chart.conftest import CHART, POLICY, ROOT, VALUE_SETS, Render, documents, overlaid, values_of
+from tests.chart.conftest import (
+    CHART,
+    POLICY,
+    ROOT,
+    VALUE_SETS,
+    Render,
+    documents,
+    environment_of,
+    of,
+    overlaid,
+    pods_of,
+    values_of,
+    workloads,
+)
 from tests.chart.custom_resources import SCHEMAS
 from tests.chart.values_schema import FILE, NOT_IN_VALUES, settings_definitions
 
@@ -29,35 +42,9 @@ DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()
 OLDEST = re.findall(r"\d+\.\d+", yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"])[0]
 KINDS = {
     "minimal": {"ConfigMap", "PodDisruptionBudget", "Service", "ServiceAccount", "StatefulSet"},
-    "secured": {"ConfigMap", "Job", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet"},
-    "all-on": {"ConfigMap", "Job", "NetworkPolicy", "PodDisruptionBudget", "Service", "ServiceAccount", "StatefulSet", *SCHEMAS},
+    "secured": {"ConfigMap", "Deployment", "Job", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet"},
+    "all-on": {"ConfigMap", "Deployment", "Job", "NetworkPolicy", "PodDisruptionBudget", "Service", "ServiceAccount", "StatefulSet", *SCHEMAS},
 }  # fmt: skip
-
-
-def _of(kind: str, text: str) -> dict[str, dict[str, Any]]:
-    """The manifests of a kind by name."""
-    return {found["metadata"]["name"]: found for found in documents(text) if found["kind"] == kind}
-
-
-def _pods(text: str) -> dict[str, dict[str, Any]]:
-    """The pod specs by the name of what makes them."""
-    return {
-        name: found["spec"]["template"]["spec"]
-        for kind in ("StatefulSet", "Job")
-        for name, found in _of(kind, text).items()
-    }
-
-
-def _environment(pod: dict[str, Any]) -> dict[str, str]:
-    """What a container of the pod shop-0 gets."""
-    (container,) = pod["containers"]
-    found = {}
-    for variable in container["env"]:
-        if "valueFrom" in variable:
-            assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
-        found[variable["name"]] = variable.get("value", "shop-0").replace("$$(", "$(")
-    assert len(found) == len(container["env"]), "a variable is given twice"
-    return found
 
 
 # --- Valid
@@ -82,7 +69,7 @@ def test_every_manifest_is_one_that_kubernetes_takes(values: str, version: str, 
 
 
 def test_an_unknown_field_is_found(render: Render) -> None:
-    (budget, _) = _of("PodDisruptionBudget", render()).values()
+    (budget, _) = of("PodDisruptionBudget", render()).values()
     budget["spec"]["maxUnavailible"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(budget, OLDEST, strict=True)
@@ -91,7 +78,7 @@ def test_an_unknown_field_is_found(render: Render) -> None:
 @pytest.mark.parametrize("kind", SCHEMAS)
 def test_every_custom_resource_fits_its_definition(kind: str, render: Render) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMAS[kind])
-    (manifest,) = _of(kind, render("all-on")).values()
+    (manifest,) = of(kind, render("all-on")).values()
     jsonschema.validate(manifest, SCHEMAS[kind])
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(overlaid(manifest, {"spec.endpoint": []}), SCHEMAS[kind])
@@ -117,7 +104,7 @@ def test_no_two_manifests_are_one_object(values: str, render: Render) -> None:
 
 def test_names_fit_for_the_longest_release(render: Render) -> None:
     names = [manifest["metadata"]["name"] for manifest in documents(render("all-on", name="a" * 53))]
-    sets = _of("StatefulSet", render(name="a" * 53))
+    sets = of("StatefulSet", render(name="a" * 53))
     assert max(map(len, names)) <= 63
     assert max(map(len, sets)) <= 52, "a StatefulSet's pods carry its name and a hash of 10 in a label"
 
@@ -204,8 +191,8 @@ def test_the_environment_is_accepted_by_the_settings(
     values: str, render: Render, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = values_of(values)
-    for name, pod in _pods(render(values)).items():
-        environment = _environment(pod)
+    for name, pod in pods_of(render(values)).items():
+        environment = environment_of(pod)
         assert set(environment) <= {f"ONECOUNT_{field.upper()}" for field in Settings.model_fields}
         if "ONECOUNT_SECRETS_DIR" in environment:
             environment["ONECOUNT_SECRETS_DIR"] = str(tmp_path)
@@ -214,7 +201,7 @@ def test_the_environment_is_accepted_by_the_settings(
         settings = Settings(_secrets_dir=tmp_path)
         for key in environment:
             monkeypatch.delenv(key)
-        role = name.removeprefix("shop-onecount-") if name.endswith(("-counter", "-aggregator")) else "jobs"
+        role = name.removeprefix("shop-onecount-") if name in workloads(render(values)) else "jobs"
         expected = given["settings"] | given.get(role, {}).get("settings", {})
         expected["kafka"] = given["settings"].get("kafka", {}) | expected.get("kafka", {})
         for field, value in expected.items():
@@ -228,14 +215,14 @@ def test_the_environment_is_accepted_by_the_settings(
 
 def test_a_value_is_text_even_where_kubernetes_would_see_a_reference(render: Render) -> None:
     odd = '$(HOSTNAME) "{{ x }}"'
-    pods = _pods(render(changes={"settings.kafka": {"client.id": odd}}))
+    pods = pods_of(render(changes={"settings.kafka": {"client.id": odd}}))
     for pod in pods.values():
-        assert json.loads(_environment(pod)["ONECOUNT_KAFKA"]) == {"client.id": odd}
+        assert json.loads(environment_of(pod)["ONECOUNT_KAFKA"]) == {"client.id": odd}
 
 
 @pytest.mark.parametrize("values", VALUE_SETS)
 def test_a_pod_runs_a_command_of_the_command_line(values: str, render: Render) -> None:
-    for pod in _pods(render(values)).values():
+    for pod in pods_of(render(values)).values():
         command: Any = typer.main.get_command(program)
         words = pod["containers"][0]["args"]
         while hasattr(command, "commands"):
@@ -245,9 +232,9 @@ def test_a_pod_runs_a_command_of_the_command_line(values: str, render: Render) -
 
 def test_a_worker_is_named_by_its_pod_and_judges_by_the_given_policy(render: Render, tmp_path: Path) -> None:
     text = render()
-    maps = _of("ConfigMap", text)
-    for pod in _pods(text).values():
-        environment = _environment(pod)
+    maps = of("ConfigMap", text)
+    for pod in pods_of(text).values():
+        environment = environment_of(pod)
         assert environment["ONECOUNT_WORKER_ID"] == "shop-0"
         path = Path(environment["ONECOUNT_POLICY"])
         (mount,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["mountPath"] == str(path.parent)]
@@ -261,7 +248,7 @@ def test_another_policy_restarts_the_workers(render: Render) -> None:
     def checksums(text: str) -> set[str]:
         return {
             found["spec"]["template"]["metadata"]["annotations"]["checksum/policy"]
-            for found in _of("StatefulSet", text).values()
+            for found in workloads(text).values()
         }
 
     assert checksums(render()) == checksums(render())
@@ -270,19 +257,21 @@ def test_another_policy_restarts_the_workers(render: Render) -> None:
 
 def test_each_role_has_the_secrets_of_its_own(render: Render) -> None:
     found = {}
-    for name, pod in _pods(render("secured")).items():
+    for name, pod in pods_of(render("secured")).items():
         folders = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
         secrets = {volume["name"]: volume["secret"] for volume in pod["volumes"] if "secret" in volume}
-        assert _environment(pod)["ONECOUNT_SECRETS_DIR"] == folders["secrets"]
-        assert json.loads(_environment(pod)["ONECOUNT_KAFKA"])["ssl.ca.location"].startswith(folders["certificates"])
+        assert environment_of(pod)["ONECOUNT_SECRETS_DIR"] == folders["secrets"]
+        assert json.loads(environment_of(pod)["ONECOUNT_KAFKA"])["ssl.ca.location"].startswith(folders["certificates"])
         assert {secret["defaultMode"] for secret in secrets.values()} == {0o440}
         found[name] = (
             secrets["secrets"]["secretName"],
-            json.loads(_environment(pod)["ONECOUNT_KAFKA"])["sasl.username"],
+            json.loads(environment_of(pod)["ONECOUNT_KAFKA"])["sasl.username"],
         )
     assert found == {
         "shop-onecount-counter": ("onecount-counter",) * 2,
         "shop-onecount-aggregator": ("onecount-aggregator",) * 2,
+        "shop-onecount-desk": ("onecount-desk",) * 2,
+        "shop-onecount-page": ("onecount-page",) * 2,
         "shop-onecount-topics": ("onecount-operator",) * 2,
         "shop-onecount-check": ("onecount-operator",) * 2,
     }
@@ -292,7 +281,7 @@ def test_each_role_has_the_secrets_of_its_own(render: Render) -> None:
 def test_a_pod_has_no_right_that_it_does_not_use(values: str, render: Render) -> None:
     dockerfile = (ROOT / "deploy/docker/Dockerfile").read_text()
     user, group = re.findall(r"(?m)^USER (\d+):(\d+)$", dockerfile)[-1]
-    for pod in _pods(render(values)).values():
+    for pod in pods_of(render(values)).values():
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False
         assert pod["securityContext"] == {
@@ -319,7 +308,7 @@ def test_the_image_is_the_release_unless_told_otherwise(render: Render) -> None:
     assert chart["version"] == chart["appVersion"] == project["version"]
 
     def images(text: str) -> set[str]:
-        return {pod["containers"][0]["image"] for pod in _pods(text).values()}
+        return {pod["containers"][0]["image"] for pod in pods_of(text).values()}
 
     assert images(render()) == {f"registry.example.com/onecount:{project['version']}"}
     assert images(render(changes={"image.tag": "1.2.3"})) == {"registry.example.com/onecount:1.2.3"}
@@ -338,8 +327,8 @@ def test_the_probes_ask_what_a_worker_answers(render: Render) -> None:
         connection.request("GET", path)
         return connection.getresponse().status
 
-    for pod in (found for name, found in _pods(render("all-on")).items() if not name.endswith(("topics", "check"))):
-        (container,) = pod["containers"]
+    for workers in of("StatefulSet", render()).values():
+        (container,) = workers["spec"]["template"]["spec"]["containers"]
         probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness")}
         assert {probe["httpGet"]["port"] for probe in probes.values()} == {"metrics"}
         # a worker that has just started owns nothing: alive, not ready
@@ -355,11 +344,11 @@ def test_every_port_is_the_one_that_a_worker_opens(render: Render) -> None:
     text = render("all-on")
     dockerfile = (ROOT / "deploy/docker/Dockerfile").read_text()
     (port,) = {int(found) for found in re.findall(r"ONECOUNT_METRICS_PORT=(\d+)", dockerfile)}
-    for name, workers in _of("StatefulSet", text).items():
+    for name, workers in of("StatefulSet", text).items():
         pod = workers["spec"]["template"]["spec"]
-        assert _environment(pod)["ONECOUNT_METRICS_PORT"] == str(port)
+        assert environment_of(pod)["ONECOUNT_METRICS_PORT"] == str(port)
         assert pod["containers"][0]["ports"] == [{"name": "metrics", "containerPort": port}]
-        service = _of("Service", text)[workers["spec"]["serviceName"]]
+        service = of("Service", text)[workers["spec"]["serviceName"]]
         assert name == service["metadata"]["name"]
         assert service["spec"]["ports"] == [{"name": "metrics", "port": port, "targetPort": "metrics"}]
         assert service["spec"]["clusterIP"] == "None"
@@ -368,22 +357,22 @@ def test_every_port_is_the_one_that_a_worker_opens(render: Render) -> None:
 
 
 def test_a_worker_has_time_to_stop(render: Render) -> None:
-    for workers in _of("StatefulSet", render()).values():
-        assert workers["spec"]["podManagementPolicy"] == "Parallel"
+    assert {workers["spec"]["podManagementPolicy"] for workers in of("StatefulSet", render()).values()} == {"Parallel"}
+    for workers in workloads(render("all-on")).values():
         grace_s = workers["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         assert grace_s > GRACE_S > STOP_TIMEOUT_S
 
 
 def test_a_node_can_be_drained_and_takes_one_worker_of_a_role_at_a_time(render: Render) -> None:
-    text = render()
-    workers = _of("StatefulSet", text)
-    budgets = _of("PodDisruptionBudget", text)
+    text = render("all-on")
+    workers = workloads(text)
+    budgets = of("PodDisruptionBudget", text)
     assert set(budgets) == set(workers)
     for name, budget in budgets.items():
         assert budget["spec"]["maxUnavailable"] == 1
         assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
         assert budget["spec"]["selector"] == workers[name]["spec"]["selector"]
-    assert _of("PodDisruptionBudget", render(changes={"podDisruptionBudget.enabled": False})) == {}
+    assert of("PodDisruptionBudget", render(changes={"podDisruptionBudget.enabled": False})) == {}
 
 
 # --- Scaling
@@ -391,8 +380,8 @@ def test_a_node_can_be_drained_and_takes_one_worker_of_a_role_at_a_time(render: 
 
 def test_keda_scales_the_counters_up_to_the_partitions(render: Render) -> None:
     text = render(changes={"autoscaling.enabled": True, "settings.partitions": 24})
-    (scaled,) = _of("ScaledObject", text).values()
-    target = _of("StatefulSet", text)[scaled["spec"]["scaleTargetRef"]["name"]]
+    (scaled,) = of("ScaledObject", text).values()
+    target = of("StatefulSet", text)[scaled["spec"]["scaleTargetRef"]["name"]]
     assert target["spec"]["template"]["spec"]["containers"][0]["args"] == ["run", "counter"]
     assert "replicas" not in target["spec"], "an upgrade would undo what KEDA chose"
     assert scaled["spec"]["maxReplicaCount"] == 24
@@ -401,16 +390,16 @@ def test_keda_scales_the_counters_up_to_the_partitions(render: Render) -> None:
     assert lag["metadata"]["bootstrapServers"] == "kafka:9092"
     assert lag["metadata"]["lagThreshold"] == "100000"
     assert cpu == {"type": "cpu", "metricType": "Utilization", "metadata": {"value": "70"}}
-    (by_lag,) = _of("ScaledObject", render(changes={"autoscaling": {"enabled": True, "cpuUtilization": 0}})).values()
+    (by_lag,) = of("ScaledObject", render(changes={"autoscaling": {"enabled": True, "cpuUtilization": 0}})).values()
     assert [trigger["type"] for trigger in by_lag["spec"]["triggers"]] == ["kafka"]
-    (own,) = _of("ScaledObject", render("all-on")).values()
+    (own,) = of("ScaledObject", render("all-on")).values()
     assert own["spec"]["triggers"][0]["metadata"]["consumerGroup"] == "shop.counter"
     assert own["spec"]["maxReplicaCount"] == 12
 
 
 def test_keda_signs_in_as_told(render: Render) -> None:
     changes = {"autoscaling": {"enabled": True, "authentication": "kafka", "kafka": {"tls": "enable"}}}
-    (scaled,) = _of("ScaledObject", render(changes=changes)).values()
+    (scaled,) = of("ScaledObject", render(changes=changes)).values()
     lag = scaled["spec"]["triggers"][0]
     assert lag["authenticationRef"] == {"name": "kafka"}
     assert lag["metadata"]["tls"] == "enable"
@@ -432,7 +421,7 @@ def test_a_pod_reaches_kafka_redis_and_dns_only(
 ) -> None:
     changes = {"networkPolicy": {"enabled": True, "kafka": {"ports": more}}}
     text = render(changes=changes | {"settings.bootstrap": bootstrap, "settings.redis_url": redis_url})
-    (policy,) = _of("NetworkPolicy", text).values()
+    (policy,) = of("NetworkPolicy", text).values()
     assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
     kafka, redis, dns = policy["spec"]["egress"]
     assert [rule["port"] for rule in kafka["ports"]] == kafka_ports
@@ -443,11 +432,10 @@ def test_a_pod_reaches_kafka_redis_and_dns_only(
 
 def test_the_network_policy_holds_for_every_pod_and_names_whom_it_is_told(render: Render) -> None:
     text = render("secured")
-    (policy,) = _of("NetworkPolicy", text).values()
+    (policy,) = of("NetworkPolicy", text).values()
     wanted = policy["spec"]["podSelector"]["matchLabels"].items()
-    for kind in ("StatefulSet", "Job"):
-        for found in _of(kind, text).values():
-            assert wanted <= found["spec"]["template"]["metadata"]["labels"].items()
+    for found in (workloads(text) | of("Job", text)).values():
+        assert wanted <= found["spec"]["template"]["metadata"]["labels"].items()
     given = values_of("secured")["networkPolicy"]
     kafka, redis, _ = policy["spec"]["egress"]
     assert kafka["to"] == given["kafka"]["to"]
@@ -459,15 +447,15 @@ def test_the_network_policy_holds_for_every_pod_and_names_whom_it_is_told(render
 
 
 def test_jobs_run_in_order_before_anything_changes(render: Render) -> None:
-    assert _of("Job", render()) == {}
+    assert of("Job", render()) == {}
     text = render("all-on")
-    jobs = _of("Job", text)
+    jobs = of("Job", text)
     hooks = {name: job["metadata"]["annotations"] for name, job in jobs.items()}
     assert {hook["helm.sh/hook"] for hook in hooks.values()} == {"pre-install,pre-upgrade"}
     order = sorted(jobs, key=lambda name: int(hooks[name]["helm.sh/hook-weight"]))
     assert [jobs[name]["spec"]["template"]["spec"]["containers"][0]["args"] for name in order] == [["topics", "create"], ["check"]]  # fmt: skip
-    maps = _of("ConfigMap", text)
-    for name, pod in _pods(text).items():
+    maps = of("ConfigMap", text)
+    for name, pod in pods_of(text).items():
         if name not in jobs:
             continue
         # nothing of the release is there yet: neither its service account nor its policy
@@ -480,11 +468,11 @@ def test_jobs_run_in_order_before_anything_changes(render: Render) -> None:
 
 def test_alerts_and_dashboards_are_those_of_deploy(render: Render) -> None:
     text = render("all-on")
-    (rule,) = _of("PrometheusRule", text).values()
+    (rule,) = of("PrometheusRule", text).values()
     ours = (ROOT / "deploy/prometheus/alerts.yml").read_text()
     assert rule["spec"] == yaml.safe_load(ours.replace("http://localhost:3000", "https://grafana.example.com"))
     shown = {}
-    for found in _of("ConfigMap", text).values():
+    for found in of("ConfigMap", text).values():
         if found["metadata"]["labels"].get("grafana_dashboard") == "1":
             shown |= found["data"]
     wanted = {f"onecount-{path.name}": json.loads(path.read_text()) for path in (ROOT / "deploy/grafana/dashboards").glob("*.json")}  # fmt: skip
@@ -494,14 +482,18 @@ def test_alerts_and_dashboards_are_those_of_deploy(render: Render) -> None:
 
 def test_a_scraped_worker_has_the_labels_that_alerts_and_dashboards_ask_for(render: Render) -> None:
     text = render("all-on")
-    (monitor,) = _of("ServiceMonitor", text).values()
+    (monitor,) = of("ServiceMonitor", text).values()
     (endpoint,) = monitor["spec"]["endpoints"]
     relabelled = {rule["targetLabel"]: rule for rule in endpoint["relabelings"]}
     (job,) = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
     labels = {label for group in job["static_configs"] for label in group["labels"]}
     assert relabelled["job"]["replacement"] == job["job_name"]
     assert labels <= set(relabelled)
-    services = _of("Service", text).values()
+    services = [
+        service
+        for service in of("Service", text).values()
+        if endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    ]
     assert relabelled["stage"]["sourceLabels"] == ["__meta_kubernetes_service_label_app_kubernetes_io_component"]
     stages = {service["metadata"]["labels"]["app.kubernetes.io/component"] for service in services}
     assert stages == {group["labels"]["stage"] for group in job["static_configs"]}
@@ -537,6 +529,9 @@ def test_the_notes_say_what_to_do_next() -> None:
     assert "3 to 12 counters" in silent
     assert "jobs.createTopics" not in silent
     assert "kubectl -n ads logs shop-onecount-counter-0 " in notes
+    assert "port-forward" not in notes
+    assert "kubectl -n ads port-forward service/shop-onecount-desk 8421\n" in silent
+    assert "kubectl -n ads port-forward service/shop-onecount-page 8420\n" in silent
 
 
 def test_changes_are_laid_over_a_copy() -> None:

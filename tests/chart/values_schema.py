@@ -14,8 +14,8 @@ FILE: Final = Path(__file__).resolve().parents[2] / "deploy/helm/onecount/values
 NOT_IN_VALUES: Final = {"policy", "secrets_dir", "worker_id", "metrics_port", "pin_workers"} | {
     "page_host",
     "page_port",
-    "page_hosts",
-    "page_max_rows",
+    "desk_host",
+    "desk_port",
     "kafka_password",
     "kafka_key_password",
     "kafka_client_secret",
@@ -23,8 +23,8 @@ NOT_IN_VALUES: Final = {"policy", "secrets_dir", "worker_id", "metrics_port", "p
     *(name for name in Settings.model_fields if name.startswith("gateway_")),
 }
 # What all pods must agree on; the others a role may have for itself.
-SHARED_ONLY: Final = {"bootstrap", "partitions", "replication", "namespace", "counter_group", "aggregator_group"} | {
-    name for name in Settings.model_fields if name.endswith(("_topic", "_topics"))
+SHARED_ONLY: Final = {"bootstrap", "partitions", "replication", "namespace"} | {
+    name for name in Settings.model_fields if name.endswith(("_topic", "_topics", "_group"))
 }
 _KEPT: Final = ("description", "type", "minimum", "maximum", "pattern")
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from math import inf
 from typing import Final, NamedTuple
 
-from app.engine.fold import Batch, Fold, Published, Record, Run, latest
+from app.engine.fold import Batch, Fold, Published, Record, Run
+from tests.upserts import latest
 
 TOTAL: Final = b"total"
 TAG: Final = "x"

@@ -188,7 +188,7 @@ class World:
             entry.fates.clear()
 
     def _begin(self, name: str) -> Session:
-        reading = Reading(GROUP, self.scene.topics, PUBLISHED)
+        reading = Reading(GROUP, self.scene.topics, {PUBLISHED: 0})
         return Session(SETTINGS, ChainStage(PUBLISHED), WatchedStore(self), self.clients, reading, name)
 
     def end(self, process: Process) -> None:

@@ -14,12 +14,12 @@ from confluent_kafka import Producer
 
 from app.contract import rows
 from app.engine.clients import KafkaClients
-from app.engine.fold import latest
 from app.engine.rebuild import read_back, read_partition
 from app.generate import Generated, Mix, events, owner_partition, producer_properties
 from app.policy.load import load_policy
 from app.windows import deltas
 from tests.integration.deployment import POLICY, Deployment
+from tests.upserts import latest
 
 FLUSH_S = 60.0
 LARGEST_BYTES = 16 * 2**20

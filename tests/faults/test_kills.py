@@ -71,7 +71,6 @@ def test_a_worker_killed_at_every_step_of_a_rebuild_begins_it_again(deployment: 
     deployment.finish()
 
 
-@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_worker_told_to_stop_in_mid_batch_ends_cleanly_and_the_next_owner_need_not_wait(

@@ -83,7 +83,6 @@ def test_partitions_raised_in_flight_are_refused_before_anything_is_counted_for_
     go_on(deployment, seed)
 
 
-@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_partitions_raised_while_workers_are_stopped_are_refused_at_their_start(

@@ -40,7 +40,7 @@ texts = st.text(max_size=8) | st.sampled_from(
 times = st.integers(NOW_MS - 2 * AGE_MS, NOW_MS + 2 * SKEW_MS) | texts | st.floats(allow_nan=False)
 values = st.none() | texts | times | st.booleans() | st.lists(texts, max_size=2)
 fields: dict[str, Any] = {
-    "event_type": st.sampled_from(["view", "click", "visit", "conversion", "adjustment", "other"]) | values,
+    "event_type": st.sampled_from(["view", "click", "visit", "conversion", "adjustment", "forget", "other"]) | values,
     "event_time": times | values,
     "consent": st.sampled_from(["granted", "denied", None]) | values,
     "adjustment": st.sampled_from(["retract", "restate"]) | values,
@@ -66,7 +66,9 @@ def test_an_admitted_event_is_accepted_by_the_counter_and_holds_nothing_personal
     written = json.loads(admitted.value)
     assert written.keys() <= set(Event.__struct_fields__)
     assert b"@b.cd" not in admitted.value
-    if door.is_denied or event.get("consent") == "denied":
+    if written["event_type"] == "forget":
+        assert written["user_id"] in (event.get("user_id"), "cookie") or written["user_id"].startswith(privacy.HASHED)
+    elif door.is_denied or event.get("consent") == "denied":
         assert written["user_id"].startswith(privacy.ONE_TIME)
         assert not {"click_id", "order_id", "referrer"} & written.keys()
 
@@ -85,9 +87,8 @@ def test_a_server_is_refused_just_what_the_contract_refuses(event: dict[str, Any
     if isinstance(admitted, Refused) and admitted.rejection.reason == privacy.PERSONAL_DATA:
         return
     if event.get("advertiser_id") == "cautious" and isinstance(judged, Accepted):
-        assert isinstance(admitted, Record) == (
-            event["event_type"] != "adjustment" or bool(event.get("conversion_event_id"))
-        )
+        is_by_order = event["event_type"] == "adjustment" and not event.get("conversion_event_id")
+        assert isinstance(admitted, Refused) == is_by_order
         return
     assert isinstance(judged, Accepted) == isinstance(admitted, Record)
     if isinstance(admitted, Refused):

@@ -44,6 +44,8 @@ class Deployment:
             "policy_topic": f"{name}.policy",
             "attributed_topic": f"{name}.attributed",
             "counts_topic": f"{name}.counts",
+            "journeys_topic": f"{name}.journeys",
+            "models_topic": f"{name}.models",
             "counter_group": f"{name}.counter",
             "aggregator_group": f"{name}.aggregator",
             "namespace": name[-20:],
@@ -59,7 +61,9 @@ class Deployment:
         self.settings = Settings(**names)  # type: ignore[arg-type]
         self.folder = folder
         self.running: list[subprocess.Popen[bytes]] = []
-        create_topics(self.settings, load_policy(self.settings.policy)[0], -1)
+        policy = load_policy(self.settings.policy)[0]
+        self.follows_journeys = policy.bounds.journeys is not None
+        create_topics(self.settings, policy, -1)
 
     def start(
         self, role: str, slot: int = 0, failpoint: str | None = None, **environment: str
@@ -77,6 +81,18 @@ class Deployment:
             )
         self.running.append(worker)
         return worker
+
+    def desk(self, **environment: str) -> subprocess.Popen[bytes]:
+        """One `onecount desk`; its log is `desk-0.log`."""
+        with (self.folder / "desk-0.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "app", "desk"],
+                env=os.environ | self.environment | environment,
+                stdout=log,
+                stderr=log,
+            )
+        self.running.append(process)
+        return process
 
     def serve(self) -> tuple[subprocess.Popen[bytes], str]:
         """One `onecount serve` on a free port, and its address."""
@@ -167,6 +183,7 @@ class Deployment:
             settings.policy_topic,
             settings.attributed_topic,
             settings.counts_topic,
+            *((settings.journeys_topic, settings.models_topic) if self.follows_journeys else ()),
         ]
 
     def stop(self, worker: subprocess.Popen[bytes]) -> int:

@@ -6,10 +6,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,9 +20,10 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+from psycopg.types.json import set_json_loads
 
-from app.contract import rows
-from app.contract.rows import AttributedRow, CountRow
+from app.contract import journeys, rows
+from app.contract.rows import CountRow
 from app.engine.clients import KafkaClients
 from app.engine.policy_topic import recorded_policy
 from app.verify.differences import Upsert, fold_log
@@ -31,20 +31,17 @@ from app.verify.logs import fix_spans, read_log, to_record
 from app.verify.oracle import Answer, answer
 from app.verify.sequence import committed_batches
 from tests.conftest import Services
+from tests.integration.answers import JOURNEYS, as_columns, assert_answers
 from tests.integration.deployment import Deployment, deployed
 from tests.integration.postgres import local_postgres
 
 BI = Path(__file__).resolve().parents[2] / "deploy" / "bi"
 PAGE = BI.parents[1] / "docs" / "contract.md"
 DAY_MS = 86_400_000
-DIMENSIONS = {  # of the questions that count by something
-    "2. Conversions, rate and value by platform": ("platform",),
-    "3. Conversions, rate and value by campaign": ("advertiser_id", "platform", "campaign_id"),
-    "4. Conversions, rate and value by creative": ("advertiser_id", "platform", "campaign_id", "creative_id"),
-    "5. Conversions, rate and value by landing page": ("advertiser_id", "platform", "landing_page"),
-    "6. Conversions, rate and value by offer": ("advertiser_id", "platform", "offer_id"),
-}
+HOUR_MS = 3_600_000
 STEP_S = 20.0
+PARTLY = ("conversions.journeys", "conversions.models")  # the page tells some fields of their rows ...
+TOLD_MODEL = "linear"  # ... and one of the models
 Place: TypeAlias = tuple[str, bytes]  # topic, key
 NOT_OF_THE_ROW = {"key", "key_sha256", "kafka_partition", "kafka_offset", "day"}
 HALTED = """
@@ -75,13 +72,15 @@ def deployment(services: Services, tmp_path_factory: pytest.TempPathFactory) -> 
 class Copies:
     """The two example consumers as their users run them, and what they hold."""
 
-    def __init__(self, bootstrap: str, counts: str, attributed: str, out: Path, postgres: str) -> None:
+    def __init__(self, bootstrap: str, prefix: str, out: Path, postgres: str) -> None:
+        """`prefix`: of the topics' names, as a test's deployment has them."""
         self.out, self.postgres = out, postgres
-        topics = ["--bootstrap", bootstrap, "--counts-topic", counts, "--attributed-topic", attributed]
+        names = [(f"--{name}-topic", f"{prefix}.{name}") for name in ("counts", "attributed", "journeys", "models")]
+        topics = ["--bootstrap", bootstrap, *(word for name in names for word in name)]
         self.load_command = [sys.executable, str(BI / "parquet_copy.py"), "load", "--out", str(out), *topics]
         self.copy_command = [sys.executable, str(BI / "postgres_copy.py"), "--database", postgres, *topics]
         with psycopg.connect(postgres) as database:
-            database.execute("DROP TABLE IF EXISTS counts, conversions, copied_to")
+            database.execute("DROP TABLE IF EXISTS counts, conversions, journeys, models, copied_to CASCADE")
             database.execute((BI / "postgres.sql").read_text())
 
     def bring_up_to_date(self) -> str:
@@ -103,6 +102,7 @@ class Copies:
 
     def database(self, table: str) -> list[dict[str, Any]]:
         with psycopg.connect(self.postgres, row_factory=psycopg.rows.dict_row) as database:
+            set_json_loads(partial(json.loads, parse_float=Decimal), database)
             return database.execute(f"SELECT * FROM {table}").fetchall()
 
     def parquet_answers(self) -> dict[str, list[dict[str, Any]]]:
@@ -144,25 +144,21 @@ def recomputed(deployment: Deployment) -> Answer:
 
 def published(deployment: Deployment, topic: str) -> dict[bytes, Any]:
     """The topic's latest rows, read from its start."""
-    decode = rows.decode_count if topic == deployment.settings.counts_topic else rows.decode_attributed
+    settings = deployment.settings
+    decode = {
+        settings.counts_topic: rows.decode_count,
+        settings.attributed_topic: rows.decode_attributed,
+        settings.journeys_topic: journeys.decode_journey,
+        settings.models_topic: journeys.decode_model,
+    }[topic]
     log = read_log(deployment.settings, fix_spans(deployment.settings, [topic]))
     folded = fold_log(
-        topic, (Upsert(each.partition(), each.offset(), each.key(), each.value()) for each in log), decode
+        topic,
+        (Upsert(each.partition(), each.offset(), each.key(), each.value()) for each in log),
+        decode,  # type: ignore[type-var]
     )
     assert not folded.faults
     return folded.rows
-
-
-def as_columns(row: AttributedRow | CountRow) -> dict[str, Any]:
-    """A row as the copies hold it: times as UTC timestamps, money exact, dimensions as columns."""
-    found = msgspec.structs.asdict(row)
-    if isinstance(row, CountRow):
-        found |= dict.fromkeys(("campaign_id", "ad_id", "creative_id", "landing_page", "offer_id", "source", "medium"))
-        found |= found.pop("dimensions")
-    for name in ("window_start", "window_end", "event_time", "touch_time"):
-        if found.get(name) is not None:
-            found[name] = datetime(1970, 1, 1) + timedelta(milliseconds=found[name])  # noqa: DTZ001 - UTC without a zone
-    return found | {name: Decimal(str(found[name])) for name in rows.MONEY_MEASURES if name in found}
 
 
 def assert_holds(held: list[dict[str, Any]], must: dict[bytes, Any], but: frozenset[str] = frozenset()) -> None:
@@ -176,104 +172,26 @@ def assert_holds(held: list[dict[str, Any]], must: dict[bytes, Any], but: frozen
     assert found == {key: {name: row[name] for name in row.keys() - but} for key, row in expected.items()}
 
 
-def by(counts: dict[bytes, CountRow], dimensions: tuple[str, ...]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """Views, clicks, conversions, rate and value by dimensions, action and currency, added up from the oracle's rows."""
-    touches: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0, 0])
-    earned: dict[tuple[Any, ...], list[Decimal]] = defaultdict(lambda: [Decimal(0), Decimal(0)])
-    for row in map(as_columns, counts.values()):
-        place = tuple(row[name] for name in dimensions)
-        for index, name in enumerate(("views", "clicks", "conversions")):
-            touches[place][index] += row[name]
-        if row["conversion_name"]:
-            earned[*place, row["conversion_name"], row["currency"]][0] += row["conversions"]
-            earned[*place, row["conversion_name"], row["currency"]][1] += row["value"]
-    found = {}
-    for (*place, action, currency), (conversions, value) in earned.items():
-        views, clicks, _ = touches[tuple(place)]
-        if conversions:
-            found[*place, action, currency] = (
-                views,
-                clicks,
-                int(conversions),
-                hundredths(value),
-                rate(conversions, clicks),
-            )
-    for place, (views, clicks, conversions) in touches.items():
-        if not conversions:
-            found[*place, "", ""] = (views, clicks, 0, 0, rate(0, clicks))
-    return found
-
-
-def rate(conversions: Decimal | int, clicks: int) -> Any:
-    """Conversions per 100 clicks, as something that is printed with two digits; null without clicks."""
-    return pytest.approx(100 * float(conversions) / clicks, abs=0.00501) if clicks else None
-
-
-def hundredths(amount: Any) -> int | None:
-    return None if amount is None else int((Decimal(str(amount)) * 100).to_integral_value(ROUND_HALF_UP))
-
-
-def assert_answers(answers: dict[str, list[dict[str, Any]]], expected: Answer) -> None:
-    """Whether every figure of every question is the one that follows from the raw events."""
-    for title, dimensions in DIMENSIONS.items():
-        found = {
-            tuple(row[name] for name in (*dimensions, "action", "currency")): (
-                *(int(row[name]) for name in ("views", "clicks", "conversions")),
-                hundredths(row["value"]),
-                row["per_100_clicks"] if row["per_100_clicks"] is None else float(row["per_100_clicks"]),
-            )
-            for row in answers[title]
-        }
-        assert len(found) == len(answers[title])
-        assert found == by(expected.counts, dimensions), title
-    attributed = [as_columns(row) for row in expected.attributed.values()]
-    not_counted: dict[Any, list[Any]] = defaultdict(lambda: [0, 0])
-    once: dict[Any, list[Any]] = defaultdict(lambda: [0, 0, 0])
-    platforms: dict[Any, list[Any]] = defaultdict(list)
-    for row in attributed:
-        if row["status"] == "counted":
-            platforms[row["advertiser_id"], row["user_id"], row["conversion_name"], row["event_id"]].append(row)
-        else:
-            each = not_counted[row["platform"], row["conversion_name"], row["status"], row["currency"]]
-            each[0] += 1
-            each[1] += row["value"]
-    for earned in platforms.values():
-        each = once[earned[0]["conversion_name"], earned[0]["currency"]]
-        each[:] = each[0] + 1, each[1] + earned[0]["value"], each[2] + (len(earned) > 1)
-    found = {
-        (row["platform"], row["action"], row["status"], row["currency"]): [row["conversions"], hundredths(row["value"])]
-        for row in answers["7. Conversions that do not count, and why"]
-    }
-    assert found == {key: [number, hundredths(value)] for key, (number, value) in not_counted.items()}
-    found = {
-        (row["action"], row["currency"]): [
-            row["conversions"],
-            hundredths(row["value"]),
-            row["earned_by_several_platforms"],
-        ]
-        for row in answers["8. Each conversion once, however many platforms earned it"]
-    }
-    assert found == {key: [number, hundredths(value), several] for key, (number, value, several) in once.items()}
-    cohorts = answers["9. Of a day's clicks, how many have converted by now"]
-    clicked = [row for row in attributed if row["status"] == "counted" and row["touch_type"] == "click"]
-    assert sum(row["conversions"] for row in cohorts) == len(clicked)
-    assert sum(int(row["clicks"]) for row in cohorts) == sum(row.clicks for row in expected.counts.values())
-    took = answers["10. How long a counted conversion takes from its touch"]
-    assert sum(row["conversions"] for row in took) == sum(row["status"] == "counted" for row in attributed)
-
-
 def assert_is_the_answer(deployment: Deployment, copies: Copies) -> Answer:
     """Both copies, row by row and figure by figure."""
     expected = recomputed(deployment)
     settings = deployment.settings
     for held in (copies.parquet, copies.database):
-        assert_holds(held("counts"), published(deployment, settings.counts_topic))
-        assert_holds(held("conversions"), published(deployment, settings.attributed_topic))
+        for table, topic in (
+            ("counts", settings.counts_topic),
+            ("conversions", settings.attributed_topic),
+            ("journeys", settings.journeys_topic),
+            ("models", settings.models_topic),
+        ):
+            assert_holds(held(table), published(deployment, topic))
         counts = [row for row in held("counts") if any(row[name] for name in rows.MEASURES)]
         assert_holds(counts, expected.counts, but=frozenset({"revision", "final"}))
         assert_holds(held("conversions"), expected.attributed, but=frozenset({"revision"}))
-    assert_answers(copies.parquet_answers(), expected)
-    assert_answers(copies.database_answers(), expected)
+        assert_holds(held("journeys"), expected.journeys, but=frozenset({"revision"}))
+        assert_holds(held("models"), expected.models, but=frozenset({"revision"}))
+    for answers in (copies.parquet_answers(), copies.database_answers()):
+        assert all(answers[title] for title in JOURNEYS)
+        assert_answers(answers, expected)
     return expected
 
 
@@ -301,6 +219,34 @@ def click_before(conversion: dict[str, Any], **fields: object) -> dict[str, Any]
     same = {name: conversion[name] for name in ("advertiser_id", "user_id")}
     return {"event_id": f"k-{conversion['event_id']}", "event_type": "click", "event_time": conversion["event_time"] - 1,
             "platform": "meta", "campaign_id": "late", "creative_id": "film", "landing_page": "/" + "ä" * 2000} | same | fields  # fmt: skip
+
+
+def customers(day_ms: int) -> list[dict[str, Any]]:
+    """People who left a cart for hours, came back by an ad or by themselves, and bought; some of them a second time, and
+    one whose order is reported again later, from before.
+    """
+    found: list[dict[str, Any]] = []
+    for number in range(9):
+        who = {"advertiser_id": "shop", "user_id": f"customer{number}"}
+        times = [day_ms + number * 1_000 + hours * HOUR_MS for hours in (0, 1, 4, 5, 9)]
+        ad = {"event_type": "click", "platform": ("meta", "google_ads")[number % 2], "campaign_id": f"back{number % 4}"}
+        order = {"event_type": "conversion", "conversion_name": "purchase", "currency": "EUR"}
+        events: list[dict[str, Any]] = [
+            {"event_type": "visit", "event_time": times[0], "page": f"/page{number % 3}", "referrer": "https://blog.example/"},
+            {"event_type": "conversion", "event_time": times[1], "conversion_name": "add_to_cart"},
+            *([ad | {"event_time": times[2], "source": f"source{number % 2}", "landing_page": "/cart"}] if number % 3 else []),
+            {"event_type": "visit", "event_time": times[2] + 1, "page": "/cart"},
+            order | {"event_time": times[3], "value": 10.01 * number, "order_id": f"order{number}"},
+            *([order | {"event_time": times[4], "value": 99.0, "order_id": f"again{number}"}] if number % 2 else []),
+        ]  # fmt: skip
+        found += [event | who | {"event_id": f"cu{number}-{at}"} for at, event in enumerate(events)]
+    return found
+
+
+def reported_before(customer: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first purchase of these events once more, with a time before it: this is its order's first report now."""
+    order = next(event for event in customer if event.get("conversion_name") == "purchase")
+    return order | {"event_id": f"{order['event_id']}-before", "event_time": order["event_time"] - 1}
 
 
 def corrections(deployment: Deployment) -> list[dict[str, Any]]:
@@ -354,13 +300,9 @@ def told_story() -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
 
 
 def without_progress(row: Any) -> dict[str, Any]:
-    """A row but for what depends on when it was written; an attributed row's revision does not."""
-    found = msgspec.structs.asdict(row)
-    return {
-        name: value
-        for name, value in found.items()
-        if isinstance(row, AttributedRow) or name not in ("revision", "final")
-    }
+    """A row but for what depends on when it was written, which no row of a person does."""
+    left_out = ("revision", "final") if isinstance(row, CountRow) else ()
+    return {name: value for name, value in msgspec.to_builtins(row).items() if name not in left_out}
 
 
 def changes(before: dict[Place, dict[str, Any]], after: dict[Place, dict[str, Any]]) -> dict[Place, Any]:
@@ -372,11 +314,36 @@ def changes(before: dict[Place, dict[str, Any]], after: dict[Place, dict[str, An
     return {place: change for place, change in found.items() if change != {}}
 
 
+def told(found: dict[Place, Any], must: dict[Place, Any]) -> dict[Place, Any]:
+    """The changes as the page tells them: all of each, but of journeys and models the parts that it shows, and of the models
+    one.
+    """
+    return {
+        (topic, key): shown(change, must.get((topic, key), {})) if topic in PARTLY else change
+        for (topic, key), change in found.items()
+        if topic != "conversions.models" or orjson.loads(key)[-1] == TOLD_MODEL
+    }
+
+
+def shown(value: Any, part: Any) -> Any:
+    """Of a value what stands in a part of it, too."""
+    if isinstance(value, dict) and isinstance(part, dict):
+        return {name: shown(value[name], part[name]) for name in part if name in value}
+    if isinstance(value, list) and isinstance(part, list) and len(value) == len(part):
+        return [shown(*each) for each in zip(value, part, strict=True)]
+    return value
+
+
 @pytest.mark.timeout(120)
 def test_the_story_of_the_page_is_what_happens(deployment: Deployment) -> None:
     # first of this module, since its events are older than those of the others
     settings = deployment.settings
-    topics = {"conversions.attributed": settings.attributed_topic, "conversions.counts": settings.counts_topic}
+    topics = {
+        "conversions.attributed": settings.attributed_topic,
+        "conversions.counts": settings.counts_topic,
+        "conversions.journeys": settings.journeys_topic,
+        "conversions.models": settings.models_topic,
+    }
 
     def rows_now() -> dict[Place, dict[str, Any]]:
         return {
@@ -388,15 +355,15 @@ def test_the_story_of_the_page_is_what_happens(deployment: Deployment) -> None:
     steps = told_story()
     assert len(steps) >= 5
     before: dict[Place, dict[str, Any]] = {}
-    for events, told in steps:
+    for events, records in steps:
         send(deployment, events, at_their_time=True)
-        must = {(each["topic"], orjson.dumps(each["key"])): each["value"] for each in told}
+        must = {(each["topic"], orjson.dumps(each["key"])): each["value"] for each in records}
         for (topic, _), value in must.items():
             if topic == "conversions.counts":
                 del value["revision"]
                 value.pop("final", None)
         deadline = time.monotonic() + STEP_S
-        while (found := changes(before, after := rows_now())) != must and time.monotonic() < deadline:
+        while (found := told(changes(before, after := rows_now()), must)) != must and time.monotonic() < deadline:
             time.sleep(0.1)
         assert found == must
         before = after
@@ -409,9 +376,10 @@ def test_the_copies_are_the_answer_after_kills_and_late_corrections(
     deployment: Deployment, postgres: str, tmp_path: Path
 ) -> None:
     settings = deployment.settings
-    copies = Copies(settings.bootstrap, settings.counts_topic, settings.attributed_topic, tmp_path / "bi", postgres)
+    copies = Copies(settings.bootstrap, settings.worker_id, tmp_path / "bi", postgres)
+    bought = customers(int(time.time() * 1000) - 2 * DAY_MS)
     lonely = [conversion(number, days_ago=number % 4) for number in range(12)]  # no platform and no touch: a row of ""
-    send(deployment, lonely)
+    send(deployment, lonely + bought)
     assert deployment.generate("--count", "3000", "--seed", "31").wait(60) == 0
     deployment.assert_exact()
 
@@ -432,7 +400,7 @@ def test_the_copies_are_the_answer_after_kills_and_late_corrections(
 
     # Late corrections of what the copies hold, of days ago too, and more events; both are killed on the way again.
     first = copies.snapshot()
-    send(deployment, corrections(deployment) + [click_before(each) for each in lonely])
+    send(deployment, [*corrections(deployment), *(click_before(each) for each in lonely), reported_before(bought)])
     assert deployment.generate("--count", "1000", "--seed", "32").wait(60) == 0
     deployment.assert_exact()
     kill_half_way(copies.load_command, lambda: list(partial.glob("*.partial/counts/*")))
@@ -448,6 +416,9 @@ def test_the_copies_are_the_answer_after_kills_and_late_corrections(
 
     gone = before.attributed.keys() - after.attributed.keys()
     assert rows.attributed_key("shop", "u1", "", "purchase", "c1") in gone  # deleted by a null value
+    assert before.journeys.keys() - after.journeys.keys()
+    assert before.models.keys() - after.models.keys()
+    assert {row.customer for row in after.journeys.values()} == {"new", "returning", None}
     days = {int(row.event_time // DAY_MS) for row in after.attributed.values() if row.campaign_id == "late"}
     assert len(days) >= 4  # the corrections reach back over days
     assert sum(after.attributed[key] != row for key, row in before.attributed.items() if key not in gone) >= 40
@@ -481,6 +452,15 @@ def count(window_start: int, **fields: object) -> tuple[bytes, bytes]:
     return key, rows.encode(msgspec.structs.replace(row, **fields))
 
 
+def journey() -> tuple[bytes, bytes]:
+    touch = journeys.PathTouch("meta", "click", "k", 1, "spring", None, None, "/", None, "facebook", None)
+    row = journeys.JourneyRow(
+        "shop", "u", "purchase", "c", 2, None, "all", "counted", 1, 9.5, "EUR", "macro", "hard", "revenue", 1, "last_click",
+        touch, 1, ["meta"], touch, [touch], 0, 0, 1, 0, [], None, None, None, 1, None, "new", None, None, None, 1,
+    )  # fmt: skip
+    return journeys.journey_key("shop", "u", "purchase", "c"), rows.encode(row)
+
+
 def make_topics(admin: AdminClient, names: list[str], counts: list[tuple[bytes, bytes | None]], bootstrap: str) -> None:
     for future in admin.create_topics([NewTopic(name, 2, 1) for name in names]).values():
         future.result(20)
@@ -496,7 +476,7 @@ def test_the_copies_begin_anew_where_the_topics_did_or_where_deletions_may_be_mi
 ) -> None:
     names = [f"{topic_prefix}.counts", f"{topic_prefix}.attributed"]
     admin = AdminClient({"bootstrap.servers": services.bootstrap})
-    copies = Copies(services.bootstrap, names[0], names[1], tmp_path / "bi", postgres)
+    copies = Copies(services.bootstrap, topic_prefix, tmp_path / "bi", postgres)
     nowhere = [run(copies.load_command), run([*copies.copy_command, "--once"])]
     assert [each.returncode for each in nowhere] == [1, 1]
     assert all("cannot be read" in each.stderr and "Traceback" not in each.stderr for each in nowhere)
@@ -504,7 +484,9 @@ def test_the_copies_begin_anew_where_the_topics_did_or_where_deletions_may_be_mi
     make_topics(admin, names, [count(0), count(60_000)], services.bootstrap)
     copies.bring_up_to_date()
     assert len(copies.parquet("counts")) == len(copies.database("counts")) == 2
-    assert copies.parquet_answers()["7. Conversions that do not count, and why"] == []
+    for answers in (copies.parquet_answers(), copies.database_answers()):  # of a deployment that follows no journeys
+        assert answers["7. Conversions that do not count, and why"] == []
+        assert [answers[title] for title in JOURNEYS] == [[]] * len(JOURNEYS)
 
     for future in admin.delete_topics(names).values():
         future.result(20)
@@ -514,6 +496,23 @@ def test_the_copies_begin_anew_where_the_topics_did_or_where_deletions_may_be_mi
     for held in (copies.parquet("counts"), copies.database("counts")):
         assert sorted((row["window_start"].minute, row["views"]) for row in held) == [(0, 7), (2, 1)]
 
+    # The copy of a former release, which knew of no scope; and journeys that come later.
+    about = copies.snapshot() / "snapshot.json"
+    about.write_text(json.dumps({name: told for name, told in json.loads(about.read_text()).items() if name != "form"}))
+    with psycopg.connect(postgres) as database:
+        database.execute("UPDATE counts SET platform = 'all' WHERE views = 1")
+        database.execute("DROP TABLE journeys, models CASCADE")
+        database.execute("ALTER TABLE counts DROP COLUMN scope")
+    make_topics(admin, [f"{topic_prefix}.journeys", f"{topic_prefix}.models"], [journey()], services.bootstrap)
+    assert "another release" in copies.bring_up_to_date()
+    assert {row["scope"] for row in copies.parquet("counts")} == {"platform"}
+    assert sorted((row["platform"], row["scope"]) for row in copies.database("counts")) == [
+        ("all", "all"),
+        ("meta", "platform"),
+    ]
+    assert len(copies.parquet("journeys")) == len(copies.database("journeys")) == 1
+    assert copies.bring_up_to_date().count("0 of ") == 4
+
     # As after a long pause in which Kafka forgot a deletion: the row that only the copies hold goes.
     with psycopg.connect(postgres) as database:
         given = {"key_sha256": b"gone", "kafka_partition": 0, "kafka_offset": 0}
@@ -521,7 +520,7 @@ def test_the_copies_begin_anew_where_the_topics_did_or_where_deletions_may_be_mi
         places = ", ".join(f"%({name})s" for name in given)
         database.execute(f"INSERT INTO counts ({', '.join(given)}) VALUES ({places})", given)
         database.execute("UPDATE copied_to SET caught_up_at = caught_up_at - interval '15 days'")
-    about = copies.snapshot() / "snapshot.json"
+    about = copies.snapshot() / "snapshot.json"  # another snapshot by now
     about.write_text(json.dumps(json.loads(about.read_text()) | {"read_at_s": time.time() - 15 * 86_400}))
     assert copies.bring_up_to_date().count("has not caught up for more than 14 days") == 2
     assert len(copies.parquet("counts")) == len(copies.database("counts")) == 2

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import yaml
+from confluent_kafka import Producer
 
 from app.local import LocalRedis, local_redis
 from app.local.processes import ChildProcess, pick_ports
+from app.settings import Settings
 from tests.conftest import Services
 from tests.integration.deployment import Deployment, deployed
 from tests.promql import operands
@@ -26,6 +28,9 @@ from tests.unit.test_alarms import FOLDER, RULES
 from tests.unit.test_dashboards import FOUR, panels
 
 LOAD_S = 12.0
+DESK_TOPICS = (
+    "rollups", "leads", "overdue", "followups", "orders", "reported", "spend", "reconciliation", "return", "desk_dlq",
+)  # fmt: skip
 CALM = {"metrics", "started", "partitions", "librdkafka"}  # what a healthy worker logs
 # Grafana's variables as its own defaults fill them in; four scrapes are its shortest rate.
 VARIABLES = [(r"\$__rate_interval", "4s"), (r"\$(job|stage|instance|platform)\b", ".*")]
@@ -116,21 +121,29 @@ def own_redis() -> Iterator[LocalRedis]:
 def test_every_question_of_a_panel_and_an_alarm_is_answered_of_a_real_run(
     services: Services, own_redis: LocalRedis, topic_prefix: str, tmp_path: Path
 ) -> None:
-    first, second, third = pick_ports(3)
-    with deployed(services.bootstrap, own_redis.url, topic_prefix, tmp_path, request_timeout_ms=3_000) as deployment:
+    first, second, third, fourth = pick_ports(4)
+    own = {f"{each}_topic": f"{topic_prefix}.{each}" for each in DESK_TOPICS} | {"desk_group": f"{topic_prefix}.desk"}
+    with deployed(
+        services.bootstrap, own_redis.url, topic_prefix, tmp_path, request_timeout_ms=3_000, desk_port=0, **own
+    ) as deployment:
         # the port is that of the slot, so the second counter is told one less
         deployment.start("counter", ONECOUNT_METRICS_PORT=str(first))
         deployment.start("counter", slot=1, ONECOUNT_METRICS_PORT=str(second - 1))
         deployment.start("aggregator", ONECOUNT_METRICS_PORT=str(third))
-        ports = {"counter": [first, second], "aggregator": [third]}
+        desk = deployment.desk(ONECOUNT_METRICS_PORT=str(fourth))
+        tell_nonsense(deployment.settings)
+        ports = {"counter": [first, second], "aggregator": [third], "desk": [fourth]}
         every = [first, second, third]
         with prometheus(ports, tmp_path) as asked, deployment.load(rate=700):
-            deployment.wait_until(lambda: {status(port, "/ready") for port in every} == {200}, "all workers are ready")
+            deployment.wait_until(
+                lambda: {status(port, "/ready") for port in (*every, fourth)} == {200}, "all workers are ready"
+            )
             until_s = time.monotonic() + LOAD_S
             deployment.wait_until(lambda: time.monotonic() > until_s, "some load")
             assert_panels_are_answered(asked)
             assert_alarms_are_answered_and_silent(asked)
             assert_logs_are_calm(deployment)
+            assert deployment.stop(desk) == 0
             own_redis.kill()
             deployment.wait_until(lambda: {status(port, "/ready") for port in every} == {503}, "no worker is ready")
             assert {status(port, "/live") for port in every} == {200}
@@ -142,6 +155,14 @@ def test_every_question_of_a_panel_and_an_alarm_is_answered_of_a_real_run(
             own_redis.start()
             deployment.wait_until(lambda: {status(port, "/ready") for port in every} == {200}, "all are ready again")
         assert_everything_is_json(deployment)
+
+
+def tell_nonsense(settings: Settings) -> None:
+    """What a desk refuses: a follow-up and spend that are none."""
+    producer = Producer(settings.client())
+    producer.produce(settings.followups_topic, b"{}", b"u1")
+    producer.produce(settings.spend_topic, b"{}", b"k")
+    assert producer.flush(30) == 0
 
 
 def assert_panels_are_answered(asked: Prometheus) -> None:

@@ -18,6 +18,8 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from app.engine.topics import all_specs_of
+from app.policy.load import load_policy
 from app.run import REFUSED
 from tests.conftest import Services
 from tests.integration.deployment import POLICY, Deployment, deployed
@@ -58,15 +60,20 @@ def test_topics_check_names_each_difference_and_the_command_that_mends_it(deploy
     assert deployment.onecount("topics", "check").returncode == 0
     alter(settings.events_topics[0], retention_bytes="1000000", retention_ms="3600000")
     alter(settings.counts_topic, cleanup_policy="delete", delete_retention_ms="86400000")
-    alter(settings.attributed_topic, delete_retention_ms=str(90 * 86_400_000))  # more is as good
+    alter(
+        settings.attributed_topic, delete_retention_ms=str(90 * 86_400_000), max_compaction_lag_ms="86400000"
+    )  # as good
+    alter(settings.models_topic, max_compaction_lag_ms=str(90 * 86_400_000))
     admin.create_partitions([NewPartitions(settings.deltas_topic, 6)])[settings.deltas_topic].result(10)
     found = deployment.onecount("topics", "check", ONECOUNT_REPLICATION="3")
     assert found.returncode == 1
     lines = found.stdout.splitlines()
-    assert len(lines) == 5 + len(deployment.topics()), found.stdout
-    assert sum("replicas, ONECOUNT_REPLICATION is 3" in line for line in lines) == len(deployment.topics())
+    topics = all_specs_of(settings, load_policy(settings.policy)[0])
+    assert len(lines) == 6 + len(topics), found.stdout
+    assert sum("replicas, ONECOUNT_REPLICATION is 3" in line for line in lines) == len(topics)
     assert any("retention.bytes is 1000000, it must be -1" in line for line in lines)
     assert any("delete.retention.ms is 86400000, it must be at least 1209600000" in line for line in lines)
+    assert any("max.compaction.lag.ms is 7776000000, it must be at most 604800000" in line for line in lines)
 
     for line in deployment.onecount("topics", "check").stdout.splitlines():
         command = line.partition(": kafka-")[2].split()

@@ -164,6 +164,39 @@ def test_conversions_corrections_and_refused_events_are_shown_and_no_user(served
 
 
 @pytest.mark.timeout(180)
+def test_what_platforms_claim_stands_beside_what_there_was(served: Served, page: Page) -> None:
+    page.goto(served.url)
+    now_ms = time.time_ns() // 1_000_000
+    order = {"conversion_name": "purchase", "order_id": "order-78", "currency": "CHF", "advertiser_id": "other"}
+    for at, platform in enumerate(("meta", "google_ads")):
+        ad = {
+            "advertiser_id": "other",
+            "platform": platform,
+            "campaign_id": "spring",
+            "event_time": now_ms - 9_000 + at,
+        }
+        served.send(event_id=f"on-{platform}", event_type="click", user_id="joe@example.com", **ad)
+        report = {"event_type": "conversion", "value": 40.0, "event_time": now_ms, **order}
+        served.send(event_id=f"by-{platform}", user_id="joe@example.com", platform=platform, **report)
+    page.wait_for_selector("option[value=other]", state="attached", timeout=WAIT_MS)
+    page.select_option("select[name=advertiser]", "other")
+    shows(page, "conversions", "2")
+    shows(page, "value", "CHF\xa080.00")
+    shows(page, "conversions-once", "1 each counted once")
+    shows(page, "value-once", "CHF\xa040.00 each once")
+    assert "claimed by platforms" in page.inner_text("#conversions-more")
+    said = " ".join(page.inner_text("#actions").split())
+    assert said.endswith("Action Claimed Each once CHF claimed CHF once purchase 2 1 80.00 40.00")
+    assert "all" not in page.eval_on_selector_all(
+        "select[name=platform] option", "all => all.map((each) => each.value)"
+    )
+    page.select_option("select[name=platform]", "meta")  # nothing is counted once over one platform
+    shows(page, "conversions", "1")
+    assert page.is_hidden("#conversions-once")
+    assert " ".join(page.inner_text("#actions").split()).endswith("Action Conversions Value CHF purchase 1 40.00")
+
+
+@pytest.mark.timeout(180)
 def test_the_page_can_be_walked_by_keyboard_and_remembers_what_was_chosen(served: Served, page: Page) -> None:
     page.goto(served.url)
     page.wait_for_selector("#campaigns tbody th", timeout=WAIT_MS)

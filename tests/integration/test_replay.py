@@ -115,6 +115,8 @@ def shadow_groups(live: Deployment) -> list[str]:
 
 def assert_nothing_is_left(live: Deployment) -> None:
     assert leftovers(live.settings) == {}
+    topics = AdminClient(live.settings.client()).list_topics(timeout=10).topics
+    assert [name for name in topics if name.startswith(live.settings.worker_id) and "replay" in name] == []
     assert shadow_groups(live) == []
     assert keys_of(live, f"{{{live.settings.namespace}-replay-*") == {}
 
@@ -132,6 +134,9 @@ def test_an_unchanged_policy_gives_the_live_counts_row_by_row_beside_running_wor
     clicks = {line["measure"]: line["live"] for line in report["platforms"]["google_ads"]}
     assert clicks["clicks"] > 100
     assert clicks["conversions"] > 10
+    once = {line["measure"]: line["live"] for line in report["platforms"]["all"]}  # no sum of the platforms'
+    assert once.keys() == {"conversions", "value"}
+    assert once["conversions"] > 10
     assert fix_spans(live.settings, topics) == before
     assert_nothing_is_left(live)
     assert all(worker.poll() is None for worker in live.running[:2])
@@ -180,7 +185,7 @@ def test_another_method_differs_as_the_independent_computation_says_and_nothing_
             more.subtract(one.get(place, Counter()))
             if any(more.values()):
                 expected[as_time(place[0]), place[1]] = {measure: amount for measure, amount in more.items() if amount}
-    assert {platform for _, platform in expected} == {"meta"}
+    assert {platform for _, platform in expected} == {"meta", "all"}
     assert len(expected) > 10
     found = {
         (each["window_start"], each["platform"]): {
@@ -200,6 +205,22 @@ def test_another_method_differs_as_the_independent_computation_says_and_nothing_
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
+def test_a_policy_without_journeys_is_compared_by_what_the_platforms_count(live: Deployment, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    text = POLICY.read_text()
+    start = text.index("journeys:")
+    other.write_text(text[:start] + text[text.index("\n\n", start) + 2 :])
+    assert load_policy(other)[0].bounds.journeys is None
+    code, report = replayed(live, "--policy", str(other))
+    assert (code, report["differences"]) == (0, [])
+    assert report["final"] > 500
+    assert "all" not in report["platforms"]
+    assert any("only one of the two policies follows journeys" in note for note in report["notes"])
+    assert_nothing_is_left(live)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
 def test_a_replay_that_is_stopped_leaves_nothing_and_one_that_is_killed_only_what_clean_removes(
     live: Deployment, number: signal.Signals
@@ -212,12 +233,12 @@ def test_a_replay_that_is_stopped_leaves_nothing_and_one_that_is_killed_only_wha
     assert said == ""
     if number == signal.SIGKILL:
         [(replay_id, topics)] = leftovers(live.settings).items()
-        assert len(topics) == 7
+        assert len(topics) == 9
         assert all(name.endswith(f".replay-{replay_id}") for name in topics)
         assert live.onecount("replay", "--leftovers").stdout.startswith(f"{replay_id}: ")
         cleaned = live.onecount("replay", "--clean", replay_id)
         assert cleaned.returncode == 0, cleaned.stderr
-        assert "deleted 7 topics" in cleaned.stdout
+        assert "deleted 9 topics" in cleaned.stdout
     else:
         assert process.returncode == 128 + number, told
     assert_nothing_is_left(live)

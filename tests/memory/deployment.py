@@ -74,7 +74,16 @@ class Deployment:
         # an interval of 0 is refused by the settings' check; here it makes a turn read exactly once
         self.settings = Settings(events_topics=events_topics).model_copy(update={"commit_interval_ms": 0})
         settings = self.settings
-        topics = dict.fromkeys((*settings.input_topics(), settings.attributed_topic, settings.dlq_topic), partitions)
+        topics = dict.fromkeys(
+            (
+                *settings.input_topics(),
+                settings.attributed_topic,
+                settings.journeys_topic,
+                settings.models_topic,
+                settings.dlq_topic,
+            ),
+            partitions,
+        )
         topics |= dict.fromkeys((settings.deltas_topic, settings.counts_topic), delta_partitions)
         self.policy = policy
         self.partitions = partitions

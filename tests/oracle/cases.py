@@ -1,11 +1,13 @@
 """Small made-up events for the oracle's tests: one advertiser, one user, realistic times."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from app.contract.events import MAX_EVENT_BYTES
+from app.contract.journeys import JourneyRow, PathTouch
 from app.policy.load import parse_policy
 from app.policy.model import Policy, Version
 from app.verify.oracle import Answer, answer
@@ -46,6 +48,18 @@ def two_versions(from_ms: int, **changes: Any) -> Policy:
     return msgspec.structs.replace(first, versions=(*first.versions, version))
 
 
+CART = {"class": "micro", "intent": "soft", "outcome": "revenue", "count": "every"}
+
+
+def following(**changes: Any) -> Policy:
+    """The tests' policy with journeys of 30 d: purchases are paid orders, carts and checkouts are left for an hour; some of
+    its `journeys` changed.
+    """
+    abandonment = {"actions": ["cart", "checkout"], "after": "1h"}
+    actions = DOCUMENT["actions"] | {"cart": CART, "checkout": CART}
+    return policy(actions=actions, journeys={"orders": ["purchase"], "abandonment": abandonment} | changes)
+
+
 def event(event_type: str, event_id: str, at_ms: int, **fields: Any) -> Fields:
     """An event of advertiser `a` and user `u` at T0 + `at_ms`; None takes a field away."""
     whole = {"event_id": event_id, "event_type": event_type, "event_time": T0 + at_ms}
@@ -64,6 +78,11 @@ def view(event_id: str, at_ms: int, **fields: Any) -> Fields:
 
 def click(event_id: str, at_ms: int, **fields: Any) -> Fields:
     return touch("click", event_id, at_ms, **fields)
+
+
+def visit(event_id: str, at_ms: int, page: str = "/", **fields: Any) -> Fields:
+    """A page view on the advertiser's site, of no platform unless `fields` say otherwise."""
+    return event("visit", event_id, at_ms, page=page, **fields)
 
 
 def conversion(event_id: str, at_ms: int, name: str = "purchase", **fields: Any) -> Fields:
@@ -135,7 +154,29 @@ def counts_of(result: Answer) -> dict[tuple[Any, ...], dict[str, float]]:
     }
 
 
-def conversions_in(result: Answer) -> tuple[int, float]:
-    """All counted conversions and their value, from the count rows."""
-    rows = result.counts.values()
+def journeys_of(*events: Fields, **changes: Any) -> dict[str, JourneyRow]:
+    """The journey rows of these events by event_id; `changes` are of the policy's `journeys`."""
+    return {row.event_id: row for row in answer_to(*events, rules=following(**changes)).journeys.values()}
+
+
+def journey_of(*events: Fields, event_id: str = "x", **changes: Any) -> JourneyRow:
+    """The journey row of one conversion."""
+    return journeys_of(*events, **changes)[event_id]
+
+
+def ids(touches: Iterable[PathTouch]) -> list[str]:
+    """The event_ids of touches, in order."""
+    return [each.event_id for each in touches]
+
+
+def shares_by(model: str, *events: Fields, event_id: str = "x", **changes: Any) -> dict[str, int]:
+    """What a model gives to each touch of a conversion, in millionths, by the touch's event_id and in the row's order."""
+    rows = answer_to(*events, rules=following(**changes)).models.values()
+    (row,) = [row for row in rows if (row.event_id, row.model) == (event_id, model)]
+    return {credit.touch.event_id: round(credit.share * 1_000_000) for credit in row.credits}
+
+
+def conversions_in(result: Answer, scope: str = "platform") -> tuple[int, float]:
+    """All counted conversions of a scope and their value, from the count rows."""
+    rows = [row for row in result.counts.values() if row.scope == scope]
     return sum(row.conversions for row in rows), sum(row.value for row in rows)

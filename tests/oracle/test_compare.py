@@ -6,11 +6,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from app.contract import rows
+from app.contract import journeys, rows
 from app.contract.events import Rejection
 from app.verify.differences import (
     Upsert,
     behind_attributed,
+    behind_journey,
     compare_letters,
     compare_partitions,
     compare_rows,
@@ -18,12 +19,40 @@ from app.verify.differences import (
 )
 from app.verify.report import Report, print_report
 from app.verify.sequence import committed_batches
-from tests.oracle.cases import MINUTE, TOPIC, answer_to, click, conversion, policy, retract, view
+from tests.oracle.cases import (
+    HOUR,
+    MINUTE,
+    TOPIC,
+    answer_to,
+    click,
+    conversion,
+    following,
+    policy,
+    retract,
+    view,
+    visit,
+)
 
 ANSWER = answer_to(click("k", 0), conversion("x", MINUTE, order_id="o", value=5), retract("r", 0, order_id="o"))
 (KEY,) = ANSWER.attributed
 ROW = msgspec.structs.replace(ANSWER.attributed[KEY], revision=1)
 COUNT_KEY, COUNT_ROW = next(iter(ANSWER.counts.items()))
+JOURNEY_EVENTS = [
+    click("old", 0, ad_id="1"),
+    visit("s", 1),
+    conversion("before", 2),
+    view("v", 3, platform="tiktok"),
+    conversion("x", HOUR, order_id="o", value=5),
+    conversion("y", HOUR + 1, order_id="o", value=5, platform="google_ads"),
+    retract("r", HOUR, order_id="o", user_id="other"),
+    retract("late", HOUR - 1, conversion_event_id="y"),
+    click("after", HOUR + 2),
+]
+FOLLOWED = answer_to(*JOURNEY_EVENTS, rules=following())
+JOURNEY_KEY = journeys.journey_key("a", "u", "purchase", "x")
+JOURNEY = FOLLOWED.journeys[JOURNEY_KEY]
+MODEL_KEY = journeys.model_key("a", "u", "purchase", "x", "linear")
+MODEL = FOLLOWED.models[MODEL_KEY]
 
 
 def log(*values, key=KEY, partition=0):
@@ -88,18 +117,63 @@ def other_value(value):
         if isinstance(value, int | float)
         else {"campaign_id": "other"}
         if isinstance(value, dict)
+        else ["other"]
+        if isinstance(value, list)
         else "other"
     )
 
 
-@pytest.mark.parametrize("row", [ROW, COUNT_ROW], ids=["attributed", "counts"])
+@pytest.mark.parametrize("row", [ROW, COUNT_ROW, JOURNEY, MODEL], ids=["attributed", "counts", "journeys", "models"])
 def test_a_difference_in_any_other_field_is_told(row):
     fields = set(row.__struct_fields__) - {"revision", "final"}
     for name in fields:
         changed = msgspec.structs.replace(row, **{name: other_value(getattr(row, name))})
         (difference,) = compare_rows("t", {KEY: row}, {KEY: changed}, nothing_behind)
-        assert difference.details[0].startswith(f"{name}: must be")
+        assert difference.details[0].startswith((f"{name}: must be", f"{name}[0]: must be"))
     assert len(fields) == len(row.__struct_fields__) - (2 if row is COUNT_ROW else 1)
+
+
+def told(must, **changes):
+    (difference,) = compare_rows("t", {KEY: must}, {KEY: msgspec.structs.replace(must, **changes)}, nothing_behind)
+    return difference.details
+
+
+def test_a_difference_within_a_touch_is_told_by_its_place():
+    old, seen = JOURNEY.touches
+    other = msgspec.structs.replace(old, ad_id="2", time=9)
+    assert told(JOURNEY, touches=[other, seen]) == (
+        f"touches[0].time: must be {old.time}, is 9",
+        "touches[0].ad_id: must be '1', is '2'",
+    )
+    assert told(JOURNEY, credited=None)[0].startswith('credited: must be {"platform":"meta","touch_type":"click"')
+    assert told(MODEL, credits=[msgspec.structs.replace(MODEL.credits[0], share=0.500_001), MODEL.credits[1]]) == (
+        "credits[0].share: must be 0.5, is 0.500001",
+    )
+
+
+def test_of_a_list_that_is_out_of_place_the_first_is_told_and_how_many_more():
+    old, seen = JOURNEY.touches
+    first, more = told(JOURNEY, touches=[seen, old, seen])[-2:]
+    assert first == "touches[0].ad_id: must be '1', is None"
+    assert more == "touches: 2 more of them differ; there must be 2, there are 3"
+    (lacks,) = told(JOURNEY, touches=[old])
+    assert lacks.startswith('touches[1]: must be {"platform":"tiktok"')
+    assert lacks.endswith(", is None")
+
+
+def test_what_is_long_is_cut():
+    page = "/" + "long" * 500
+    (line,) = told(msgspec.structs.replace(JOURNEY, pages=[page]), pages=["/"])
+    assert line.endswith("..., is '/'")
+    assert len(line) < 1100
+
+
+def test_behind_a_journey_stand_its_reports_adjustments_touches_and_then_all_before_it_the_latest_first():
+    found = behind_journey(FOLLOWED, JOURNEY_KEY, JOURNEY, None)
+    assert [offset for _, _, offset in found] == [4, 5, 7, 0, 3, 2, 1]
+    assert behind_journey(FOLLOWED, MODEL_KEY, None, MODEL) == found
+    nobody = journeys.journey_key("a", "nobody", "purchase", "x")
+    assert behind_journey(FOLLOWED, nobody, JOURNEY, None) == ()
 
 
 def test_a_missing_row_and_one_too_many_are_told_with_what_they_say():
@@ -199,8 +273,12 @@ def report(**changes):
         "rejected": {"empty": 1},
         "refused_adjustments": {},
         "noise": 0,
+        "forgets": 0,
+        "forgotten": 0,
         "attributed_rows": {"counted": 1},
         "count_rows": 2,
+        "journey_rows": {},
+        "model_rows": 0,
         "seconds": 0.5,
         "differences": {},
         "shown": (),
@@ -221,6 +299,14 @@ def test_a_report_without_differences_says_verified_and_gives_the_figures():
     assert report().ok
     assert "verified" in text
     assert "empty" in text
+
+
+def test_a_report_gives_the_figures_of_journeys_where_there_are_some():
+    assert "journey" not in printed(report())
+    text = printed(report(journey_rows={"counted": 3, "retracted": 1}, model_rows=15))
+    figures = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
+    at = figures.index("journey rows 4")
+    assert figures[at : at + 4] == ["journey rows 4", "counted 3", "retracted 1", "model rows 15"]
 
 
 def test_a_report_with_differences_shows_them_with_the_events_behind_them():

@@ -9,6 +9,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from app.contract import rows
 from app.contract.events import Rejection
+from app.policy.model import Policy
 from app.settings import Settings
 from app.verify.compare import verify
 from app.verify.logs import fix_spans, read_log, to_record, unread_spans
@@ -16,7 +17,7 @@ from app.verify.oracle import answer
 from app.verify.partition import owner_of
 from app.verify.records import VerifyError
 from tests.conftest import Services
-from tests.oracle.cases import MINUTE, click, conversion, policy, view
+from tests.oracle.cases import MINUTE, click, conversion, following, policy, view
 
 HOME = owner_of("u", 2, "murmur2")
 AWAY = 1 - HOME
@@ -26,7 +27,7 @@ class Site:
     """A deployment's topics of two partitions, and a transactional producer that plays its workers."""
 
     def __init__(self, services: Services, name: str) -> None:
-        topics = ["events", "dlq", "rekeyed", "deltas", "policy", "attributed", "counts"]
+        topics = ["events", "dlq", "rekeyed", "deltas", "policy", "attributed", "counts", "journeys", "models"]
         names = {f"{topic}_topic": f"{name}.{topic}" for topic in topics[1:]}
         groups = {"counter_group": f"{name}.counter", "aggregator_group": f"{name}.aggregator"}
         self.settings = Settings(bootstrap=services.bootstrap, events_topics=f"{name}.events", **names, **groups)
@@ -61,11 +62,11 @@ class Site:
         )
         consumer.close()
 
-    def work(self, wrong: dict | None = None) -> None:
-        """Publishes the answer to the raw events, some fields of the attributed row made `wrong`."""
+    def work(self, wrong: dict | None = None, rules: Policy | None = None, wrong_touch: dict | None = None) -> None:
+        """Publishes the answer to the raw events, some fields of the attributed row made `wrong`, and of the journey's touch."""
         settings = self.settings
         raw = [to_record(message) for message in read_log(settings, fix_spans(settings, [self.events]))]
-        result = answer(raw, policy(), 2)
+        result = answer(raw, rules or policy(), 2)
         away = next(record for record in raw if record.partition == AWAY)
         source = f"{away.topic}/{away.partition}/{away.offset}".encode()
         marks = [[HOME, 0, {self.events: [0, 99], settings.rekeyed_topic: [0, 99]}], [AWAY, 0, {self.events: [0, 99]}]]
@@ -87,6 +88,12 @@ class Site:
             outputs.append(
                 {"topic": settings.attributed_topic, "partition": HOME, "key": key, "value": rows.encode(row)}
             )
+        for key, row in result.journeys.items():
+            touches = [msgspec.structs.replace(touch, **(wrong_touch or {})) for touch in row.touches]
+            row = msgspec.structs.replace(row, revision=1, touches=touches)
+            outputs.append({"topic": settings.journeys_topic, "partition": HOME, "key": key, "value": rows.encode(row)})
+        for key, row in result.models.items():
+            outputs.append({"topic": settings.models_topic, "partition": HOME, "key": key, "value": rows.encode(row)})
         for key, row in result.counts.items():
             outputs.append({"topic": settings.counts_topic, "partition": 0, "key": key, "value": rows.encode(row)})
         for coordinates, reason in result.rejected.items():
@@ -166,3 +173,30 @@ def test_a_missing_topic_is_told(site):
     site.work()
     with pytest.raises(VerifyError, match=r"topic no\.such\.topic cannot be read"):
         verify(gone, policy(), wait_s=5)
+
+
+def test_journeys_models_and_counts_over_all_are_verified_too(site):
+    site.work(rules=following())
+    report = verify(site.settings, following(), wait_s=5)
+    assert report.shown == ()
+    assert (report.journey_rows, report.model_rows, report.count_rows) == ({"counted": 1}, 5, 3)
+
+
+def test_a_wrong_journey_and_missing_models_are_told(site):
+    gone = site.settings.model_copy(update={"models_topic": site.settings.policy_topic})
+    site.work(rules=following(), wrong_touch={"campaign_id": "other"})
+    report = verify(gone, following(), wait_s=5)
+    assert report.differences == {site.settings.journeys_topic: 1, gone.models_topic: 5}
+    journey, model, *_ = report.shown
+    assert journey.details == ("touches[0].campaign_id: must be 'c', is 'other'",)
+    assert [json.loads(report.events[where])["event_id"] for where in journey.behind] == ["x", "k"]
+    assert model.details[0].startswith("is missing: ")
+
+
+def test_a_missing_topic_of_journeys_is_told_where_the_policy_has_them(site):
+    site.work()
+    for name in ("journeys_topic", "models_topic"):
+        gone = site.settings.model_copy(update={name: "no.such.topic"})
+        with pytest.raises(VerifyError, match=r"no\.such\.topic cannot be read .* run `onecount topics create` first"):
+            verify(gone, following(), wait_s=5)
+    assert verify(gone, policy(), wait_s=5).ok

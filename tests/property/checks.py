@@ -1,8 +1,10 @@
 """What must hold of the output topics when a deployment has come to rest, whatever happened before."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
-from app.contract import rows
+from app.contract import journeys, rows
 from app.contract.reasons import ADJUSTMENT_REASONS
 from app.verify.differences import Upsert, compare_letters, compare_partitions, compare_rows, fold_log
 from app.verify.oracle import Answer, answer, refusals_over_time
@@ -14,34 +16,40 @@ from tests.memory.deployment import Deployment
 from tests.memory.log import MemoryMessage
 
 
-def differences(deployment: Deployment) -> list[str]:
-    """Everything that differs from the oracle's answer to the deployment's input, in words; empty where all is exact."""
-    broker, settings, policy = deployment.broker, deployment.settings, deployment.policy
+def oracles_answer(deployment: Deployment) -> Answer:
+    """What must be published for the deployment's input, in the batches that were committed."""
+    broker, settings = deployment.broker, deployment.settings
     batches = committed_batches(
         message.value() or b"" for message in broker.committed(settings.deltas_topic) if message.partition() == 0
     )
     records = [_record(message) for topic in settings.input_topics() for message in broker.committed(topic)]
-    must = answer(records, policy, deployment.partitions, batches, settings.rekeyed_topic)
+    return answer(records, deployment.policy, deployment.partitions, batches, settings.rekeyed_topic)
+
+
+def differences(deployment: Deployment) -> list[str]:
+    """Everything that differs from the oracle's answer to the deployment's input, in words; empty where all is exact."""
+    broker, settings, policy = deployment.broker, deployment.settings, deployment.policy
+    must = oracles_answer(deployment)
     found = [f"the input: {fault}" for fault in must.faults]
     found += _accounting(must)
     found += _letters(must, deployment)
 
-    topic = settings.attributed_topic
-    attributed = fold_log(topic, map(_upsert, broker.committed(topic)), rows.decode_attributed)
-    found += map(str, attributed.faults)
-    found += map(
-        str,
-        compare_partitions(
-            topic, attributed, lambda user: owner_of(user, deployment.partitions, policy.bounds.partitioner)
-        ),
-    )
-    found += map(str, compare_rows(topic, must.attributed, attributed.rows, lambda *_: ()))
+    of_users = [(settings.attributed_topic, must.attributed)]
+    if policy.bounds.journeys is not None:
+        of_users += [(settings.journeys_topic, must.journeys), (settings.models_topic, must.models)]
+    owner = cache(lambda user: owner_of(user, deployment.partitions, policy.bounds.partitioner))
+    for topic, expected in of_users:
+        upserts = map(_upsert, broker.committed(topic))
+        published = fold_log(topic, upserts, _decoder(deployment, topic), must.is_forgotten)
+        found += map(str, published.faults)
+        found += map(str, compare_partitions(topic, published, owner))
+        found += map(str, compare_rows(topic, expected, published.rows, lambda *_: ()))
 
     topic = settings.counts_topic
-    counts = fold_log(topic, map(_upsert, broker.committed(topic)), rows.decode_count)
+    counts = fold_log(topic, map(_upsert, broker.committed(topic)), _decoder(deployment, topic))
     found += map(str, counts.faults)
     found += map(str, compare_rows(topic, must.counts, counts.rows, lambda *_: ()))
-    found += _revisions_that_stand_still(deployment)
+    found += _revisions_that_stand_still(must, deployment)
     found += _wrong_finality(deployment, counts.rows, counts.partitions)
     return found
 
@@ -68,16 +76,17 @@ def _left_open(must: Answer, deployment: Deployment) -> set[Coordinates]:
     of one that applied in between may have no letter or a second one.
     """
     people = must.people.values()
-    latest_ms = max((each.time_ms for person in people for each in person.history), default=0)
+    moving = (each for person in people for each in person.history if each.event.event_type != "forget")
+    latest_ms = max((each.time_ms for each in moving), default=0)
     floor_ms = latest_ms - deployment.policy.conversion_retention_ms()
     found = set()
     for person in people:
         flips = refusals_over_time(person, deployment.policy) if deployment.rebuilt["counter"] else {}
-        for adjustment in person.adjustments:
+        for adjustment in (each for each in person.history if each.event.event_type == "adjustment"):
             event = adjustment.event
             named = [
                 conversion.time_ms
-                for conversion in person.conversions
+                for conversion in (each for each in person.history if each.event.event_type == "conversion")
                 if conversion.event.event_id == event.conversion_event_id
                 or (conversion.event.order_id and conversion.event.order_id == event.order_id)
             ]
@@ -92,17 +101,21 @@ def _accounting(must: Answer) -> Iterator[str]:
         yield f"the oracle judged {judged} of {must.produced} records"
 
 
-def _revisions_that_stand_still(deployment: Deployment) -> Iterator[str]:
-    """Each record of a key must have a higher revision than the one before, whether a deletion lies between or not."""
+def _revisions_that_stand_still(must: Answer, deployment: Deployment) -> Iterator[str]:
+    """Each record of a key must have a higher revision than the one before, whether a deletion lies between or not; but one
+    that forgot somebody.
+    """
     settings = deployment.settings
-    for topic in (settings.attributed_topic, settings.counts_topic):
+    for topic in (settings.attributed_topic, settings.journeys_topic, settings.models_topic, settings.counts_topic):
         last: dict[bytes | None, int] = {}
+        decode = _decoder(deployment, topic)
         for message in deployment.broker.committed(topic):
             value = message.value()
             if value is None:
+                if must.is_forgotten(message.key() or b""):
+                    last.pop(message.key(), None)
                 continue
-            is_count = topic == settings.counts_topic
-            revision = (rows.decode_count(value) if is_count else rows.decode_attributed(value)).revision
+            revision = decode(value).revision
             if revision <= last.get(message.key(), 0):
                 yield f"{message}: revision {revision} after {last[message.key()]}"
             last[message.key()] = revision
@@ -123,6 +136,17 @@ def _wrong_finality(
         final = row.window_end + deployment.policy.bounds.allowed_lateness_ms <= passed_ms
         if row.final != final:
             yield f"{key!r}: final is {row.final}, the watermark is {passed_ms}"
+
+
+def _decoder(deployment: Deployment, topic: str) -> Callable[[bytes], Any]:
+    """What reads a row of an output topic."""
+    settings = deployment.settings
+    return {
+        settings.attributed_topic: rows.decode_attributed,
+        settings.counts_topic: rows.decode_count,
+        settings.journeys_topic: journeys.decode_journey,
+        settings.models_topic: journeys.decode_model,
+    }[topic]
 
 
 def _upsert(message: MemoryMessage) -> Upsert:

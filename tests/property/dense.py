@@ -6,11 +6,12 @@ import json
 from random import Random
 from typing import Any, Final
 
-from app.policy.model import Action, Bounds, Platform, Policy, Version
-from tests.property.policies import FOREVER_MS, START_MS, UNIT_MS
+import msgspec
+
+from app.policy.model import Action, Bounds, Journeys, Platform, Policy, Version
+from tests.property.policies import FOREVER_MS, MINUTE_MS, START_MS, UNIT_MS
 from tests.property.worlds import Arrival, Order, World
 
-MINUTE_MS: Final = 60_000
 POLICY: Final = Policy(
     Bounds(
         correction_horizon_ms=8 * UNIT_MS,
@@ -23,28 +24,50 @@ POLICY: Final = Policy(
         Version(
             1,
             0,
-            {"meta": Platform("click_then_view", {"click": 4 * UNIT_MS, "view": UNIT_MS}, {})},
-            {"purchase": Action("macro", "hard", "revenue", "one", None)},
+            {
+                "meta": Platform("click_then_view", {"click": 4 * UNIT_MS, "view": UNIT_MS}, {}),
+                "tiktok": Platform("view", {"view": UNIT_MS}, {}),
+            },
+            {
+                "purchase": Action("macro", "hard", "revenue", "one", None),
+                "cart": Action("micro", "soft", "revenue", "every", None),
+            },
         ),
     ),
+)
+JOURNEYS: Final = Journeys(
+    window_ms=4 * UNIT_MS,
+    half_life_ms=7 * MINUTE_MS,
+    max_touches=3,
+    max_pages=2,
+    orders=("purchase",),
+    customer_window_ms=5 * MINUTE_MS,
+    abandoned_actions=("cart",),
+    abandon_after_ms=2 * MINUTE_MS,
 )
 LATEST_MIN: Final = 20
 
 
-def make_event(chance: Random) -> dict[str, Any]:
-    """One event of the user within the same minutes as all others."""
+def make_event(chance: Random, rare: list[str]) -> dict[str, Any]:
+    """One event of the user within the same minutes as all others. `rare`: kinds of events that not every world has."""
     minute = chance.randint(0, LATEST_MIN)
     event = {"event_time": START_MS + minute * MINUTE_MS, "advertiser_id": "shop", "user_id": "ann"}
-    kind = chance.choice(["click", "click", "view", "conversion", "conversion", "restate", "retract"])
+    kinds = ["click", "click", "view", "view", "visit", *["conversion"] * 3, "restate", "retract"]
+    kind = chance.choice([*kinds, *kinds, *rare])
     number = chance.randint(0, 9)
     if kind == "conversion":
         order = {"order_id": f"o{number % 3}"} if chance.randrange(3) == 0 else {}
-        platform = {"platform": "meta"} if chance.randrange(3) == 0 else {}
-        names = {"event_id": f"c{number % 6}", "conversion_name": "purchase"}
+        platform = {"platform": chance.choice(["meta", "tiktok"])} if chance.randrange(3) == 0 else {}
+        names = {"event_id": f"c{number % 6}", "conversion_name": chance.choice(["purchase", "purchase", "cart"])}
         return event | order | platform | names | {"event_type": kind}
     if kind in ("click", "view"):
         campaign = chance.choice(["c1", "c2", "c3"])
-        return event | {"event_type": kind, "event_id": f"t{number}", "platform": "meta", "campaign_id": campaign}
+        platform = chance.choice(["meta", "meta", "tiktok"])
+        return event | {"event_type": kind, "event_id": f"t{number}", "platform": platform, "campaign_id": campaign}
+    if kind == "forget":
+        return event | {"event_type": kind, "event_id": f"f{number}"}
+    if kind == "visit":
+        return event | {"event_type": kind, "event_id": f"s{number}", "page": chance.choice(["/", "/cart"])}
     value = {"value": minute} if kind == "restate" else {}
     named = {"conversion_event_id": f"c{number % 6}"}
     return event | value | named | {"event_type": "adjustment", "event_id": f"a{number}", "adjustment": kind}
@@ -53,9 +76,11 @@ def make_event(chance: Random) -> dict[str, Any]:
 def make_dense_world(chance: Random) -> World:
     """A world of one user in one partition; of two topics, where their order is to decide."""
     topics = chance.choice([1, 1, 2])
+    rare = chance.choice([[], [], ["forget"]])
     now_ms = START_MS + LATEST_MIN * MINUTE_MS
     arrivals = tuple(
-        Arrival(number % topics, 0, None, json.dumps(make_event(chance)).encode(), now_ms)
+        Arrival(number % topics, 0, None, json.dumps(make_event(chance, rare)).encode(), now_ms)
         for number in range(chance.choice([6, 20, 30]))
     )
-    return World(POLICY, 1, topics, arrivals, Order.LOG if topics == 1 else Order.MIXED)
+    bounds = msgspec.structs.replace(POLICY.bounds, journeys=chance.choice([None, JOURNEYS]))
+    return World(Policy(bounds, POLICY.versions), 1, topics, arrivals, Order.LOG if topics == 1 else Order.MIXED)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.memory.deployment import deployed
 from tests.property.checks import differences
 from tests.property.dense import make_dense_world
+from tests.property.forgets import delete_older
 from tests.property.plans import Action, Story, make_plan
 from tests.property.worlds import World, make_world
 
@@ -40,6 +41,7 @@ def assert_exact(story: Told) -> None:
         for action in happens:
             play.play(action)
         play.finish()
+        delete_older(deployment)
         for fault in play.happened:
             event(fault)
         found = differences(deployment)

@@ -8,7 +8,7 @@ import pytest
 
 from app.contract import rows
 from app.engine import aggregator, rebuild
-from app.engine.fold import Batch, latest
+from app.engine.fold import Batch
 from app.engine.rebuild import read_back, read_backwards
 from app.generate.owner import owner_partition
 from app.settings import Settings
@@ -19,6 +19,7 @@ from tests.memory.log import Broker, MemoryMessage
 from tests.memory.redis import Memory, MemoryStore
 from tests.property.policies import START_MS, UNIT_MS
 from tests.property.test_engine_stories import BOUNDS, POLICY, assert_exact, send
+from tests.upserts import latest
 
 RETENTION = (BOUNDS.correction_horizon_ms * 2) // UNIT_MS  # of windows, in steps of the grid
 TOPIC = "rows"

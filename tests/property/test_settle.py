@@ -64,7 +64,7 @@ def run(batches: list[list[Any]]) -> tuple[dict[bytes, Any], Counter[tuple[Any, 
         ]
         fresh[0].adjustments += [item for item in batch if isinstance(item, Adjustment)]
         stored += [item for item in batch if isinstance(item, tuple)]
-        before, _ = take_in(state, fresh[0].conversions, fresh[0].adjustments, stored, POLICY)
+        before = take_in(state, fresh[0].conversions, fresh[0].adjustments, stored, {}, POLICY).before
         change = changes("a", "u", state, before, POLICY)
         for key, row in change.rows:
             if row is None:
@@ -116,9 +116,10 @@ def test_what_is_pruned_changes_no_decision_on_what_is_kept(history: list[Any], 
         [item for item in events if isinstance(item, Conversion)],
         [item for item in events if isinstance(item, Adjustment)],
         [item for item in events if isinstance(item, tuple)],
+        {},
         POLICY,
     )
-    changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], POLICY)[0], POLICY)
+    changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], {}, POLICY)[0], POLICY)
     whole = unpack(pack(state))
     prune(state, stream_s * SECOND_MS - POLICY.conversion_retention_ms())
     from app.attribution.settle import settle

@@ -14,13 +14,13 @@ from app.columns.texts import texts_of
 from app.contract.events import TOUCH_TYPES
 from app.intake.partitioner import owners
 from app.policy.model import Policy
-from tests.property.policies import ACTIONS, PLATFORMS, START_MS, UNIT_MS, make_policy
+from tests.property.policies import ACTIONS, MINUTE_MS, NOISE, PLATFORMS, START_MS, UNIT_MS, make_policy
 
-MINUTE_MS: Final = 60_000
 USERS: Final = ("ann", "bob", "zoë", "u" * 40)
 ADVERTISERS: Final = ("shop", "bank")
 FRESH: Final = 4  # event ids up to this one come again and again, the others are new each time
 KINDS: Final = ("view", "click", "click", "engaged_view", "visit", *["conversion"] * 4, *["adjustment"] * 2)
+FOLLOWED: Final = (*KINDS, "view", "click", "visit", "visit")  # where journeys are followed
 JUNK: Final = (None, b"", b"{}", b"\xff", b'{"event_id": 1}', b"[]", b"x" * 20_000)
 
 Event = dict[str, Any]
@@ -77,6 +77,10 @@ class _Scribe:
         self.written: list[tuple[Event, bytes | None]] = []
         self.arrivals: list[Arrival] = []
         self.first: dict[tuple[Any, ...], tuple[str, int]] = {}  # who used an identity first, and the event's time
+        self.journeys = policy.bounds.journeys
+        self.kinds = FOLLOWED if self.journeys else KINDS
+        if chance.randrange(3) == 0:
+            self.kinds += ("forget",)
         self.longest_ms = policy.conversion_retention_ms() - policy.bounds.correction_horizon_ms
 
     def write(self) -> None:
@@ -100,7 +104,7 @@ class _Scribe:
         self._send(event["user_id"], key, _encode(event))
 
     def _event(self) -> Event:
-        kind = self.chance.choice(KINDS)
+        kind = self.chance.choice(self.kinds)
         event: Event = {
             "event_id": self._id(kind[0]),
             "event_type": kind,
@@ -110,12 +114,12 @@ class _Scribe:
             "user_id": self.chance.choice(self.users),
         }
         if kind == "visit":
-            event["page"] = "/"
+            event |= self._visit()
         elif kind == "conversion":
             event |= self._conversion()
         elif kind == "adjustment":
             event |= self._adjustment()
-        else:
+        elif kind != "forget":
             event |= self._touch()
         event = self._aimed(event)
         if self.order is Order.TAME:  # within the horizon and the dedup window of each other, whatever comes first
@@ -139,9 +143,16 @@ class _Scribe:
             event |= {"ad_id": self.chance.choice(["a1", "a2"]), "landing_page": "https://shop.example/?a=1"}
         return event
 
+    def _visit(self) -> Event:
+        return {
+            "page": self.chance.choice(["/", "/cart", "/ü"]),
+            "referrer": self.chance.choice([None, "", "https://search.example/"]),
+            "platform": self.chance.choice([None, None, None, "meta", "nowhere"]),
+        }
+
     def _conversion(self) -> Event:
         return {
-            "conversion_name": self.chance.choice([*ACTIONS, *ACTIONS[:2] * 4]),
+            "conversion_name": self.chance.choice([*NOISE, *ACTIONS * 3, *ACTIONS[:2]]),
             "platform": self.chance.choice([None, PLATFORMS[0], *PLATFORMS]),
             "order_id": self.chance.choice([None, None, None, "", "o1", "o2"]),
             "value": self.chance.choice([None, None, 0, 0.1, 3, 19.99]),
@@ -162,41 +173,53 @@ class _Scribe:
     def _aimed(self, event: Event) -> Event:
         """The event as one of an earlier event's user, and so many milliseconds before or after it."""
         kind = event["event_type"]
-        wanted = (
-            ("conversion",)
-            if kind in (*TOUCH_TYPES, "adjustment")
-            else self.chance.choice([TOUCH_TYPES, TOUCH_TYPES, ("conversion",)])
-        )
+        either = self.chance.choice([TOUCH_TYPES, TOUCH_TYPES, ("conversion",)])
+        wanted = either if kind in ("conversion", "forget") else ("conversion",)
         others = [other for other, _ in self.written[-8:] if other["event_type"] in wanted]
-        if kind == "visit" or not others or self.chance.randint(0, 4) == 4:
+        if (kind == "visit" and not self.journeys) or not others or self.chance.randint(0, 4) == 4:
             return event
         other = self.chance.choice(others)
         event |= {name: other[name] for name in ("advertiser_id", "user_id")}
-        bounds = self.policy.bounds
-        if kind in TOUCH_TYPES:
-            event["platform"] = other.get("platform") or event["platform"]
-            return event | {"event_time": other["event_time"] - self._distance(self._windows(event))}
+        if kind == "forget":
+            return event | {"event_time": other["event_time"] + self._distance([])}
         if kind == "adjustment":
-            if other.get("order_id") and "order_id" in event:
-                event["order_id"] = other["order_id"]
-            else:
-                event["conversion_event_id"] = other["event_id"]
-            return event | {"event_time": other["event_time"] + self._distance([bounds.adjustment_window_ms])}
+            return self._adjusting(event, other)
+        if kind != "conversion":
+            return self._leading_to(event, other)
         if other["event_type"] == "conversion":
-            event |= {
-                "conversion_name": other["conversion_name"],
-                "order_id": other.get("order_id") or event["order_id"],
-            }
-            return event | {"event_time": other["event_time"] + self._distance([bounds.order_window_ms])}
+            return self._beside(event, other)
         event["platform"] = event["platform"] and other["platform"]
         return event | {"event_time": other["event_time"] + self._distance(self._windows(other))}
 
-    def _windows(self, touch: Event) -> list[int]:
-        """How long this touch may be credited, by version."""
-        rules = [version.platforms.get(touch["platform"]) for version in self.policy.versions]
-        return [
-            rule.windows_ms[touch["event_type"]] for rule in rules if rule and touch["event_type"] in rule.windows_ms
-        ]
+    def _leading_to(self, event: Event, conversion: Event) -> Event:
+        """A touch or a visit before a conversion; where journeys are followed, often on another platform than its own."""
+        if event["event_type"] != "visit" and not (self.journeys and self.chance.randrange(2)):
+            event["platform"] = conversion.get("platform") or event["platform"]
+        return event | {"event_time": conversion["event_time"] - self._distance(self._windows(event))}
+
+    def _adjusting(self, event: Event, conversion: Event) -> Event:
+        if conversion.get("order_id") and "order_id" in event:
+            event["order_id"] = conversion["order_id"]
+        else:
+            event["conversion_event_id"] = conversion["event_id"]
+        edges_ms = [self.policy.bounds.adjustment_window_ms]
+        return event | {"event_time": conversion["event_time"] + self._distance(edges_ms)}
+
+    def _beside(self, event: Event, conversion: Event) -> Event:
+        """Another report of an order; where journeys are followed, perhaps the next order, or what takes a cart up again."""
+        edges_ms = [self.policy.bounds.order_window_ms]
+        if self.journeys and self.chance.randrange(2):
+            edges_ms = [self.journeys.customer_window_ms, self.journeys.abandon_after_ms - 1, self.journeys.window_ms]
+        else:
+            order_id = conversion.get("order_id") or event["order_id"]
+            event |= {"conversion_name": conversion["conversion_name"], "order_id": order_id}
+        return event | {"event_time": conversion["event_time"] + self._distance(edges_ms)}
+
+    def _windows(self, event: Event) -> list[int]:
+        """How long this touch may be credited, by version, and how long it or a visit stands in a journey."""
+        rules = [version.platforms.get(event["platform"]) for version in self.policy.versions]
+        kind, journey_ms = event["event_type"], [self.journeys.window_ms] if self.journeys else []
+        return [rule.windows_ms[kind] for rule in rules if rule and kind in rule.windows_ms] + journey_ms
 
     def _distance(self, edges_ms: list[int]) -> int:
         near = [0, 1, MINUTE_MS, 2 * MINUTE_MS, 7 * MINUTE_MS, UNIT_MS // 2, -MINUTE_MS]
@@ -217,10 +240,11 @@ class _Scribe:
         """
         if event["event_type"] not in ("conversion", "adjustment"):
             return
-        names = ("advertiser_id", "platform", "event_type", "conversion_name", "event_id")
+        # With and without its platform an event is one conversion, and over all platforms whichever it names.
+        names = ("advertiser_id", "event_type", "conversion_name", "event_id")
         identity = tuple(event.get(name) for name in names)
         user, time_ms = self.first.setdefault(identity, (event["user_id"], event["event_time"]))
-        is_noise = event.get("conversion_name") in ACTIONS[2:] and event["event_type"] == "conversion"
+        is_noise = event.get("conversion_name") in NOISE and event["event_type"] == "conversion"
         apart_ms = abs(event["event_time"] - time_ms)
         same_user = user == event["user_id"]
         sound = (

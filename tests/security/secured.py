@@ -165,7 +165,7 @@ def names_of(name: str) -> dict[str, str]:
     """The topics and groups of a deployment, as the ONECOUNT_* variables that deploy/kafka-acls.sh reads."""
     names = {"ONECOUNT_EVENTS_TOPICS": f"{name}.events", "ONECOUNT_COUNTER_GROUP": f"{name}.counter"}
     names |= {"ONECOUNT_AGGREGATOR_GROUP": f"{name}.aggregator"}
-    for topic in ("dlq", "rekeyed", "deltas", "policy", "attributed", "counts"):
+    for topic in ("dlq", "rekeyed", "deltas", "policy", "attributed", "counts", "journeys", "models"):
         names[f"ONECOUNT_{topic.upper()}_TOPIC"] = f"{name}.{topic}"
     return names
 

@@ -126,7 +126,7 @@ def test_an_alarm_asks_only_for_metrics_of_the_catalogue_and_says_what_to_do() -
         assert rule["annotations"]["runbook_url"].endswith(runbook_path(rule["alert"], entries)), rule["alert"]
         assert rule["labels"]["severity"] in ("warning", "critical"), rule["alert"]
     assert list(entries) == [rule["alert"] for rule in RULES]
-    assert len(set(entries)) == len(RULES) <= 10
+    assert len(set(entries)) == len(RULES) <= 12
 
 
 def test_an_alarms_runbook_opens_in_the_grafana_of_compose() -> None:
@@ -142,6 +142,7 @@ def test_prometheus_reads_the_alarms_that_are_mounted_beside_its_configuration()
 
 COUNTER = {"job": "onecount", "stage": "counter"}
 ONE, TWO = (COUNTER | {"instance": f"counter-{number}:9464"} for number in (1, 2))
+DESK = {"job": "onecount", "stage": "desk", "instance": "desk-1:9464"}
 AGGREGATOR = {"job": "onecount", "stage": "aggregator", "instance": "aggregator-1:9464"}
 
 
@@ -255,6 +256,31 @@ CASES: dict[str, list[tuple[list[Given], tuple[str, ...], tuple[str, dict[str, s
             [("onecount_redis_memory_ratio", ONE, "0.8x20 0.9x60"), ("onecount_redis_memory_ratio", AGGREGATOR, "0.8x20 0.9x60")],
             ("5m", "9m"),
             ("11m", {"job": "onecount"}, "A Redis server is 90% full"),
+        ),
+    ],
+    "OnecountLeadsOverdue": [
+        (
+            [
+                ("onecount_leads_overdue", DESK | {"action": "demo_booked"}, "0x20 3x12 0x60"),
+                ("onecount_leads_overdue", DESK | {"action": "demo_booked", "instance": "desk-2:9464"}, "0x21 3x12 0x60"),
+                ("onecount_leads_overdue", DESK | {"action": "newsletter"}, "0x20 1x2 0x60"),  # followed up at once
+            ],
+            ("5m", "6m", "9m"),
+            ("7m", {"job": "onecount", "action": "demo_booked"}, "3 leads of demo_booked have waited for too long"),
+        ),
+    ],
+    "OnecountClaimsDiffer": [
+        (
+            [
+                ("onecount_reported_difference_ratio", DESK | {"platform": "meta"}, "0.02x20 -0.25x300 0.02x100"),
+                ("onecount_reported_tolerance_ratio", DESK | {"platform": "meta"}, "0.1x420"),
+                ("onecount_reported_difference_ratio", DESK | {"platform": "meta", "instance": "desk-2:9464"}, "0.02x420"),
+                ("onecount_reported_tolerance_ratio", DESK | {"platform": "meta", "instance": "desk-2:9464"}, "0.1x420"),
+                ("onecount_reported_difference_ratio", DESK | {"platform": "tiktok"}, "0.05x420"),
+                ("onecount_reported_tolerance_ratio", DESK | {"platform": "tiktok"}, "0.05x420"),
+            ],
+            ("4m", "60m", "90m"),
+            ("70m", {"job": "onecount", "platform": "meta"}, "meta's claims are 25% off what is counted"),
         ),
     ],
 }  # fmt: skip

@@ -168,6 +168,8 @@ def test_every_reason_that_an_event_alone_can_cause_has_a_case() -> None:
         conversion(conversion_name="an unknown action is noise, not an error"),
         adjustment(),
         adjustment(adjustment="restate", value=0, conversion_event_id="e9", order_id=None),
+        without(view(event_type="forget"), "platform", "campaign_id"),
+        view(event_type="forget", platform="a forget is of all platforms, whatever it names"),
     ],
 )
 def test_what_keeps_the_contract_is_accepted(event: dict[str, object]) -> None:

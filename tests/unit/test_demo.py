@@ -21,6 +21,7 @@ from app.demo.feed import PacedProducer
 from app.demo.figures import DUPLICATES, REPLAYS, Figures, Totals, read_metrics
 from app.demo.known_files import mapping_for
 from app.demo.outcome import (
+    claimed_words,
     generated_words,
     import_table,
     never_credited,
@@ -255,6 +256,23 @@ def test_the_campaigns_and_the_others_add_up_to_all() -> None:
         if line[-1:].isdigit()
     }
     assert found == {"c4": ["1", "4"], "c3": ["1", "3"], "others": ["3", "3"], "all": ["5", "10"]}
+
+
+def test_what_is_counted_once_stands_beside_what_platforms_claim_and_in_no_sum() -> None:
+    claims = [
+        count(platform, conversions=1, value=10.5, currency="USD", conversion_name="purchase", clicks=2)
+        for platform in ("meta", "tiktok")
+    ]
+    assert claimed_words(tally_of(claims)) is None
+    once = count("all", conversions=1, value=10.5, currency="USD", conversion_name="purchase", scope="all")
+    tally = tally_of([*claims, once])
+    assert (total(tally).conversions, total(tally).value["USD"]) == (2, 21_000_000)
+    assert {line.platform for line in (*platforms(tally), *top_campaigns(tally, 9))} == {"meta", "tiktok"}
+    assert claimed_words(tally) == (
+        "Platforms claim 2 conversions (21.00 USD). Counted once over all of them: 1 conversion (10.50 USD)."
+    )
+    fold_row(tally, COUNTS, b"2", rows.encode(msgspec.structs.replace(once, conversions=0, value=0.0, revision=2)))
+    assert str(claimed_words(tally)).endswith(": 0 conversions.")
 
 
 def test_measures_of_which_there_is_nothing_have_no_column() -> None:

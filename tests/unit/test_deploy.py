@@ -28,6 +28,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("onecount:")}
 WORKERS = {name: service for name, service in OURS.items() if service["command"][0] == "run"}
+DESKS = {name: service for name, service in OURS.items() if service["command"] == ["desk"]}
 # repository:1.2.3, perhaps with a variant: -slim-trixie.
 EXACT_TAG = re.compile(r"[a-z0-9./_-]+:v?[0-9]+\.[0-9]+\.[0-9]+(-[a-z0-9.-]+)?")
 ROOT_USERS = {"", "0", "root"}
@@ -141,8 +142,8 @@ def test_a_command_is_one_of_the_command_line(name: str) -> None:
 
 
 def test_worker_ids_are_given_and_distinct() -> None:
-    ids = [service["environment"]["ONECOUNT_WORKER_ID"] for service in WORKERS.values()]
-    assert ids == list(WORKERS)
+    named = WORKERS | DESKS
+    assert [service["environment"]["ONECOUNT_WORKER_ID"] for service in named.values()] == list(named)
     assert [service["command"] for service in WORKERS.values()].count(["run", "counter"]) == 2
     assert not any("deploy" in service or "scale" in service for service in WORKERS.values())
 
@@ -273,8 +274,9 @@ def test_prometheus_scrapes_every_worker() -> None:
     groups = [group for job in PROMETHEUS["scrape_configs"] for group in job["static_configs"]]
     targets = {target: group["labels"]["stage"] for group in groups for target in group["targets"]}
     port = _image_environment()["ONECOUNT_METRICS_PORT"]
-    assert targets == {f"{name}:{port}": service["command"][1] for name, service in WORKERS.items()}
-    assert all(set(SERVICES["prometheus"]["networks"]) <= set(service["networks"]) for service in WORKERS.values())
+    scraped = WORKERS | DESKS
+    assert targets == {f"{name}:{port}": service["command"][-1] for name, service in scraped.items()}
+    assert all(set(SERVICES["prometheus"]["networks"]) <= set(service["networks"]) for service in scraped.values())
 
 
 def test_prometheus_reads_the_mounted_file() -> None:

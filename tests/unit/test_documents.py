@@ -12,7 +12,7 @@ import yaml
 
 from app.contract.document import PAGE, documents, schema_of, topic_table, with_tables
 from app.contract.meanings import MEANINGS
-from app.contract.rows import AttributedRow, CountRow, DeadLetter, encode
+from app.contract.rows import encode
 from app.contract.topics import DAY_MS, DELETIONS_KEPT_MS
 from app.policy.load import load_policy
 from app.policy.model import Journeys
@@ -37,7 +37,7 @@ def test_the_tables_of_the_page_are_those_of_the_code() -> None:
     assert page == with_tables(page), MADE_BY
 
 
-@pytest.mark.parametrize("struct", [AttributedRow, CountRow, DeadLetter])
+@pytest.mark.parametrize("struct", list(MEANINGS))
 def test_every_field_of_a_row_has_a_meaning(struct: type[msgspec.Struct]) -> None:
     assert tuple(MEANINGS[struct]) == struct.__struct_fields__
 
@@ -95,18 +95,19 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere(asyncapi: dict
 
 
 def test_the_documents_say_what_topics_create_makes_by_default(asyncapi: dict[str, Any]) -> None:
-    from app.engine.topics import specs_of
+    from app.engine.topics import all_specs_of
 
     settings = Settings()
     policy = load_policy(POLICY)[0]
     policy = msgspec.structs.replace(policy, bounds=msgspec.structs.replace(policy.bounds, journeys=Journeys()))
-    specs = {spec.name: spec for spec in specs_of(settings, policy)}
+    specs = {spec.name: spec for spec in all_specs_of(settings, policy)}
     addresses = {channel["address"] for channel in asyncapi["channels"].values()}
     upserts = {settings.attributed_topic, settings.counts_topic, settings.journeys_topic, settings.models_topic}
-    assert addresses == {*settings.events_topics, *upserts, settings.dlq_topic}
+    desk = {*settings.desk_inputs, *settings.money_inputs, *settings.desk_outputs}
+    assert addresses == {*settings.events_topics, *upserts, *desk, settings.dlq_topic}
     for channel in asyncapi["channels"].values():
         binding = channel["bindings"]["kafka"]
-        assert binding["partitions"] == settings.partitions
+        assert binding["partitions"] == (specs[channel["address"]].partitions or settings.partitions)
         config = binding["topicConfiguration"]
         told = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in config.items()}
         assert told == specs[channel["address"]].config
@@ -125,7 +126,28 @@ def test_the_example_consumers_know_how_long_deletions_are_kept(monkeypatch: pyt
 # --- JSON Schema
 
 
-@pytest.mark.parametrize("name", ["event", "attributed", "count", "journey", "model", "dead_letter"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "event",
+        "attributed",
+        "count",
+        "journey",
+        "model",
+        "rollup",
+        "lead",
+        "overdue_lead",
+        "follow_up",
+        "refused_follow_up",
+        "order",
+        "report",
+        "spend",
+        "reconciliation",
+        "return",
+        "refused_money",
+        "dead_letter",
+    ],
+)
 def test_a_schema_is_one(name: str) -> None:
     jsonschema.Draft7Validator.check_schema(schema_of(name))
 

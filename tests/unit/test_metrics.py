@@ -33,7 +33,13 @@ from tests.unit.test_alarms import Clock
 from tests.unit.test_deploy import ROOT
 
 UNITS = ("_seconds", "_bytes", "_records", "_ratio", "_ratio_limit", "_limit_bytes", "_partitions")
-NO_UNIT = {"onecount_ready", "onecount_policy_version", "onecount_worker_info"}
+NO_UNIT = {
+    "onecount_ready",
+    "onecount_policy_version",
+    "onecount_worker_info",
+    "onecount_leads",
+    "onecount_leads_overdue",
+}
 CALM = Lag(0, None, 0.0)
 
 
@@ -111,7 +117,9 @@ def test_every_series_is_there_from_the_start_with_zero(role: str) -> None:
     assert {sample.name: sample.value for sample in samples if sample.value} == {
         name: value for name, value in told.items() if name in shown
     }
-    assert len(samples) < 350, "so many series a worker, by the policy that comes with onecount"
+    convert = [sample for sample in samples if sample.name.startswith("onecount_time_to_convert")]
+    assert len(convert) in (0, 6 * 6 * 10), "ten series a platform and action"
+    assert len(samples) - len(convert) < 350, "so many series a worker, by the policy that comes with onecount"
 
 
 def test_what_prometheus_client_adds_is_named() -> None:
@@ -314,3 +322,33 @@ def test_standard_error_is_json_even_where_a_library_warns_or_the_program_breaks
     assert "ZeroDivisionError" in lines[2]["exception"]
     assert lines[2]["thread"] == "t"
     assert "ValueError: the end" in lines[3]["exception"]
+
+
+# --- The desk
+
+
+def test_the_desk_tells_of_leads_by_state_and_of_overdue_ones_by_action_down_to_zero() -> None:
+    desk = Metrics("desk", "d-0")
+    desk.leads_of(["demo_booked"])
+    value = desk.registry.get_sample_value
+    assert value("onecount_leads_overdue", {"action": "demo_booked"}) == 0
+    assert value("onecount_leads", {"state": "won", "temperature": "cool"}) == 0
+    desk.leads({("waiting", "hot"): 2}, {"newsletter": 3})
+    assert value("onecount_leads_overdue", {"action": "newsletter"}) == 3
+    desk.leads({}, {})
+    assert value("onecount_leads_overdue", {"action": "newsletter"}) == 0
+    assert value("onecount_leads", {"state": "waiting", "temperature": "hot"}) == 0
+    assert value("onecount_rejected_events_total", {"reason": "empty"}) is None
+
+
+def test_the_desk_that_publishes_is_ready_and_the_others_are_not() -> None:
+    desk = Metrics("desk", "d-0")
+    desk.leads_of([])
+    value = desk.registry.get_sample_value
+    desk.lease(False, 7)
+    assert (value("onecount_ready"), value("onecount_lag_records"), value("onecount_topic_partitions")) == (0, 7, 1)
+    desk.waiting_since_ms -= 3_000  # type: ignore[operator]
+    assert 3 <= value("onecount_lag_seconds") < 60  # type: ignore[operator]
+    desk.lease(True, 0)
+    assert (value("onecount_ready"), value("onecount_lag_seconds")) == (1, 0)
+    assert value("onecount_owned_partitions", {"mode": "live"}) == 1

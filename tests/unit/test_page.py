@@ -117,6 +117,24 @@ def test_values_are_added_up_by_currency_and_never_over_currencies() -> None:
     assert "cost" not in line
 
 
+def test_what_is_counted_once_over_all_platforms_is_added_to_no_platform() -> None:
+    state = empty_state(1_000)
+    for platform in ("meta", "tiktok"):
+        put(state, count_row(platform=platform, conversion_name="purchase", currency="EUR", conversions=1, value=9.5))
+    assert span_snapshot(state.figures, HOUR)["once"] == []
+    put(
+        state,
+        count_row(platform="all", scope="all", conversion_name="purchase", currency="EUR", conversions=1, value=9.5),
+    )
+    found = span_snapshot(state.figures, HOUR)
+    assert found["once"] == [{"advertiser": "shop", "action": "purchase", "conversions": 1, "value": {"EUR": 9.5}}]
+    for part in ("series", "actions", "campaigns"):
+        assert {line["platform"] for line in found[part]} == {"meta", "tiktok"}
+        assert sums(found[part])["conversions",] == 2
+    put(state, count_row(platform="all", scope="all", conversion_name="purchase", currency="EUR", revision=2))
+    assert span_snapshot(state.figures, HOUR)["once"] == [{"advertiser": "shop", "action": "purchase"}]
+
+
 def test_the_spans_end_with_the_newest_window_whatever_the_clock_says() -> None:
     state = empty_state(1_000)
     put(state, count_row(T0, clicks=1))
@@ -145,7 +163,7 @@ def test_the_sums_are_those_of_the_latest_rows_of_the_span_whatever_came(seed: i
         window = newest - chance.choice((0, 0, 0, 1, 5, 59, 60, 300, 1425, 1440, 2000)) * MINUTE_MS
         action = chance.choice(("", "purchase"))
         row = count_row(
-            window, platform=chance.choice("ab"), advertiser_id=chance.choice("xy"),
+            window, platform=chance.choice(("a", "b", "all") if action else "ab"), advertiser_id=chance.choice("xy"),
             dimensions={"campaign_id": chance.choice(("c", None)), "ad_id": chance.choice("12")},
             conversion_name=action, currency="EUR" if action else "", views=0 if action else chance.randrange(9),
             conversions=chance.randrange(4) if action else 0, value=chance.randrange(999) / 7 if action else 0.0,
@@ -168,6 +186,12 @@ def test_the_sums_are_those_of_the_latest_rows_of_the_span_whatever_came(seed: i
                     expected[row.advertiser_id, row.platform, name] += getattr(row, name)
                 expected[row.advertiser_id, row.platform, row.currency] += round(row.value * 1_000_000)
         found = span_snapshot(state.figures, span)
+        once = {
+            (advertiser, name): expected.pop((advertiser, platform, name))
+            for advertiser, platform, name in list(expected)
+            if platform == "all"
+        }
+        assert sums(found["once"], "advertiser") == +Counter(once)
         assert sums(found["series"], "advertiser", "platform") == +expected
         assert sums(found["campaigns"], "advertiser", "platform") == +expected
         paid = {key: number for key, number in expected.items() if key[2] in ("conversions", "EUR") and number}

@@ -27,14 +27,21 @@ MONDAY_MS = 1_764_547_200_000  # 2025-12-01
 POLICY = Path(__file__).resolve().parents[2] / "deploy" / "policy.yaml"
 
 
-def row(window: int = 0, platform: str = "meta", campaign: str = "a", currency: str = "", **counted: float) -> CountRow:
+def row(
+    window: int = 0,
+    platform: str = "meta",
+    campaign: str = "a",
+    currency: str = "",
+    scope: str = "platform",
+    **counted: float,
+) -> CountRow:
     """A row of the n-th minute of that Monday."""
     start = MONDAY_MS + window * WINDOW_MS
     zeros = dict.fromkeys(("views", "engaged_views", "clicks", "conversions"), 0) | {"value": 0.0, "cost": 0.0}
     name = "purchase" if currency else ""
     return CountRow(
         start, start + WINDOW_MS, platform, "shop", {"campaign_id": campaign}, name, currency,
-        **(zeros | counted), revision=1, final=False,
+        **(zeros | counted), revision=1, final=False, scope=scope,
     )  # fmt: skip
 
 
@@ -93,6 +100,19 @@ def test_sums_are_by_window_platform_measure_and_currency() -> None:
         ("value", "USD"): (5, 0, -5),
         ("cost", ""): (0.3, 0.3, 0),
     }
+
+
+def test_what_is_counted_once_over_all_platforms_is_a_line_of_its_own() -> None:
+    live = [
+        row(currency="EUR", conversions=2, value=20), row(platform="tiktok", currency="EUR", conversions=1, value=10),
+        row(platform="all", currency="EUR", conversions=2, value=20, scope="all"),
+    ]  # fmt: skip
+    found = compared(live, [*live[:2], row(platform="all", currency="EUR", conversions=1, value=10, scope="all")])
+    assert [place for place in found.places() if found.differs(place)] == [(MONDAY_MS, "all")]
+    totals = found.totals(found.places())
+    assert list(totals) == ["meta", "tiktok", "all"]
+    assert [line.amounts() for line in totals["all"]] == [(2, 1, -1), (20, 10, -10)]
+    assert printed(report(found)).count("all, each once") == 2  # in the totals, and as a window that differs
 
 
 def test_money_is_compared_in_millionths_and_not_as_floats() -> None:

@@ -114,3 +114,17 @@ def test_a_transaction_that_ends_before_its_commit_is_aborted(deployment: Deploy
 def test_the_end_of_a_session_has_a_cause_of_the_catalogue(error: Exception, cause: str) -> None:
     assert cause_of(error) == cause
     assert cause in SESSION_CAUSES
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_only_a_topic_that_waits_for_another_one_is_held_back(deployment: Deployment, others: int) -> None:
+    """A paused topic fetches again what it has fetched: a reader that is alone must never stop."""
+    deployment.turn("counter-0", grant=1)
+    session = deployment.workers["counter-0"].session
+    assert session is not None
+    session.settings = session.settings.model_copy(update={"max_batch_events": 2})
+    if others:
+        session.owned[0].at_end.discard("onecount.rekeyed")
+    session.consumer.grant = 10
+    assert session.poll(10, 0.0)[0] == 10
+    assert session.owned[0].paused == ({TOPIC} if others else set())

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from app.attribution.state import NEVER_MS, STATE_VERSION, UserState, pack, unpack
 from app.engine.aggregator import read_deltas
 from app.engine.state import StateOutdated, StateRefused, check_version
 from app.windows import deltas
@@ -55,3 +56,16 @@ def test_deltas_name_their_version_and_those_without_one_are_of_the_first() -> N
 def test_deltas_of_a_newer_release_are_refused(value: bytes, words: str) -> None:
     with pytest.raises(StateRefused, match=f"onecount.deltas/1 at offset 7.*{words}"):
         read_deltas(record(value))
+
+
+def test_a_users_state_that_an_older_release_wrote_is_of_somebody_who_was_not_forgotten() -> None:
+    state = unpack(msgspec.msgpack.encode([STATE_VERSION, [], [], (17, "c1", "purchase")]))
+    assert (state.last_order, state.forgotten_ms) == ((17, "c1", "purchase"), NEVER_MS)
+    assert not state.is_empty()
+
+
+def test_somebody_of_whom_only_the_forget_is_known_is_kept() -> None:
+    state = UserState(STATE_VERSION, [], [])
+    assert state.is_empty()
+    state.forgotten_ms = 0
+    assert not unpack(pack(state)).is_empty()

@@ -2,6 +2,9 @@
 // chosen (time, platform, advertiser) stands in the address, so that it can be kept and sent on.
 
 import { Chart } from "./chart.js";
+import { $, coded, element, lines, stacked, text } from "./dom.js";
+import { showNews } from "./news.js";
+import { grouped, heavier, total, values } from "./sums.js";
 import { fill } from "./table.js";
 import * as words from "./words.js";
 
@@ -11,7 +14,6 @@ const CAMPAIGNS_FIRST = 12;
 const TONES = 8;
 const OTHERS = "(other advertisers)";
 
-const $ = (id) => document.getElementById(id);
 const state = {
   parts: {}, // the newest of each: hour or day, news, beat
   span: "hour", platform: "", advertiser: "", measure: "conversions", corrections: "conversions",
@@ -89,25 +91,8 @@ const advertiserOf = (line) => line.advertiser ?? OTHERS;
 const isChosen = (line) =>
   (!state.platform || line.platform === state.platform) && (!state.advertiser || advertiserOf(line) === state.advertiser);
 
-/** One line for each value of `name(line)`, with the sums of all its lines, the weightiest first. */
-function grouped(lines, name) {
-  const found = new Map();
-  for (const line of lines) {
-    const key = name(line);
-    if (!found.has(key)) found.set(key, { name: key, line, views: 0, engaged_views: 0, clicks: 0, conversions: 0, cost: 0, number: 0, value: {} });
-    add(found.get(key), line);
-  }
-  return [...found.values()].sort(heavier);
-}
-
-function add(sum, line) {
-  for (const name of ["views", "engaged_views", "clicks", "conversions", "cost", "number"]) sum[name] += line[name] ?? 0;
-  for (const [currency, amount] of Object.entries(line.value ?? {})) sum.value[currency] = (sum.value[currency] ?? 0) + amount;
-}
-
-const heavier = (a, b) => b.conversions - a.conversions || b.clicks - a.clicks || b.views - a.views || String(a.name).localeCompare(String(b.name));
-const total = (lines) => grouped(lines, () => "all")[0] ?? grouped([{}], () => "all")[0];
-const values = (sum) => Object.entries(sum.value).sort((a, b) => b[1] - a[1]);
+/** What is counted once over all platforms; nothing where no journeys are followed, or one platform is looked at. */
+const chosenOnce = (found) => (state.platform ? [] : found.once.filter(isChosen));
 
 // ---- Drawing
 
@@ -148,7 +133,8 @@ function drawTotals(found) {
   text("title", `What counted in the last ${isHour ? "hour" : "24 hours"}`);
   text("period", found.rows ? `${words.period(found.begins_ms, found.newest_end_ms, now())}, by the time of the events` : "");
   text("conversions", words.number(sum.conversions));
-  text("conversions-more", sum.clicks ? `${words.share(sum.conversions, sum.clicks)} of clicks` : "");
+  const once = chosenOnce(found);
+  text("conversions-more", [once.length ? "claimed by platforms" : "", sum.clicks ? `${words.share(sum.conversions, sum.clicks)} of clicks` : ""].filter(Boolean).join(", "));
   text("clicks", words.number(sum.clicks));
   text("clicks-more", sum.views ? `${words.share(sum.clicks, sum.views)} of views` : "");
   text("views", words.number(sum.views));
@@ -157,7 +143,17 @@ function drawTotals(found) {
   lines($("value"), amounts.length ? amounts.slice(0, 3).map(([currency, each]) => words.money(each, currency)) : ["–"]);
   const more = amounts.length > 3 ? `and ${words.plural(amounts.length - 3, "currency", "currencies")} more` : "";
   const cost = sum.cost ? `for ${words.amount(sum.cost)} of cost` : "";
-  text("value-more", [more, cost].filter(Boolean).join(", "));
+  text("value-more", [more, once.length ? "claimed" : "", cost].filter(Boolean).join(", "));
+  const real = total(once);
+  drawOnce("conversions-once", once.length ? [words.number(real.conversions)] : [], "each counted once");
+  drawOnce("value-once", values(real).slice(0, 3).map(([currency, each]) => words.money(each, currency)), "each once");
+}
+
+/** The truth below what is claimed. */
+function drawOnce(id, amounts, what) {
+  const node = $(id);
+  if (node.hidden !== !amounts.length) node.hidden = !amounts.length;
+  lines(node, amounts.length ? [...amounts, what].map((each, at) => (at ? ` ${each}` : each)) : []);
 }
 
 function drawChart() {
@@ -232,14 +228,14 @@ function measureChoices(measures) {
 const EMPTY = "Nothing counted here yet.";
 const MOST_MONEY_COLUMNS = 3;
 
-/** A column for each currency while they are few; else one with a line for each. */
-function moneyColumns(rows) {
+/** A column for each currency while they are few; else one with a line for each. `which`: a word of several such values. */
+function moneyColumns(rows, which = "") {
   const currencies = [...new Set(rows.flatMap((row) => Object.keys(row.value)))].sort();
   if (currencies.length > MOST_MONEY_COLUMNS) {
-    return [{ title: "Value", number: true, of: (row) => stacked(values(row).map(([currency, each]) => words.money(each, currency))) }];
+    return [{ title: ["Value", which].filter(Boolean).join(" "), number: true, of: (row) => stacked(values(row).map(([currency, each]) => words.money(each, currency))) }];
   }
   return currencies.map((currency) => ({
-    title: `Value ${currency || "(no currency)"}`, number: true, of: (row) => (row.value[currency] ? words.amount(row.value[currency]) : ""),
+    title: [which ? "" : "Value", currency || "(no currency)", which].filter(Boolean).join(" "), number: true, of: (row) => (row.value[currency] ? words.amount(row.value[currency]) : ""),
   }));
 }
 
@@ -259,13 +255,24 @@ function drawTables(found) {
     { title: "Clicks", number: true, of: (row) => words.number(row.clicks) },
     { title: "Views", number: true, of: (row) => words.number(row.views) },
   ], platforms, EMPTY);
-  const actions = grouped(found.actions.filter(isChosen), (line) => line.action);
-  const mostOf = Math.max(...actions.map((row) => row.conversions), 1);
-  fill($("actions"), "Conversions by action", [
-    { title: "Action", rowHead: true, of: (row) => row.name },
-    { title: "Conversions", number: true, of: (row) => words.number(row.conversions), bar: (row) => row.conversions / mostOf },
-    ...moneyColumns(actions),
-  ], actions, "No conversions here yet.");
+  drawActions(found);
+}
+
+function drawActions(found) {
+  const once = new Map(grouped(chosenOnce(found), (line) => line.action).map((row) => [row.name, row]));
+  const named = grouped(found.actions.filter(isChosen), (line) => line.action);
+  const unclaimed = [...once.keys()].filter((name) => !named.some((row) => row.name === name));
+  const actions = [...named, ...unclaimed.flatMap((name) => grouped([{}], () => name))].map((row) => ({ ...row, once: once.get(row.name) ?? total([]) }));
+  const most = Math.max(...actions.map((row) => row.conversions), 1);
+  const claimed = { number: true, of: (row) => words.number(row.conversions), bar: (row) => row.conversions / most };
+  const action = { title: "Action", rowHead: true, of: (row) => row.name };
+  fill($("actions"), "Conversions by action", once.size ? [
+    action,
+    { title: "Claimed", ...claimed },
+    { title: "Each once", number: true, of: (row) => words.number(row.once.conversions) },
+    ...moneyColumns(actions, "claimed"),
+    ...moneyColumns(actions.map((row) => row.once), "once").map((column) => ({ ...column, of: (row) => column.of(row.once) })),
+  ] : [action, { title: "Conversions", ...claimed }, ...moneyColumns(actions)], actions, "No conversions here yet.");
 }
 
 function drawCampaigns() {
@@ -306,64 +313,9 @@ function drawLimits(found) {
   text("limits", said.join(" "));
 }
 
-// ---- Corrections and dead letters
-
-function drawNews() {
-  const news = state.parts.news;
-  if (!news) return;
-  text("corrected-conversions", words.number(news.corrected[state.span].conversions ?? 0));
-  text("corrected-counts", words.number(news.corrected[state.span].counts ?? 0));
-  const isCounts = state.corrections === "counts";
-  const rows = news[state.corrections].filter(isChosen);
-  fill($("corrections"), `Newest corrections of ${isCounts ? "final counts" : "conversions"}`, [
-    { title: "Corrected", className: "nowrap", of: (row) => words.moment(row.at_ms, now(), true) },
-    { title: isCounts ? "Count" : "Conversion", rowHead: true, of: subject },
-    { title: "What changed", of: (row) => element("span", { class: "inline" }, ...changes(row, isCounts)) },
-    { title: "Revision", number: true, of: (row) => (row.revision ? words.number(row.revision) : "") },
-  ], rows, isCounts ? "No final count has changed. Late events change counts after their window is final." : "No conversion has been corrected. Late clicks, retractions and restatements correct conversions.");
-  drawRefused(news);
-}
-
-function subject(row) {
-  const where = [row.platform || "no platform", row.campaign].filter(Boolean).join(", ");
-  const when = row.event_ms ? `of ${words.moment(row.event_ms, now())}` : "";
-  return element("span", {}, element("strong", {}, row.action || "views and clicks"), element("span", { class: "quiet" }, ` ${where} ${when}`));
-}
-
-const CHANGED = { campaign: "campaign", ad: "ad", touch: "credited", touch_time: "touch of", currency: "currency" };
-
-function changes(row, isCounts) {
-  if (row.changes === null) return [element("span", {}, `now ${words.STATUS[row.status] ?? row.status}`, element("span", { class: "quiet" }, " what it was before is older than this page has read"))];
-  if (!row.changes.length) return [element("span", { class: "quiet" }, "another touch of the same campaign, or its policy version")];
-  return row.changes.map(([name, before, after]) => {
-    const say = teller(name, row);
-    const title = isCounts && name !== "value" ? name.replace("_", " ") : CHANGED[name] ?? "";
-    return element("span", { class: `change ${name === "status" ? `to-${after}` : ""}` }, title ? `${title} ` : "", element("s", {}, say(before)), element("span", { class: "arrow", "aria-label": "became" }, " → "), element("b", {}, say(after)));
-  });
-}
-
-function teller(name, row) {
-  if (name === "status") return (value) => words.STATUS[value] ?? value;
-  if (name === "value") return (value) => words.money(value, row.currency);
-  if (name === "cost") return words.amount;
-  if (name === "touch_time") return (value) => (value ? words.moment(value, now(), true) : "none");
-  return (value) => (typeof value === "number" ? words.number(value) : value || "none");
-}
-
-function drawRefused(news) {
-  const rows = news.refused.filter((line) => line[state.span]).sort((a, b) => b[state.span] - a[state.span] || a.reason.localeCompare(b.reason));
-  const whole = rows.reduce((sum, line) => sum + line[state.span], 0);
-  const most = Math.max(...rows.map((line) => line[state.span]), 1);
-  text("refused-note", whole ? `${words.number(whole)} on all platforms` : "");
-  fill($("refused"), "Refused events by reason", [
-    { title: "Reason", rowHead: true, of: (row) => {
-      const [title, why] = words.REASON[row.reason] ?? words.REASON.other;
-      return element("span", {}, element("strong", {}, title), row.field ? element("code", {}, row.field) : "", element("span", { class: "quiet below" }, why));
-    } },
-    { title: "Events", number: true, of: (row) => words.number(row[state.span]), bar: (row) => row[state.span] / most },
-    { title: "Newest", number: true, className: "nowrap", of: (row) => words.moment(row.at_ms, now(), true) },
-  ], rows, "No event was refused.");
-}
+const drawNews = () => {
+  if (state.parts.news) showNews(state.parts.news, { span: state.span, kind: state.corrections, isChosen, nowMs: now() });
+};
 
 // ---- The delay, and whether anything is heard at all
 
@@ -404,38 +356,6 @@ function condition(beat) {
     return ["calm", "Up to date", `The newest event that was counted is of ${words.moment(beat.newest_ms, now())}. Either no events come, or history is being imported; "last" means up to then.`];
   }
   return ["good", "Live", null];
-}
-
-// ---- Small things
-
-function text(id, said) {
-  const node = $(id);
-  if (node.textContent !== said) node.textContent = said;
-}
-
-/** Text in which what stands between backticks is code. */
-function coded(node, said) {
-  if (node.dataset.said === said) return;
-  node.dataset.said = said;
-  node.replaceChildren(...said.split("`").map((part, at) => (at % 2 ? element("code", {}, part) : part)));
-}
-
-function lines(node, said) {
-  const key = JSON.stringify(said);
-  if (node.dataset.key === key) return;
-  node.dataset.key = key;
-  node.replaceChildren(...said.map((each) => element("span", {}, each)));
-}
-
-function stacked(parts) {
-  return element("span", { class: "stack" }, ...parts.map((part) => (part instanceof Node ? part : element("span", {}, part))));
-}
-
-function element(tag, attributes, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children.filter((child) => child !== ""));
-  return node;
 }
 
 const chart = new Chart($("plot"), (index) => {

@@ -2,6 +2,45 @@
 {{- define "onecount.port" -}}9464{{- end }}
 {{- define "onecount.folder" -}}/etc/onecount{{- end }}
 
+{{/* The roles that run, and in what they differ, as YAML: another one is one more entry here, and its values. `ports`: one that is
+named like its role answers people, by ONECOUNT_<role>_HOST, _PORT and _HOSTS. `live` restarts a pod, `ready` is what an upgrade
+waits for.
+StatefulSet: transactional ids and members of the group are named by the pod, so it keeps its name. Deployment: any pod will do,
+and the new one comes before the old one goes.
+A desk is ready once it has read everything, whether it publishes or stands by (/healthz). /ready is true of the one that
+publishes only: an upgrade, which starts the new one beside it, would wait for ever. */}}
+{{- define "onecount.roles" -}}
+{{- $port := include "onecount.port" . -}}
+counter:
+  kind: StatefulSet
+  args: [run, counter]
+  ports: {metrics: {{ $port }}}
+  live: {path: /live, port: metrics}
+  ready: {path: /ready, port: metrics}
+aggregator:
+  kind: StatefulSet
+  args: [run, aggregator]
+  ports: {metrics: {{ $port }}}
+  live: {path: /live, port: metrics}
+  ready: {path: /ready, port: metrics}
+{{- if .Values.desk.enabled }}
+desk:
+  kind: Deployment
+  args: [desk]
+  ports: {metrics: {{ $port }}, desk: 8421}
+  live: {path: /live, port: metrics}
+  ready: {path: /healthz, port: desk}
+{{- end }}
+{{- if .Values.page.enabled }}
+page:
+  kind: Deployment
+  args: [serve]
+  ports: {page: 8420}
+  live: {path: /live, port: page}
+  ready: {path: /live, port: page}
+{{- end }}
+{{- end }}
+
 {{/* Room for -aggregator and for what Kubernetes adds to a StatefulSet's pods: labels have 63 characters. */}}
 {{- define "onecount.name" -}}
 {{- $name := ternary .Release.Name (printf "%s-onecount" .Release.Name) (contains "onecount" .Release.Name) -}}
@@ -38,9 +77,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
-{{/* A role's own settings over the shared ones. Takes (dict "root" $ "role" .Values.counter). */}}
+{{/* A role's own settings over the shared ones over `defaults`, if there are any. Takes (dict "root" $ "role" .Values.counter). */}}
 {{- define "onecount.settings" -}}
-{{- mustMergeOverwrite (dict) (deepCopy .root.Values.settings) (deepCopy .role.settings) | toJson }}
+{{- mustMergeOverwrite (dict) (.defaults | default dict) (deepCopy .root.Values.settings) (deepCopy .role.settings) | toJson }}
 {{- end }}
 
 {{/* $(...) is Kubernetes' own reference to another variable; doubled, it is text. */}}
@@ -137,15 +176,18 @@ securityContext:
 {{/* What a schema cannot say, since it compares no two values. */}}
 {{- define "onecount.refuse" -}}
 {{- $partitions := int .Values.settings.partitions }}
-{{- range $role := list "counter" "aggregator" }}
+{{- range $role, $run := include "onecount.roles" . | fromYaml }}
 {{- $replicas := int (index $.Values $role).replicas }}
-{{- if gt $replicas $partitions }}
+{{- if and (eq $run.kind "StatefulSet") (gt $replicas $partitions) }}
 {{- fail (printf "%s.replicas is %d, but settings.partitions is %d: a worker without a partition is never ready and has no work" $role $replicas $partitions) }}
 {{- end }}
 {{- $settings := include "onecount.settings" (dict "root" $ "role" (index $.Values $role)) | fromJson }}
 {{- if ge (int (default 5000 $settings.transaction_timeout_ms)) (int (default 7000 $settings.session_timeout_ms)) }}
 {{- fail (printf "%s: transaction_timeout_ms must be below session_timeout_ms" $role) }}
 {{- end }}
+{{- end }}
+{{- if and .Values.desk.enabled (not (hasKey (fromYaml .Values.policy) "journeys")) }}
+{{- fail "desk.enabled: the policy has no `journeys`, and leads come from journeys: add them (docs/counting.md), or leave the desk out" }}
 {{- end }}
 {{- if .Values.autoscaling.enabled }}
 {{- $most := int .Values.autoscaling.maxReplicas | default $partitions }}
