@@ -123,6 +123,7 @@ class Settings(BaseSettings):
 
     gateway_host: str = Field("127.0.0.1", description="the address that `onecount gateway` listens on")
     gateway_port: int = Field(8430, ge=0, le=65535, description="its port; 0: any free one")
+    gateway_share_port: bool = Field(False, description="several gateways of a host may listen on the same port")
     gateway_config: Path = Field(Path("deploy/gateway.yaml"), description="whom it takes events from, and how many")
     gateway_topic: str = Field("", description="the raw topic that it writes to; the first of events_topics if not set")
     gateway_secret: SecretStr | None = Field(

@@ -15,8 +15,8 @@ from app.gateway.admission import Record
 from app.publish.producer import PARTITIONERS
 from app.settings import Settings
 
-BUSY_S: Final = 0.001  # between two looks for acknowledgements while some are waited for
-IDLE_S: Final = 0.25
+BUSY_S: Final = 0.001  # between two looks for acknowledgements while somebody waits for them
+IDLE_S: Final = 0.025
 _log = structlog.get_logger()
 
 
@@ -60,6 +60,7 @@ class Broker:
         self._is_broken = False
         self._timer = self._loop.call_later(IDLE_S, self._poll)
         self._is_busy = False
+        self._awaited = 0  # records whose acknowledgement somebody waits for
 
     def _open(self) -> Producer:
         return Producer(self._properties, logger=self._logger)
@@ -79,6 +80,7 @@ class Broker:
         def done(index: int, error: KafkaError | None, message: Message | None) -> None:
             nonlocal left
             self._report(error)
+            self._awaited -= 1
             taken[index] = error is None
             left -= 1
             if not left and not answer.done():
@@ -86,8 +88,11 @@ class Broker:
 
         for index, record in enumerate(records):
             failure = self._produce(record, partial(done, index))
-            if failure is not None:
+            if failure is None:
+                self._awaited += 1
+            else:
                 left -= 1
+        self._hurry()
         if left:
             await answer
         return taken
@@ -109,11 +114,13 @@ class Broker:
         except (BufferError, KafkaException) as error:
             return error
         self.waiting += 1
+        return None
+
+    def _hurry(self) -> None:
         if not self._is_busy:
             self._is_busy = True
             self._timer.cancel()
             self._timer = self._loop.call_later(BUSY_S, self._poll)
-        return None
 
     def _report(self, error: KafkaError | None) -> None:
         self.waiting -= 1
@@ -129,7 +136,7 @@ class Broker:
         self._producer.poll(0)
         if self._is_broken:
             self._renew()
-        self._is_busy = self.waiting > 0
+        self._is_busy = self._awaited > 0
         self._timer = self._loop.call_later(BUSY_S if self._is_busy else IDLE_S, self._poll)
 
     def _complain(self, error: KafkaError) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -21,6 +22,7 @@ from app.policy.model import Policy
 from app.settings import Settings
 
 LOOK_S: Final = 10.0  # between two looks at the recorded policy, as workers look
+OPEN_S: Final = 5.0  # how long connections wait for a gateway that does not know the policy yet
 LINGER_MS: Final = 5
 PIXEL_PATIENCE_MS: Final = 300_000  # nobody waits for a pixel, so it may wait for Kafka ...
 PIXEL_LINGER_MS: Final = 50  # ... and for others
@@ -39,12 +41,15 @@ class Gateway:
         self._clients = KafkaClients(settings, KafkaLog(metrics.kafka_line).logger)
         self._policy: Policy | None = None
         self._rules: Rules | None = None
+        self._known = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Begins to look for the policy; until it is known nothing is taken."""
+        """Reads the policy, for a moment at most: without it nothing is taken, but it is told that nothing is."""
         self._looking = asyncio.create_task(self._look())
         self._looking.add_done_callback(self._looked)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._known.wait(), OPEN_S)
 
     def rules(self) -> Rules | None:
         """What events are judged by, once it is known."""
@@ -103,6 +108,7 @@ class Gateway:
             secret.get_secret_value() if secret else "",
             salt.get_secret_value() if salt else "",
         )
+        self._known.set()
         _log.info("policy", versions=len(policy.versions), platforms=sorted(policy.platforms()))
 
     def _open_brokers(self, policy: Policy) -> None:

@@ -35,7 +35,7 @@ def serve(settings: Settings) -> int:
     configure_logs()
     load_policy(settings.policy)
     config = load_config(settings)
-    listener = _listen(settings.gateway_host, settings.gateway_port)
+    listener = _listen(settings.gateway_host, settings.gateway_port, settings.gateway_share_port)
     metrics = Metrics((*DOORS, "/v1/browser"))
     if settings.metrics_port is not None:
         _log.info("metrics", port=metrics.serve(settings.metrics_port))
@@ -85,13 +85,13 @@ def serve(settings: Settings) -> int:
     return code
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, is_shared: bool) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=is_shared)
+    except (OSError, ValueError) as error:  # ValueError: the system can't share a port
         raise GatewayError(
-            f"the gateway can't listen on {host}:{port} ({error.strerror or error}): "
+            f"the gateway can't listen on {host}:{port} ({getattr(error, 'strerror', None) or error}): "
             "set ONECOUNT_GATEWAY_HOST and ONECOUNT_GATEWAY_PORT to what is free"
         ) from error
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what is accepted inherits it
