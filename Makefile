@@ -13,11 +13,11 @@ UV := .cache/uv
 # 3.11 that works here. To change it later, make clean first.
 export PYTHON
 
-.PHONY: help setup machine test-machine demo test faults soak lint docs bench lock clean
+.PHONY: help setup machine test-machine demo test faults soak lint docs bench bench-gateway fuzz-gateway lock clean
 
 help: ## List the targets
 	@echo "onecount: make TARGET"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/installed ## Install what is missing: Python packages, Java, Redis, Kafka's jars
 
@@ -42,7 +42,7 @@ test: test-machine ## Run all tests: make test [ARGS="-k redis"]
 	@$(RUN) -m pytest $(ARGS)
 
 faults: setup ## Run the whole fault suite, each case SEEDS times (1): make faults [SEEDS=3] [SEED=17] [ARGS="-k redis"]
-	@SEEDS=$${SEEDS:-1} $(RUN) -m pytest tests/faults tests/security -m "not soak" $(ARGS)
+	@SEEDS=$${SEEDS:-1} $(RUN) -m pytest tests/faults tests/security tests/gateway -m "not soak" $(ARGS)
 
 soak: setup ## Count for MINUTES (30) at half load while faults come at random: make soak [SEED=17]
 	@$(RUN) -m pytest tests/faults/test_soak.py -m soak -s $(ARGS)
@@ -58,6 +58,12 @@ docs: setup ## Build the docs site: build/docs/html/index.html; a link to nothin
 
 bench: setup ## Measure speed on workload W1
 	@$(RUN) -m tests.bench.w1
+
+bench-gateway: setup ## Measure the gateway's speed beside an empty handler's; needs wrk
+	@$(RUN) -m tests.bench.gateway $(ARGS)
+
+fuzz-gateway: setup ## Send the gateway whatever comes, for MINUTES (5): make fuzz-gateway [MINUTES=1] [SEED=17]
+	@MINUTES=$${MINUTES:-5} $(RUN) -m pytest tests/gateway/test_openapi.py -m "" $(ARGS)
 
 # requirements.lock has everything, requirements-runtime.lock the part of it that the image needs.
 COMPILE := pip compile --quiet --universal --generate-hashes --no-emit-index-url --custom-compile-command "make lock"

@@ -20,6 +20,8 @@ from app.engine.clients import KafkaClients, explained, why_unreachable
 from app.engine.session import SessionEnded
 from app.engine.state import StateRefused
 from app.engine.store import StoreRefused, StoreUnavailable, look_at, open_store, unsafe_settings
+from app.gateway import GatewayError
+from app.gateway.commands import app as gateway_app
 from app.letters.commands import app as dlq_app
 from app.letters.refusal import LettersError
 from app.policy.load import PolicyError, duration_ms, load_policy, warnings
@@ -35,6 +37,7 @@ app = typer.Typer(
 topics_app = typer.Typer(no_args_is_help=True, help="Create onecount's topics, or compare what is there.")
 app.add_typer(topics_app, name="topics")
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(gateway_app, name="gateway")
 console = Console()
 errors = Console(stderr=True)
 
@@ -73,6 +76,7 @@ def main() -> None:
         DeskError,
         MappingError,
         ImportRefusedError,
+        GatewayError,
         LettersError,
         LocalServiceError,
         PageError,

@@ -121,6 +121,25 @@ class Settings(BaseSettings):
         description="count rows that the page holds, some 600 bytes each; as many conversions",
     )
 
+    gateway_host: str = Field("127.0.0.1", description="the address that `onecount gateway` listens on")
+    gateway_port: int = Field(8430, ge=0, le=65535, description="its port; 0: any free one")
+    gateway_share_port: bool = Field(False, description="several gateways of a host may listen on the same port")
+    gateway_config: Path = Field(Path("deploy/gateway.yaml"), description="whom it takes events from, and how many")
+    gateway_topic: str = Field("", description="the raw topic that it writes to; the first of events_topics if not set")
+    gateway_secret: SecretStr | None = Field(
+        None, min_length=32, description="signs pixels, makes the one-time ids of users who did not consent"
+    )
+    gateway_user_salt: SecretStr | None = Field(None, min_length=32, description="hashes user ids; never to be changed")
+    gateway_max_body_bytes: int = Field(2**20, ge=2**12, le=2**26, description="a request's body, also once unpacked")
+    gateway_max_events: int = Field(1_000, ge=1, le=10_000, description="events of one request")
+    gateway_max_waiting: int = Field(20_000, ge=100, le=1_000_000, description="events that wait for Kafka; more: 503")
+    gateway_max_connections: int = Field(2_000, ge=1, le=100_000, description="open connections; more: 503")
+    gateway_ack_timeout_ms: int = Field(5_000, ge=500, le=60_000, description="longest wait for Kafka; then 503")
+    gateway_read_timeout_ms: int = Field(10_000, ge=500, le=60_000, description="a request must be here within it")
+    gateway_limiter_fails: str = Field(
+        "open", pattern="^(open|closed)$", description="without Redis rate limits let everything in (open), or nothing"
+    )
+
     @field_validator("events_topics", "page_hosts", "desk_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -184,6 +203,8 @@ class Settings(BaseSettings):
         ]
         if len({*own, *self.events_topics}) != len(own) + len(self.events_topics):
             raise ValueError("every topic needs a name of its own")
+        if self.gateway_topic and self.gateway_topic not in self.events_topics:
+            raise ValueError("gateway_topic must be one of events_topics, or nobody counts what the gateway takes")
         if len({self.counter_group, self.aggregator_group, self.desk_group}) < 3:
             raise ValueError("counter_group, aggregator_group and desk_group must differ")
         return self

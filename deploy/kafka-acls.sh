@@ -5,7 +5,8 @@
 #
 # Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
 # PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq, forget), PAGE (serve),
-# DESK (desk), CRM (who tells the desk of follow-ups), BOOKS (who tells it of orders, of what platforms claim, and of spend).
+# DESK (desk), CRM (who tells the desk of follow-ups), BOOKS (who tells it of orders, of what platforms claim, and of spend),
+# GATEWAY.
 set -euo pipefail
 : "${KAFKA_ACLS:?set KAFKA_ACLS to the kafka-acls command with its connection options}"
 
@@ -15,6 +16,7 @@ producer=${PRODUCER:-User:onecount-producer}
 importer=${IMPORTER:-User:onecount-importer}
 operator=${OPERATOR:-User:onecount-operator}
 page=${PAGE:-User:onecount-page}
+gateway=${GATEWAY:-User:onecount-gateway}
 desk=${DESK:-User:onecount-desk}
 crm=${CRM:-User:onecount-crm}
 books=${BOOKS:-User:onecount-books}
@@ -48,7 +50,7 @@ allow() { # principal, operations (comma-separated), resources...
 }
 
 # Clients that only read a log back name a group, too: they never join it, but look for its coordinator.
-for principal in "$counter" "$aggregator" "$operator" "$page" "$desk"; do allow "$principal" Describe --group "$counter_group.read"; done
+for principal in "$counter" "$aggregator" "$operator" "$page" "$desk" "$gateway"; do allow "$principal" Describe --group "$counter_group.read"; done
 
 # Read and Write imply Describe. An idempotent or transactional producer needs no right on the cluster.
 allow "$counter" Read "${events[@]}" "${rekeyed[@]}"
@@ -95,3 +97,6 @@ allow "$crm" Write "${told[@]}"
 allow "$books" Write "${money[@]}"
 
 allow "$page" Read "${counts[@]}" "${attributed[@]}" "${dlq[@]}"
+
+allow "$gateway" Write "${events[@]}"
+allow "$gateway" Read "${policy[@]}"

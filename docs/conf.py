@@ -15,6 +15,7 @@ NAVIGATION = {
         "docs/deploy",
         "deploy/helm/onecount/README",
         "docs/page",
+        "docs/gateway",
         "docs/desk",
         "docs/money",
         "docs/runbook",

@@ -174,7 +174,7 @@ class ClusterStore:
             return [(slot, command) for slot in self._by_slot]
         if command[0] == "WATCH":
             return [(_slot(key), ("WATCH", key)) for key in command[1:]]
-        return [(_slot(command[1]), command)]
+        return [(_slot(command[3 if command[0] == "EVAL" else 1]), command)]
 
     def _exchange(self, parts: dict[int, list[Command]]) -> dict[int, list[Any]]:
         """The replies by slot. Everything is sent before anything is received."""

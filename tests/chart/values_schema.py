@@ -20,6 +20,7 @@ NOT_IN_VALUES: Final = {"policy", "secrets_dir", "worker_id", "metrics_port", "p
     "kafka_key_password",
     "kafka_client_secret",
     "redis_password",
+    *(name for name in Settings.model_fields if name.startswith("gateway_")),
 }
 # What all pods must agree on; the others a role may have for itself.
 SHARED_ONLY: Final = {"bootstrap", "partitions", "replication", "namespace"} | {

@@ -74,7 +74,11 @@ def _kafka(authority: Authority, tokens: TokenServer):  # type: ignore[no-untype
 @contextmanager
 def _redis(authority: Authority) -> Iterator[str]:
     users = REDIS_USERS.read_text()
-    for placeholder, name in {"WORKERS": "onecount", "OPERATORS": "onecount-operator"}.items():
+    for placeholder, name in {
+        "WORKERS": "onecount",
+        "OPERATORS": "onecount-operator",
+        "GATEWAYS": "onecount-gateway",
+    }.items():
         digest = hashlib.sha256(password_of(name).encode()).hexdigest()
         users = users.replace(f"SHA256_OF_THE_{placeholder}_PASSWORD", digest)
     aclfile = authority.folder / "users.acl"

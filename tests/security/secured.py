@@ -16,7 +16,9 @@ from app.verify.logs import fix_spans
 from tests.integration.deployment import Deployment, deployed
 from tests.security.acls import grant, least_privilege, revoke
 
-PRINCIPALS = tuple(f"onecount-{role}" for role in ("counter", "aggregator", "producer", "importer", "operator", "page"))
+PRINCIPALS = tuple(
+    f"onecount-{role}" for role in ("counter", "aggregator", "producer", "importer", "operator", "page", "gateway")
+)
 MARK = "s3cr3t"  # begins every secret, so that it is known where one is printed
 ADMIN = "admin"  # of Redis
 KEY_PASSWORD = f"{MARK}-key"
@@ -84,7 +86,7 @@ class SecuredDeployment:
     def acting_as(self, principal: str, **environment: str) -> Iterator[None]:
         """Processes that are started meanwhile have this principal's properties, and its secrets as files."""
         before = self.onecount.environment
-        user = "onecount-operator" if principal == "onecount-operator" else "onecount"
+        user = principal if principal in ("onecount-operator", "onecount-gateway") else "onecount"
         self.onecount.environment = before | {
             "ONECOUNT_SECRETS_DIR": str(self._secrets(principal, user)),
             "ONECOUNT_KAFKA": json.dumps(self.secured.kafka_of(self.listener, principal)),

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 import pytest
 
 from app.local.kafka import tool_command
+from tests.gateway.harness import Gateway, conversion, taken
 from tests.security.acls import given, least_privilege, run_script
 from tests.security.secured import MARK, Secured, SecuredDeployment, names_of, secured_deployment
 
@@ -75,6 +76,19 @@ def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: Secur
     assert_no_secret(
         *(command.stdout + command.stderr for command in said), scram.log("counter"), scram.log("aggregator")
     )
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.faults
+def test_the_gateway_gets_along_with_its_rights(scram: SecuredDeployment) -> None:
+    with scram.acting_as("onecount-gateway"):
+        gateway = Gateway(scram.onecount).ready()
+    assert gateway.post([conversion(f"secured-{number}") for number in range(20)]).status_code == 202
+    assert len(taken(scram.onecount, "secured")) == 20
+    assert scram.secured.denied_by_redis() == []
+    assert gateway.stop() == 0
+    assert b"no rate limits" not in gateway.log.read_bytes()
+    assert_no_secret(gateway.log.read_text())
 
 
 @pytest.mark.timeout(120)

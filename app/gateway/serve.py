@@ -1,0 +1,99 @@
+"""`onecount gateway`: from start to a stop that loses nothing."""
+
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Final
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+
+from app.gateway import GatewayError
+from app.gateway.config import load_config
+from app.gateway.gateway import Gateway
+from app.gateway.metrics import Metrics
+from app.gateway.protocol import GuardedProtocol
+from app.gateway.servers import DOORS
+from app.gateway.site import site
+from app.observe.logs import configure_logs
+from app.policy.load import load_policy
+from app.settings import Settings
+
+KEEP_ALIVE_S: Final = 20  # longer than most clients keep a connection that they do not use
+STOP_S: Final = 20
+STALLED_MS: Final = 20_000  # a client that takes nothing for so long is dropped by the kernel
+BACKLOG: Final = 1_024
+FAILED: Final = 1
+_log = structlog.get_logger()
+
+
+def serve(settings: Settings) -> int:
+    """Takes events until SIGTERM or SIGINT; the exit code. Raises `GatewayError` where it can't do what it is told."""
+    configure_logs()
+    load_policy(settings.policy)
+    config = load_config(settings)
+    listener = _listen(settings.gateway_host, settings.gateway_port, settings.gateway_share_port)
+    metrics = Metrics((*DOORS, "/v1/browser"))
+    if settings.metrics_port is not None:
+        _log.info("metrics", port=metrics.serve(settings.metrics_port))
+
+    @asynccontextmanager
+    async def lifespan(application: Starlette) -> AsyncIterator[None]:
+        await gateway.open()
+        yield
+        await gateway.close(STOP_S)
+
+    code = 0
+
+    def give_up() -> None:
+        nonlocal code
+        code, server.should_exit = FAILED, True
+
+    gateway = Gateway(settings, config, metrics, give_up)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            site(gateway, lifespan),
+            http=GuardedProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,  # it would tell addresses
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=settings.gateway_max_connections,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=STOP_S,
+        )
+    )
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more when it has stopped
+        signal.signal(number, stop)
+    host = f"[{settings.gateway_host}]" if ":" in settings.gateway_host else settings.gateway_host
+    _log.info(
+        "gateway",
+        url=f"http://{host}:{listener.getsockname()[1]}",
+        keys=sorted(config.keys),
+        advertisers=sorted(config.sites),
+    )
+    server.run(sockets=[listener])
+    _log.info("stopped")
+    return code
+
+
+def _listen(host: str, port: int, is_shared: bool) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=is_shared)
+    except (OSError, ValueError) as error:  # ValueError: the system can't share a port
+        raise GatewayError(
+            f"the gateway can't listen on {host}:{port} ({getattr(error, 'strerror', None) or error}): "
+            "set ONECOUNT_GATEWAY_HOST and ONECOUNT_GATEWAY_PORT to what is free"
+        ) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what is accepted inherits it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
+    return listener

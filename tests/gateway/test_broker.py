@@ -1,0 +1,103 @@
+"""The way into Kafka by itself, on librdkafka's own mock cluster: what is waited for, what is refused, and a producer that ends."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from app.gateway.admission import Record
+from app.gateway.broker import Broker
+from app.observe.logs import KafkaLog
+from app.settings import Settings
+
+SETTINGS = Settings(kafka='{"test.mock.num.brokers": "1"}', bootstrap="mock")  # type: ignore[arg-type]
+
+
+class Fatal:
+    """An error that ends an idempotent producer."""
+
+    def fatal(self) -> bool:
+        return True
+
+
+def record(number: int) -> Record:
+    return Record(b"user", b"{}", 1_764_000_000_000, str(number))
+
+
+def run(case: Callable[[Broker], Awaitable[None]], room: int = 1_000, patience_ms: int = 5_000) -> None:
+    async def within() -> None:
+        logger: Any = KafkaLog(lambda client, level: None).logger("producer")
+        broker = Broker(SETTINGS, "raw", "murmur2", room, patience_ms, 1, logger)
+        await case(broker)
+        assert await broker.close(5) == 0
+
+    asyncio.run(within())
+
+
+def test_all_records_are_acknowledged_before_the_answer() -> None:
+    async def case(broker: Broker) -> None:
+        assert await broker.send([]) == []
+        answers = await asyncio.gather(*(broker.send([record(number) for number in range(50)]) for _ in range(20)))
+        assert answers == [[True] * 50] * 20
+        assert broker.waiting == 0
+
+    run(case)
+
+
+def test_posted_records_are_sent_before_the_end() -> None:
+    async def case(broker: Broker) -> None:
+        assert all(broker.post(record(number)) for number in range(100))
+        assert broker.waiting == 100
+        assert await broker.close(5) == 0
+        assert broker.lost == 0
+
+    run(case)
+
+
+def test_there_is_room_for_so_many_and_no_more() -> None:
+    async def case(broker: Broker) -> None:
+        assert broker.has_room(10)
+        assert not broker.has_room(11)
+        sending = asyncio.create_task(broker.send([record(number) for number in range(8)]))
+        await asyncio.sleep(0)
+        assert broker.has_room(2)
+        assert not broker.has_room(3)
+        assert [broker.post(record(number)) for number in range(3)] == [True, True, False]
+        assert await sending == [True] * 8
+
+    run(case, room=10)
+
+
+def test_a_producer_that_ended_is_replaced_and_what_waited_is_told_as_not_taken() -> None:
+    async def case(broker: Broker) -> None:
+        assert await broker.send([record(0)]) == [True]
+        waiting = asyncio.create_task(broker.send([record(1)]))
+        await asyncio.sleep(0)
+        broker._complain(Fatal())  # type: ignore[arg-type]
+        assert len(await waiting) == 1, "it is answered either way"
+        assert await broker.send([record(2)]) == [True]
+        assert not broker.is_down
+
+    run(case)
+
+
+@pytest.mark.timeout(30)
+def test_without_kafka_the_answer_comes_in_time_and_one_at_a_time_looks_whether_it_is_back() -> None:
+    async def case() -> None:
+        settings = Settings(bootstrap="127.0.0.1:1")
+        logger: Any = KafkaLog(lambda client, level: None).logger("producer")
+        broker = Broker(settings, "raw", "murmur2", 100, 600, 1, logger)
+        assert broker.post(record(9))
+        assert await broker.send([record(0), record(1)]) == [False, False]
+        assert broker.is_down
+        await broker.close(2)
+        assert broker.lost == 1
+        assert broker.has_room(1)
+        looking = asyncio.create_task(broker.send([record(2)]))
+        await asyncio.sleep(0)
+        assert not broker.has_room(1)
+        assert await looking == [False]
+        await broker.close(1)
+
+    asyncio.run(case())
