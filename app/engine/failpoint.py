@@ -1,9 +1,11 @@
 """Places where a test may end the process, as a power cut would, or pause it, as a stalled machine does. Off unless
-ONECOUNT_FAILPOINT names one: `step`, `step:3` (its third passing), or `step:3:stop` (SIGSTOP instead of SIGKILL).
+ONECOUNT_FAILPOINT names one: `step`, `step:3` (its third passing), or `step:3:stop` (SIGSTOP instead of SIGKILL, once
+what the Kafka client has in hand is sent: a pause that left nothing behind would try nothing).
 """
 
 import os
 import signal
+import time
 from collections import Counter
 from typing import Final
 
@@ -20,6 +22,8 @@ STEPS: Final = (
     "rebuilt",
 )
 
+SENT_S: Final = 0.5  # librdkafka sends from threads of its own, after `linger.ms`
+
 _passed: Counter[str] = Counter()
 
 
@@ -32,4 +36,6 @@ def passing(step: str) -> None:
     if name == step:
         _passed[step] += 1
         if _passed[step] == int(count or 1):
+            if deed == "stop":
+                time.sleep(SENT_S)
             os.kill(os.getpid(), signal.SIGSTOP if deed == "stop" else signal.SIGKILL)
