@@ -6,7 +6,6 @@ Written only where the policy has `journeys`. Keys are JSON arrays, times epoch 
 from typing import Final
 
 import msgspec
-import orjson
 
 NEW: Final = "new"  # the customer's first paid order
 RETURNING: Final = "returning"
@@ -106,9 +105,9 @@ decode_model = msgspec.json.Decoder(ModelRow).decode
 
 def journey_key(advertiser_id: str, user_id: str, conversion_name: str, event_id: str) -> bytes:
     """The Kafka key of a `JourneyRow`; the record lies on the partition that owns the user."""
-    return orjson.dumps([advertiser_id, user_id, conversion_name, event_id])
+    return msgspec.json.encode([advertiser_id, user_id, conversion_name, event_id])
 
 
 def model_key(advertiser_id: str, user_id: str, conversion_name: str, event_id: str, model: str) -> bytes:
     """The Kafka key of a `ModelRow`; the record lies on the partition that owns the user."""
-    return orjson.dumps([advertiser_id, user_id, conversion_name, event_id, model])
+    return msgspec.json.encode([advertiser_id, user_id, conversion_name, event_id, model])
