@@ -55,7 +55,9 @@ class Answer(NamedTuple):
 
 def answer(state: UserState, policy: Policy) -> Answer:
     """The canonical answer for one user."""
-    settlement = settle(state.conversions, state.adjustments, policy) if state.conversions else Settlement({}, {})
+    if not state.conversions:
+        return Answer(Settlement({}, {}), {})
+    settlement = settle(state.conversions, state.adjustments, policy)
     return Answer(settlement, follow(state, settlement, policy))
 
 

@@ -5,6 +5,7 @@ latest that is not after the conversion's time, so a change never touches what w
 """
 
 from bisect import bisect_right
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -105,7 +106,7 @@ class Bounds(msgspec.Struct, frozen=True):
     journeys: Journeys | None = None  # None: no visits are kept, and nothing is counted over all platforms
 
 
-class Policy(msgspec.Struct, frozen=True):
+class Policy(msgspec.Struct, frozen=True, dict=True):
     """Every version of the rules, oldest first, and the bounds that they share."""
 
     bounds: Bounds
@@ -162,6 +163,10 @@ class Policy(msgspec.Struct, frozen=True):
 
     def conversion_retention_ms(self) -> int:
         """How long (ms of stream time) a conversion can still matter: to its order, to its touch, to an adjustment."""
+        return self._conversion_retention_ms
+
+    @cached_property
+    def _conversion_retention_ms(self) -> int:  # asked for with every user that is settled
         bounds = self.bounds
         longest = max(
             bounds.order_window_ms, bounds.adjustment_window_ms, *(self.lookback_ms(kind) for kind in TOUCH_TYPES)

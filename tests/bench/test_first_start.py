@@ -1,0 +1,55 @@
+"""A first start on a backlog: the memory and the CPU of a counter process that has everything still to read.
+
+What a counter holds back while it reads may not grow with the backlog. Both bounds hold on any machine: memory is not a matter of
+speed, and CPU is compared with orjson's on the same events.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.bench.deployment import fresh_deployment
+from tests.bench.floor import decode
+from tests.bench.meter import cpu_s, peak_rss_mb, tree
+from tests.bench.progress import Progress, wait_until
+from tests.bench.w2 import POLICY, TOPIC, preload, stream
+from tests.conftest import Services
+
+EVENTS: Final = 200_000
+START_MS: Final = 1_764_000_000_000
+PEAK_MB: Final = 450
+RATIO: Final = 20  # the whole process's CPU, its start included, over orjson.loads
+COUNT_TIMEOUT_S: Final = 90.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_first_start_on_a_backlog_takes_bounded_memory_and_cpu(
+    services: Services, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    progress = Progress(services.bootstrap)
+    records = list(stream(EVENTS, 1, START_MS))
+    preload(services.bootstrap, progress, iter(records))
+    begun = time.process_time()
+    for record in records:
+        decode(record.value)
+    floor_s = time.process_time() - begun
+    with fresh_deployment("first-start", services.bootstrap, progress, TOPIC, tmp_path, policy=POLICY) as deployment:
+        ends, group = progress.ends(TOPIC), deployment.groups["counter"]
+        deployment.start("counter")
+        wait_until(
+            lambda: deployment.runs() and progress.has_reached_end(group, TOPIC, ends), COUNT_TIMEOUT_S, "the backlog"
+        )
+        pid = deployment.workers["counter"].pid
+        peak_mb = max(map(peak_rss_mb, tree(pid)))
+        ratio = cpu_s(pid) / floor_s
+    progress.delete([TOPIC])
+    progress.close()
+    record_property("peak_mb", peak_mb)
+    record_property("ratio", ratio)
+    print(f"first start: {peak_mb:.0f} MB, bound {PEAK_MB}; {ratio:.1f} times orjson.loads, bound {RATIO}")
+    assert peak_mb <= PEAK_MB
+    assert ratio <= RATIO
