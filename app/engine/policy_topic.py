@@ -16,18 +16,20 @@ from app.settings import Settings
 
 
 def establish(settings: Settings, clients: Clients, runs: bool = False) -> tuple[Policy, int]:
-    """The policy in force by file and record, and the record's end offset; records a first or a new version. `runs`: as in
-    `record.fit`.
+    """The policy in force by file and record, and the record's end offset before it was read; records a first or a new version.
+    `runs`: as in `record.fit`.
 
     Raises `PolicyError` where the file does not fit the record. Two workers that start at once with different files
     both write; the log's order decides, and the one that lost finds the other's version when it reads again.
     """
     wanted, effective_from_ms = load_policy(settings.policy)
+    end = end_offset(settings, clients)
     policy, fresh = record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000), runs)
     if fresh is not None:
         _write(settings, clients, fresh)
+        end = end_offset(settings, clients)
         policy, _ = record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000))
-    return policy, end_offset(settings, clients)
+    return policy, end
 
 
 def recorded_policy(settings: Settings, clients: Clients) -> Policy:

@@ -6,10 +6,11 @@ run: a row is written after what it tells of has happened, so all rows from a ti
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from app.engine.clients import Clients
 from app.engine.failpoint import passing
@@ -18,6 +19,7 @@ from app.engine.session import Session, SessionEnded
 from app.engine.state import StateRefused
 
 HOUR_MS = 3_600_000
+LEADER_S: Final = 1.0
 READ_TIMEOUT_S = 10  # without a record or the end of the log: nobody answers
 CLOCK_MS: Final = 86_400_000  # more than a broker's clock is behind those that the events' times come from
 SETTLED_S: Final = 2.0  # without state, C alone says what is published: it is asked for again after so long
@@ -98,6 +100,8 @@ def read_partition(
         if since_ms > CLOCK_MS:
             offset = _offset_at(consumer, topic, partition, since_ms - CLOCK_MS)
         place = TopicPartition(topic, partition, offset)
+        with suppress(KafkaException):  # whoever assigns before the leader is known waits half a second for it
+            consumer.get_watermark_offsets(place, LEADER_S)
         consumer.assign([place])
         end: int | None = None
         deadline = time.monotonic() + READ_TIMEOUT_S
