@@ -87,7 +87,9 @@ class Settings(BaseSettings):
         description="names this host's workers; stable over restarts, unique over hosts",
     )
 
-    commit_interval_ms: int = Field(200, ge=1, le=5000, description="a batch is closed after this long ...")
+    commit_interval_ms: int = Field(
+        200, ge=1, le=5000, description="a batch is closed so long after the one before ..."
+    )
     max_batch_events: int = Field(50_000, ge=1, le=500_000, description="... or at this many events ...")
     max_batch_bytes: int = Field(64 * 2**20, ge=2**20, le=2**30, description="... or at this many bytes")
     session_timeout_ms: int = Field(7_000, ge=6_000, le=300_000, description="how long a dead worker's partitions wait")

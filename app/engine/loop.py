@@ -191,17 +191,20 @@ def _prove(session: Session) -> None:
 
 
 def _read(session: Session, settings: Settings) -> None:
-    """Fills the partitions' pending records: until the commit interval is over, or the batch is as large as it may be."""
-    deadline = time.monotonic() + settings.commit_interval_ms / 1000
-    count, size_bytes = 0, 0
+    """Fills the partitions' pending records: until the commit interval since the last batch was closed is over and no more are at
+    hand, or the batch is as large as it may be.
+    """
+    deadline = session.closed_at + settings.commit_interval_ms / 1000
     bytes_max = settings.max_batch_bytes // session.reading.share
+    count, size_bytes = 0, 0
     while count < settings.max_batch_events and size_bytes < bytes_max:
-        left_s = deadline - time.monotonic()
-        taken, bytes_taken = session.poll(settings.max_batch_events - count, max(left_s, 0))
+        wanted = min(settings.max_batch_events - count, session.reading.slice_records)
+        taken, bytes_taken = session.poll(wanted, max(deadline - time.monotonic(), 0))
         count += taken
         size_bytes += bytes_taken
-        if time.monotonic() >= deadline:
+        if taken < wanted and time.monotonic() >= deadline:
             break
+    session.closed_at = time.monotonic()
 
 
 def _carry(session: Session, batches: dict[int, Batch], observer: Observer) -> None:

@@ -5,6 +5,7 @@ what the old one left open, a new membership proves who owns what, and `reopen` 
 far the last batch got. So a timed-out commit, a fenced producer, a lost Redis reply and a crash are one case.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from math import inf
@@ -87,6 +88,7 @@ class Session:
         self.stored: dict[int, dict[str, int]] = {}  # the offsets in each owned partition's ledger
         self.failure: BaseException | None = None
         self.folded = 0  # records carried through all steps
+        self.closed_at = time.monotonic()  # when the last batch was read in full
         self.unsettled: str | None = None  # what becomes of the transaction at hand if the session ends now
         self.partitions = 0  # of each input topic
         self.timeout_s = settings.request_timeout_ms / 1000
@@ -252,7 +254,7 @@ class Session:
 
     def poll(self, count: int, timeout_s: float) -> tuple[int, int]:
         """Consumes up to `count` records, in at most `timeout_s`, into their partitions' pending ones; how many, and their bytes."""
-        messages = self._kafka(self.consumer.consume, min(count, self.reading.slice_records), timeout_s)
+        messages = self._kafka(self.consumer.consume, count, timeout_s)
         if self.failure is not None:
             raise self.failure
         taken = 0
