@@ -9,8 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+import msgspec
+
 from app.attribution.journeys import Key
-from app.attribution.settle import settle
+from app.attribution.settle import Taken, is_taken, settle
 from app.attribution.state import Adjustment, Conversion, Path, Touch, UserState
 from app.contract import rows
 from app.contract.events import TOUCH_TYPES, to_micros
@@ -31,6 +33,8 @@ class Cut(NamedTuple):
 
 
 WHOLE: Final = Cut(0, 0)
+# A row that shows a credited touch; where its place is, but for the action; and the touch's time (epoch ms).
+_Placed = tuple[AttributedRow | JourneyRow, tuple[str, ...], int]
 
 
 def cut_at(begins_ms: int, floor_ms: int, policy: Policy) -> Cut:
@@ -70,6 +74,7 @@ def take_over(
             found[row.conversion_name, row.event_id].append(row)
     _drop_unpublished(state, found, cut)
     lone = _lone_reports(found, orders, policy)
+    away = _lone_places(found, orders, lone, policy)
     for key, reports in found.items():
         held = [conversion for conversion in state.conversions if (conversion.name, conversion.event_id) == key]
         for time_ms in {row.event_time for row in reports}:
@@ -78,8 +83,8 @@ def take_over(
                 for conversion in same:
                     conversion.credits = _credits_of(conversion, reports, policy)
             elif not same and time_ms < cut.stands_ms and key not in lone:
-                _put_back(state, [row for row in reports if row.event_time == time_ms], policy)
-    _take_paths(state, orders, cut, policy)
+                _put_back(state, [row for row in reports if row.event_time == time_ms], away, policy)
+    _take_paths(state, orders, away, cut, policy)
     _retract(state, found, cut, policy)
 
 
@@ -117,12 +122,48 @@ def _lone_reports(found: dict[Key, list[AttributedRow]], orders: list[JourneyRow
     return lone
 
 
-def _put_back(state: UserState, reports: list[AttributedRow], policy: Policy) -> None:
-    """Puts the conversion of some rows back, without its platform wherever it has touches: nothing that is still accepted can
-    stand before it, so that a platform that it did not name can't claim it any more.
+def _lone_places(
+    found: dict[Key, list[AttributedRow]], orders: list[JourneyRow], lone: set[Key], policy: Policy
+) -> set[tuple[str, str, str]]:
+    """The rows, by (conversion_name, event_id, platform), whose touch's place is taken by a conversion that lies too far back to be
+    known. Without that one they would take the place themselves.
     """
-    credits = _touches_of(reports, policy)
-    named = [row.platform for row in reports if row.touch_type is None]
+    known = found.keys() - lone
+    placed: list[_Placed] = [
+        (row, (row.platform, row.touch_type, row.touch_event_id or ""), row.touch_time or 0)
+        for key in known
+        for row in found[key]
+        if row.touch_type is not None
+    ]
+    placed += [
+        (order, (rows.ALL, touch.platform, touch.touch_type, touch.event_id), touch.time)
+        for order in orders
+        if (touch := order.credited) is not None and (order.conversion_name, order.event_id) in known
+    ]
+    taken: Taken = {}
+    away: set[tuple[str, str, str]] = set()
+    for row, where, touch_ms in sorted(placed, key=lambda each: (each[0].event_time, each[0].event_id)):
+        place, order_window_ms = (row.conversion_name, *where), policy.bounds.order_window_ms
+        if row.status == rows.COUNTED and _counts_one(row, where[0], policy):
+            taken[place] = row.event_time
+        elif row.status == rows.UNCOUNTED and not is_taken(taken.get(place), touch_ms, row.event_time, order_window_ms):
+            away.add((row.conversion_name, row.event_id, where[0]))
+    return away
+
+
+def _counts_one(row: AttributedRow | JourneyRow, platform: str, policy: Policy) -> bool:
+    version = policy.at(row.event_time)
+    action, rule = version.actions[row.conversion_name], version.platforms.get(platform)
+    return (rule.count(row.conversion_name, action) if rule else action.count) == "one"
+
+
+def _put_back(state: UserState, reports: list[AttributedRow], away: set[tuple[str, str, str]], policy: Policy) -> None:
+    """Puts the conversion of some rows back, without its platform wherever it has touches: nothing that is still accepted can
+    stand before it, so that a platform that it did not name can't claim it any more. Those `away` have no touch.
+    """
+    placed = [row for row in reports if (row.conversion_name, row.event_id, row.platform) not in away]
+    credits = _touches_of(placed, policy)
+    named = [row.platform for row in reports if row.platform not in credits]
     new = [_conversion(platform, reports, {}) for platform in named]
     if credits:
         new.append(_conversion("", reports, credits))
@@ -165,7 +206,9 @@ def _credits_of(conversion: Conversion, reports: list[AttributedRow], policy: Po
     return {platform: touch for platform, touch in conversion.credits.items() if platform in others} | told
 
 
-def _take_paths(state: UserState, orders: Iterable[JourneyRow], cut: Cut, policy: Policy) -> None:
+def _take_paths(
+    state: UserState, orders: Iterable[JourneyRow], away: set[tuple[str, str, str]], cut: Cut, policy: Policy
+) -> None:
     journeys = policy.bounds.journeys
     if journeys is None:
         return
@@ -174,7 +217,9 @@ def _take_paths(state: UserState, orders: Iterable[JourneyRow], cut: Cut, policy
         row = paths.get((conversion.name, conversion.event_id, conversion.time_ms))
         is_told = conversion.time_ms >= max(cut.doubt_ms + journeys.window_ms, cut.stands_ms)
         if row is not None and not is_told:
-            conversion.path = _path(row, policy)
+            path = _path(row, policy)
+            is_away = (row.conversion_name, row.event_id, rows.ALL) in away
+            conversion.path = msgspec.structs.replace(path, credited=None) if is_away else path
 
 
 def _path(row: JourneyRow, policy: Policy) -> Path:

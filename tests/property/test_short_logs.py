@@ -59,6 +59,16 @@ STORIES: dict[str, list[Told]] = {
         ("conversion", "second", 2, {"conversion_name": "signup"}),
         ("conversion", "x", 8, {"conversion_name": "signup"}),
     ],
+    "a place of an id that was used before what is read back": [
+        ("click", "k", -13.5, {}),
+        ("conversion", "unknown", -13, {"conversion_name": "signup"}),
+        ("click", "k", -4.5, {}),
+        ("conversion", "uncounted", -4, {"conversion_name": "signup"}),
+        ("click", "k", -2.5, {}),
+        ("conversion", "counted", -2, {"conversion_name": "signup"}),
+        ("click", "k", 7, {}),
+        ("conversion", "x", 8, {"conversion_name": "signup"}),
+    ],
     "a place that was freed": [
         ("click", "k", 0, {}),
         ("conversion", "first", 1, {"conversion_name": "signup", "value": 5}),
