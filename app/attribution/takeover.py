@@ -5,7 +5,7 @@ together with what it hangs on: its credited touches, its order's first report, 
 Those may lie before the log's begin; without them a rebuild would take back what was rightly counted.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -50,11 +50,12 @@ def cut_at(begins_ms: int, floor_ms: int, policy: Policy) -> Cut:
 
 def reach_ms(policy: Policy) -> int:
     """How much older (ms) than a conversion that is held another one may be that it hangs on, with the order that this one is a
-    report of.
+    report of; or that it may be a repeat of.
     """
     bounds = policy.bounds
     journey_ms = bounds.journeys.window_ms if bounds.journeys else 0
-    return bounds.order_window_ms + max(bounds.order_window_ms, lookback_ms(policy), journey_ms)
+    hangs_on_ms = bounds.order_window_ms + max(bounds.order_window_ms, lookback_ms(policy), journey_ms)
+    return max(hangs_on_ms, policy.conversion_retention_ms())
 
 
 def lookback_ms(policy: Policy) -> int:
@@ -77,13 +78,18 @@ def take_over(
     away = _lone_places(found, orders, lone, policy)
     for key, reports in found.items():
         held = [conversion for conversion in state.conversions if (conversion.name, conversion.event_id) == key]
-        for time_ms in {row.event_time for row in reports}:
+        times_ms = {row.event_time for row in reports}
+        for time_ms in times_ms:
             same = [conversion for conversion in held if conversion.time_ms == time_ms]
             if same and time_ms - lookback_ms(policy) < cut.doubt_ms:
                 for conversion in same:
                     conversion.credits = _credits_of(conversion, reports, policy)
-            elif not same and time_ms < cut.stands_ms and key not in lone:
-                _put_back(state, [row for row in reports if row.event_time == time_ms], away, policy)
+            elif not same and time_ms < cut.stands_ms and key in lone:
+                repeats = [conversion for conversion in held if conversion.time_ms not in times_ms]
+                state.conversions = [each for each in state.conversions if each not in repeats]
+            elif not same and time_ms < cut.stands_ms:
+                is_nameless = time_ms == _nameless_ms(reports, held)
+                _put_back(state, [row for row in reports if row.event_time == time_ms], is_nameless, away, policy)
     _take_paths(state, orders, away, cut, policy)
     _retract(state, found, cut, policy)
 
@@ -157,16 +163,33 @@ def _counts_one(row: AttributedRow | JourneyRow, platform: str, policy: Policy) 
     return (rule.count(row.conversion_name, action) if rule else action.count) == "one"
 
 
-def _put_back(state: UserState, reports: list[AttributedRow], away: set[tuple[str, str, str]], policy: Policy) -> None:
-    """Puts the conversion of some rows back, without its platform wherever it has touches: nothing that is still accepted can
-    stand before it, so that a platform that it did not name can't claim it any more. Those `away` have no touch.
+def _nameless_ms(reports: list[AttributedRow], held: list[Conversion]) -> int:
+    """When the one was, of all with a name and an id, that named no platform, or may have named none (epoch ms)."""
+    shown = Counter(row.event_time for row in reports)
+    known = [conversion.time_ms for conversion in held if not conversion.platform and conversion.time_ms in shown]
+    told = [row.event_time for row in reports if not row.platform or shown[row.event_time] > 1]
+    return min(known or told or shown)
+
+
+def _put_back(
+    state: UserState,
+    reports: list[AttributedRow],
+    is_nameless: bool,
+    away: set[tuple[str, str, str]],
+    policy: Policy,
+) -> None:
+    """Puts the conversion of some rows back. Where it may have named no platform it names none if it has touches: so its repeat is
+    known, and nothing that is still accepted can stand before it, so that no other platform can claim it any more. Those `away`
+    have no touch.
     """
     placed = [row for row in reports if (row.conversion_name, row.event_id, row.platform) not in away]
     credits = _touches_of(placed, policy)
     named = [row.platform for row in reports if row.platform not in credits]
     new = [_conversion(platform, reports, {}) for platform in named]
-    if credits:
+    if credits and is_nameless:
         new.append(_conversion("", reports, credits))
+    else:
+        new += [_conversion(platform, reports, {platform: touch}) for platform, touch in credits.items()]
     identities = {conversion.identity() for conversion in new}
     # a repeat that was taken for the first report has its identity
     state.conversions = [each for each in state.conversions if each.identity() not in identities] + new

@@ -48,6 +48,12 @@ STORIES: dict[str, list[Told]] = {
         ("click", "k", 4, {}),
         ("conversion", "x", 8, {"order_id": "o", "value": 5}),
     ],
+    "a repeat of a report whose order lies too far back": [
+        ("click", "k", -13, {}),
+        ("conversion", "first", -12.8, {"order_id": "o", "platform": "meta"}),
+        ("conversion", "x", -3, {"order_id": "o", "platform": "meta"}),
+        ("conversion", "x", 8, {"order_id": "o", "platform": "meta"}),
+    ],
     "a place that is taken": [
         ("click", "k", 0, {}),
         ("conversion", "first", 1, {"conversion_name": "signup"}),
@@ -192,9 +198,26 @@ def test_what_was_published_stands_and_what_comes_then_is_judged_with_it(policy:
         send(deployment, "click", "last", end, user_id="bob")
         deployment.drain()
         rebuild_in_short(deployment, begin)
-        send(deployment, "click", "late", end - 1.5)  # the user's state is settled once more
+        send(deployment, "click", "late", end - 1.6)  # the user's state is settled once more
+        send(deployment, "conversion", "report", end - 1.5, order_id="o", value=5)
+        send(deployment, "conversion", "sign-up", end - 1.4, conversion_name="signup")
         send(deployment, "adjustment", "b", end, adjustment="restate", conversion_event_id="y", value=4)
         assert_exact(deployment)
         send(deployment, "click", "later", end + 20, user_id="bob")
         send(deployment, "conversion", "z", end + 20, value=3)
+        assert_exact(deployment)
+
+
+@pytest.mark.parametrize("policy", [PLATFORMS, EVERYTHING], ids=["platforms", "journeys"])
+def test_a_repeat_of_what_is_held_for_an_adjustment_s_sake_is_one(policy: Policy) -> None:
+    bounds = msgspec.structs.replace(policy.bounds, adjustment_window_ms=30 * UNIT_MS, order_window_ms=UNIT_MS)
+    begin, end = 20, 20 + 30 + bounds.correction_horizon_ms / UNIT_MS
+    with deployed(Deployment(Policy(bounds, policy.versions))) as deployment:
+        send(deployment, "conversion", "x", 0, value=5)
+        send(deployment, "click", "first kept", begin, user_id="bob")
+        send(deployment, "conversion", "x", begin + 0.5, value=6)
+        deployment.drain()
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        rebuild_in_short(deployment, begin)
         assert_exact(deployment)
