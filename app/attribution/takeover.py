@@ -84,12 +84,13 @@ def take_over(
             if same and time_ms - lookback_ms(policy) < cut.doubt_ms:
                 for conversion in same:
                     conversion.credits = _credits_of(conversion, reports, policy)
-            elif not same and time_ms < cut.stands_ms and key in lone:
+            elif not same and time_ms < cut.stands_ms:
+                # what has no row of its own is a repeat that was taken for the first, or judged nowhere
                 repeats = [conversion for conversion in held if conversion.time_ms not in times_ms]
                 state.conversions = [each for each in state.conversions if each not in repeats]
-            elif not same and time_ms < cut.stands_ms:
-                is_nameless = time_ms == _nameless_ms(reports, held)
-                _put_back(state, [row for row in reports if row.event_time == time_ms], is_nameless, away, policy)
+                if key not in lone:
+                    own = [row for row in reports if row.event_time == time_ms]
+                    state.conversions += _of_rows(own, time_ms == _nameless_ms(reports, held), away, policy)
     _take_paths(state, orders, away, cut, policy)
     _retract(state, found, cut, policy)
 
@@ -171,28 +172,19 @@ def _nameless_ms(reports: list[AttributedRow], held: list[Conversion]) -> int:
     return min(known or told or shown)
 
 
-def _put_back(
-    state: UserState,
-    reports: list[AttributedRow],
-    is_nameless: bool,
-    away: set[tuple[str, str, str]],
-    policy: Policy,
-) -> None:
-    """Puts the conversion of some rows back. Where it may have named no platform it names none if it has touches: so its repeat is
+def _of_rows(
+    reports: list[AttributedRow], is_nameless: bool, away: set[tuple[str, str, str]], policy: Policy
+) -> list[Conversion]:
+    """The conversion that some rows are of. Where it may have named no platform it names none if it has touches: so its repeat is
     known, and nothing that is still accepted can stand before it, so that no other platform can claim it any more. Those `away`
     have no touch.
     """
     placed = [row for row in reports if (row.conversion_name, row.event_id, row.platform) not in away]
     credits = _touches_of(placed, policy)
-    named = [row.platform for row in reports if row.platform not in credits]
-    new = [_conversion(platform, reports, {}) for platform in named]
+    new = [_conversion(row.platform, reports, {}) for row in reports if row.platform not in credits]
     if credits and is_nameless:
-        new.append(_conversion("", reports, credits))
-    else:
-        new += [_conversion(platform, reports, {platform: touch}) for platform, touch in credits.items()]
-    identities = {conversion.identity() for conversion in new}
-    # a repeat that was taken for the first report has its identity
-    state.conversions = [each for each in state.conversions if each.identity() not in identities] + new
+        return [*new, _conversion("", reports, credits)]
+    return new + [_conversion(platform, reports, {platform: touch}) for platform, touch in credits.items()]
 
 
 def _conversion(platform: str, reports: list[AttributedRow], credits: dict[str, Touch]) -> Conversion:

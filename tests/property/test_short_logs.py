@@ -306,3 +306,18 @@ def test_what_a_former_release_credited_otherwise_is_corrected_where_the_log_tel
         deployment.drain()
         corrected = [rows.decode_attributed(each.value()) for each in deployment.broker.committed(topic)[before:]]
         assert [(row.event_id, row.touch_event_id, row.revision) for row in corrected] == [("new", "k of new", 3)]
+
+
+def test_what_a_repeat_of_a_forget_seems_to_have_forgotten_stands() -> None:
+    policy = Policy(msgspec.structs.replace(BOUNDS_OF_12, dedup_window_ms=2 * UNIT_MS), POLICY.versions)
+    begin, end = 7.5, 7.5 + policy.conversion_retention_ms() / UNIT_MS
+    with deployed(Deployment(policy)) as deployment:
+        send(deployment, "click", "gone", 7.3, user_id="bob")
+        send_later(deployment, "forget", "f", 5.5, by=1.9)
+        send(deployment, "click", "first kept", begin, user_id="bob")
+        send(deployment, "click", "k", 7.8)
+        send(deployment, "conversion", "x", 8)
+        send(deployment, "forget", "f", 9)  # within the dedup window
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        rebuild_in_short(deployment, begin)

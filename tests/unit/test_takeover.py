@@ -165,6 +165,11 @@ def test_a_repeat_that_was_taken_for_the_first_report_goes() -> None:
     whole = user([conversion("x", 900, **META, value_micros=1)])
     found = taken_over(whole, user([conversion("x", 1300, **META, value_micros=2)]))
     assert held(found) == {("meta", "x", 900)}
+    whole = user([conversion("x", 900, **META, meta=click("k", 890))])
+    assert held(taken_over(whole, user([conversion("x", 1300, **META)]))) == {("", "x", 900)}
+    assert held(taken_over(whole, user([conversion("x", 880, **META)]))) == {("", "x", 900)}
+    whole = user([conversion("x", 900, meta=click("k", 890))])
+    assert held(taken_over(whole, user([conversion("x", 1300)]))) == {("", "x", 900)}
 
 
 def test_two_events_with_one_row_are_two_still() -> None:
@@ -343,6 +348,7 @@ def test_what_a_retraction_took_back_that_the_log_lacks_is_retracted_again_witho
     found = taken_over(whole, user([]))
     assert statuses(found) == {("x", "meta"): "retracted", ("y", "meta"): "retracted"}
     assert all(each.is_refused for each in found.adjustments)
+    assert len({each.identity() for each in found.adjustments}) == 2
 
 
 def test_a_retraction_that_the_log_holds_is_not_made_twice() -> None:
