@@ -25,14 +25,16 @@ _VALUELESS: Final = frozenset((rows.DUPLICATE, rows.RETRACTED))  # their rows sh
 
 class Cut(NamedTuple):
     """Where the log was cut (epoch ms). Of events before `doubt_ms` the records may be gone, or a repeat was taken for the first.
-    Rows of before `stands_ms` are right as they are: the rebuilt state may lack what they hang on. 0 where the log is whole.
+    Rows of before `stands_ms` are right as they are: the rebuilt state may lack what they hang on. Of conversions of `told_ms` and
+    later, which is no earlier, the log tells all touches and visits. 0 where the log is whole.
     """
 
     doubt_ms: int
     stands_ms: int
+    told_ms: int
 
 
-WHOLE: Final = Cut(0, 0)
+WHOLE: Final = Cut(0, 0, 0)
 # A row that shows a credited touch; where its place is, but for the action; and the touch's time (epoch ms).
 _Placed = tuple[AttributedRow | JourneyRow, tuple[str, ...], int]
 
@@ -45,7 +47,8 @@ def cut_at(begins_ms: int, floor_ms: int, policy: Policy) -> Cut:
         return WHOLE
     # An event may be that much later than its record; an id is remembered for at most a window and a quarter.
     doubt_ms = begins_ms + policy.bounds.max_clock_skew_ms + policy.bounds.dedup_window_ms * 5 // 4 + 1
-    return Cut(doubt_ms, max(doubt_ms, floor_ms))
+    stands_ms = max(doubt_ms, floor_ms)
+    return Cut(doubt_ms, stands_ms, max(doubt_ms + lookback_ms(policy), stands_ms))
 
 
 def reach_ms(policy: Policy) -> int:
@@ -76,18 +79,22 @@ def take_over(
     _drop_unpublished(state, found, cut)
     lone = _lone_reports(found, orders, policy)
     away = _lone_places(found, orders, lone, policy)
+    told: dict[Key, list[Conversion]] = defaultdict(list)
+    for conversion in state.conversions:
+        told[conversion.name, conversion.event_id].append(conversion)
     for key, reports in found.items():
-        held = [conversion for conversion in state.conversions if (conversion.name, conversion.event_id) == key]
+        held = told.get(key, [])
         times_ms = {row.event_time for row in reports}
         for time_ms in times_ms:
             same = [conversion for conversion in held if conversion.time_ms == time_ms]
-            if same and time_ms - lookback_ms(policy) < cut.doubt_ms:
+            if same and time_ms < cut.told_ms:
                 for conversion in same:
                     conversion.credits = _credits_of(conversion, reports, policy)
             elif not same and time_ms < cut.stands_ms:
                 # what has no row of its own is a repeat that was taken for the first, or judged nowhere
                 repeats = [conversion for conversion in held if conversion.time_ms not in times_ms]
-                state.conversions = [each for each in state.conversions if each not in repeats]
+                if repeats:
+                    state.conversions = [each for each in state.conversions if each not in repeats]
                 if key not in lone:
                     own = [row for row in reports if row.event_time == time_ms]
                     state.conversions += _of_rows(own, time_ms == _nameless_ms(reports, held), away, policy)
@@ -224,14 +231,10 @@ def _credits_of(conversion: Conversion, reports: list[AttributedRow], policy: Po
 def _take_paths(
     state: UserState, orders: Iterable[JourneyRow], away: set[tuple[str, str, str]], cut: Cut, policy: Policy
 ) -> None:
-    journeys = policy.bounds.journeys
-    if journeys is None:
-        return
     paths = {(row.conversion_name, row.event_id, row.event_time): row for row in orders}
     for conversion in state.conversions:
         row = paths.get((conversion.name, conversion.event_id, conversion.time_ms))
-        is_told = conversion.time_ms >= max(cut.doubt_ms + journeys.window_ms, cut.stands_ms)
-        if row is not None and not is_told:
+        if row is not None and conversion.time_ms < cut.told_ms:
             path = _path(row, policy)
             is_away = (row.conversion_name, row.event_id, rows.ALL) in away
             conversion.path = msgspec.structs.replace(path, credited=None) if is_away else path
@@ -262,14 +265,18 @@ def _retract(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut, 
     """Retracts again what a retraction took back that the log no longer holds. What an adjustment was refused for by then has its
     dead letter.
     """
-    decisions = settle(state.conversions, state.adjustments, policy).decisions
+    retracted = [
+        (key, row)
+        for key, reports in found.items()
+        for row in reports
+        if row.status == rows.RETRACTED and row.event_time < cut.stands_ms
+    ]
+    decisions = settle(state.conversions, state.adjustments, policy).decisions if retracted else {}
     gone: dict[Key, int] = {}
-    for key, reports in found.items():
-        for row in reports:
-            decision = decisions.get((*key, row.platform))
-            is_lost = decision is not None and decision.status != rows.RETRACTED
-            if row.status == rows.RETRACTED and row.event_time < cut.stands_ms and is_lost:
-                gone[key] = row.event_time
+    for key, row in retracted:
+        decision = decisions.get((*key, row.platform))
+        if decision is not None and decision.status != rows.RETRACTED:
+            gone[key] = row.event_time
     for (name, event_id), time_ms in gone.items():
         # no event has an empty id
         nowhere = ("", 0, 0, 0)

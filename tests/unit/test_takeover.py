@@ -11,12 +11,11 @@ import msgspec
 import pytest
 
 from app.attribution.state import NEVER_MS, NO_PATH, STATE_VERSION, Adjustment, Conversion, Path, Touch, UserState
-from app.attribution.takeover import WHOLE, Cut, cut_at, reach_ms, take_over
+from app.attribution.takeover import WHOLE, Cut, cut_at, lookback_ms, reach_ms, take_over
 from app.attribution.users import answer, attributed_row, journey_row
 from app.policy.model import Action, Bounds, Journeys, Platform, Policy, Version
 
 DOUBT, STANDS = 1000, 1200
-CUT = Cut(DOUBT, STANDS)
 BOUNDS = Bounds(
     keep=("campaign_id",),
     correction_horizon_ms=20,
@@ -32,6 +31,7 @@ ACTIONS = {
 PLATFORMS = {"meta": Platform("click", {"click": 50}, {}), "tiktok": Platform("click", {"click": 50}, {})}
 POLICY = Policy(BOUNDS, (Version(1, 0, PLATFORMS, ACTIONS),))
 FOLLOWED = Policy(msgspec.structs.replace(BOUNDS, journeys=Journeys(window_ms=60)), POLICY.versions)
+WIDE = Policy(msgspec.structs.replace(BOUNDS, journeys=Journeys(window_ms=300)), POLICY.versions)
 META, TIKTOK = {"platform": "meta"}, {"platform": "tiktok"}
 
 
@@ -80,7 +80,7 @@ def taken_over(whole: UserState, cut: UserState, policy: Policy = POLICY, since:
         cut,
         [row for row in rows if row.event_time >= since],
         [row for row in orders if row.event_time >= since],
-        CUT,
+        Cut(DOUBT, STANDS, max(DOUBT + lookback_ms(policy), STANDS)),
         policy,
     )
     return cut
@@ -101,11 +101,11 @@ def held(state: UserState) -> set[tuple[str, str, int]]:
 
 
 def test_the_doubt_ends_a_dedup_window_and_a_quarter_after_the_latest_event_of_the_first_record() -> None:
-    assert cut_at(1000, 0, POLICY) == Cut(1000 + 3 + 50 + 1, 1000 + 3 + 50 + 1)
+    assert cut_at(1000, 0, POLICY) == Cut(1054, 1054, 1054 + 50)  # 3 + 50 + 1; the log tells all touches a window later
 
 
 def test_rows_stand_up_to_what_is_held_where_that_is_later() -> None:
-    assert cut_at(1000, 2000, POLICY) == Cut(1054, 2000)
+    assert cut_at(1000, 2000, POLICY) == Cut(1054, 2000, 2000)
 
 
 def test_a_log_from_its_beginning_is_whole() -> None:
@@ -286,14 +286,11 @@ def test_a_touch_that_the_log_lacks_or_accepted_by_mistake_is_that_of_the_row() 
     assert {each.event_id: each.credits for each in found.conversions} == {"x": {"meta": click("k", 990)}, "y": {}}
 
 
-def test_what_the_log_tells_of_all_touches_of_is_not_taken_from_the_row() -> None:
-    at = DOUBT + 60  # the longest window behind the doubt
-    found = taken_over(user([conversion("x", at)]), user([conversion("x", at, meta=click("k", at - 1))]), FOLLOWED)
-    assert found.conversions[0].credits == {"meta": click("k", at - 1)}
-    found = taken_over(
-        user([conversion("x", at - 1)]), user([conversion("x", at - 1, meta=click("k", 1001))]), FOLLOWED
-    )
-    assert found.conversions[0].credits == {}
+@pytest.mark.parametrize(("policy", "told"), [(FOLLOWED, STANDS), (WIDE, DOUBT + 300)])
+def test_of_what_the_log_tells_all_touches_the_row_says_nothing(policy: Policy, told: int) -> None:
+    for at, credits in ((told - 1, {}), (told, {"meta": click("k", 1150)})):
+        found = taken_over(user([conversion("x", at)]), user([conversion("x", at, meta=click("k", 1150))]), policy)
+        assert found.conversions[0].credits == credits
 
 
 def test_where_another_event_has_the_row_the_log_says_what_is_credited() -> None:
@@ -317,17 +314,12 @@ def test_what_names_its_platform_is_given_no_other_one_s_touch() -> None:
 # --- Paths ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("at", "is_the_rows"), [(1010, True), (DOUBT + 60, True), (STANDS - 1, True), (STANDS, False)])
-def test_a_path_is_the_row_s_where_the_log_may_lack_some_of_it_or_the_row_stands(at: int, is_the_rows: bool) -> None:
-    published, told = (conversion("x", at, path=on_path(click("k", at - 5), views)) for views in (3, 1))
-    (found,) = taken_over(user([published]), user([told]), FOLLOWED).conversions
-    assert found.path.views == (3 if is_the_rows else 1)
-
-
-def test_a_path_that_reaches_into_the_doubt_is_the_row_s_however_late_the_conversion_is() -> None:
-    wide = Policy(msgspec.structs.replace(BOUNDS, journeys=Journeys(window_ms=300)), POLICY.versions)
-    published, told = (conversion("x", 1299, path=on_path(click("k", 1100), views)) for views in (3, 1))
-    assert taken_over(user([published]), user([told]), wide).conversions[0].path.views == 3
+@pytest.mark.parametrize(("policy", "told"), [(FOLLOWED, STANDS), (WIDE, DOUBT + 300)])
+def test_a_path_is_the_row_s_where_the_log_may_lack_some_of_it_or_the_row_stands(policy: Policy, told: int) -> None:
+    for at, views in ((1010, 3), (told - 1, 3), (told, 1)):
+        published, own = (conversion("x", at, path=on_path(click("k", at - 5), views)) for views in (3, 1))
+        (found,) = taken_over(user([published]), user([own]), policy).conversions
+        assert found.path.views == views
 
 
 def test_a_path_is_that_of_the_event_and_not_of_another_one_with_its_name_and_id() -> None:
