@@ -104,13 +104,14 @@ def take_over(
 
 def _drop_unpublished(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut) -> None:
     """Lets go of what was accepted only as the log no longer holds its first report, what moved the stream time past it, or that
-    its user was forgotten: a conversion that was accepted at first has a row.
+    its user was forgotten: a conversion that was accepted at first has a row, and what a retraction took back does, too.
     """
     state.conversions = [
         conversion
         for conversion in state.conversions
         if conversion.time_ms >= cut.doubt_ms or (conversion.name, conversion.event_id) in found
     ]
+    state.adjustments = [each for each in state.adjustments if each.kind != "retract" or each.time_ms >= cut.doubt_ms]
 
 
 def _lone_reports(found: dict[Key, list[AttributedRow]], orders: list[JourneyRow], policy: Policy) -> set[Key]:
@@ -262,8 +263,8 @@ def _path(row: JourneyRow, policy: Policy) -> Path:
 
 
 def _retract(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut, policy: Policy) -> None:
-    """Retracts again what a retraction took back that the log no longer holds. What an adjustment was refused for by then has its
-    dead letter.
+    """Retracts again what a retraction took back that the log does not tell for certain. What an adjustment was refused for by
+    then has its dead letter, and so may one of which it is not known whether it came too late.
     """
     retracted = [
         (key, row)
@@ -286,4 +287,5 @@ def _retract(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut, 
         )
     refusals = settle(state.conversions, state.adjustments, policy).refusals if state.adjustments else {}
     for adjustment in state.adjustments:
-        adjustment.is_refused = adjustment.is_refused or adjustment.identity() in refusals
+        is_refused = adjustment.time_ms < cut.doubt_ms or adjustment.identity() in refusals
+        adjustment.is_refused = adjustment.is_refused or is_refused

@@ -308,6 +308,26 @@ def test_what_a_former_release_credited_otherwise_is_corrected_where_the_log_tel
         assert [(row.event_id, row.touch_event_id, row.revision) for row in corrected] == [("new", "k of new", 3)]
 
 
+@pytest.mark.parametrize("kind", ["retract", "restate"])
+def test_an_adjustment_that_was_too_late_has_no_second_letter_and_no_effect(kind: str) -> None:
+    begin, end = 7.5, 7.5 + PLATFORMS.conversion_retention_ms() / UNIT_MS
+    with deployed(Deployment(PLATFORMS)) as deployment:
+        send(deployment, "click", "k", 4)
+        send(deployment, "conversion", "x", 4.5, conversion_name="signup")
+        send(deployment, "click", "moves the time", 7.4, user_id="bob")
+        send_later(deployment, "adjustment", "a", 5.3, by=2.2, adjustment=kind, conversion_event_id="x", value=1)
+        send_later(deployment, "adjustment", "b", 5.3, by=2.2, adjustment=kind, order_id="o", value=1)
+        send(deployment, "click", "first kept", begin + 0.01, user_id="bob")
+        send(deployment, "conversion", "y", 8, conversion_name="signup")
+        send_later(
+            deployment, "click", "last", 17, by=end - 17, user_id="bob"
+        )  # the events are behind: a and b are held
+        deployment.drain()
+        rebuild_in_short(deployment, begin)
+        send_later(deployment, "conversion", "z", 18, by=end - 18, order_id="o")
+        assert_exact(deployment)
+
+
 def test_what_a_repeat_of_a_forget_seems_to_have_forgotten_stands() -> None:
     policy = Policy(msgspec.structs.replace(BOUNDS_OF_12, dedup_window_ms=2 * UNIT_MS), POLICY.versions)
     begin, end = 7.5, 7.5 + policy.conversion_retention_ms() / UNIT_MS

@@ -348,6 +348,16 @@ def test_a_retraction_that_the_log_holds_is_not_made_twice() -> None:
     assert taken_over(user([conversion("x", 990)], own), user([], own)).adjustments == own
 
 
+def test_a_retraction_that_came_too_late_takes_nothing_back_though_the_log_accepts_it() -> None:
+    found = taken_over(user([conversion("x", 990)]), user([conversion("x", 990)], [retraction("r", 999, "x")]))
+    assert (statuses(found), found.adjustments) == ({("x", ""): "unattributed"}, [])
+
+
+def test_a_restatement_that_may_have_come_too_late_has_no_second_letter() -> None:
+    restatement = msgspec.structs.replace(retraction("r", 999, "later"), kind="restate", value_micros=1)
+    assert [each.is_refused for each in taken_over(user([]), user([], [restatement])).adjustments] == [True]
+
+
 def test_what_is_not_retracted_by_what_the_log_tells_is_so_no_more() -> None:
     told = conversion("x", STANDS, meta=click("k", 1190))
     found = taken_over(user([told], [retraction("r", STANDS + 1, "x")]), user([told]))
@@ -355,7 +365,7 @@ def test_what_is_not_retracted_by_what_the_log_tells_is_so_no_more() -> None:
 
 
 def test_what_was_refused_by_then_has_its_letter() -> None:
-    early, good = retraction("early", 980, "x"), retraction("good", 1005, "y")
-    orders = [conversion("x", 990), conversion("y", 1000)]
+    early, good = retraction("early", 1001, "x"), retraction("good", 1015, "y")
+    orders = [conversion("x", 1010), conversion("y", 1011)]
     found = taken_over(user(orders, [early, good]), user(orders[1:], [early, good]))
     assert {each.event_id: each.is_refused for each in found.adjustments} == {"early": True, "good": False}
