@@ -23,8 +23,13 @@ def oracles_answer(deployment: Deployment) -> Answer:
     batches = committed_batches(
         message.value() or b"" for message in broker.committed(settings.deltas_topic) if message.partition() == 0
     )
-    records = [_record(message) for topic in settings.input_topics() for message in broker.committed(topic)]
-    return answer(records, deployment.policy, deployment.partitions, batches, settings.rekeyed_topic)
+    return answer(input_records(deployment), deployment.policy, deployment.partitions, batches, settings.rekeyed_topic)
+
+
+def input_records(deployment: Deployment) -> list[Record]:
+    """What the input topics hold."""
+    topics = deployment.settings.input_topics()
+    return [_record(message) for topic in topics for message in deployment.broker.committed(topic)]
 
 
 def differences(deployment: Deployment) -> list[str]:
@@ -95,8 +100,7 @@ def _left_open(must: Answer, deployment: Deployment) -> set[Coordinates]:
 
 def _latest_ms(must: Answer, deployment: Deployment) -> int:
     """The time (epoch ms) of the latest event that moved a stream time: repeats too, but no forget."""
-    topics = deployment.settings.input_topics()
-    records = [_record(message) for topic in topics for message in deployment.broker.committed(topic)]
+    records = input_records(deployment)
     events = [
         json.loads(each.value or b"") for each in records if each.coordinates not in must.rejected and not each.source
     ]
