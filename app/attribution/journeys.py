@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from typing import Final, NamedTuple
 
-from app.attribution.settle import Decision, Settlement, adjust, distinct, group_orders, in_order, judge
+from app.attribution.settle import Decision, Settlement, Taken, adjust, distinct, group_orders, in_order, judge
 from app.attribution.state import Conversion, Path, Touch, UserState
 from app.contract import rows
 from app.contract.events import MICROS, to_micros
@@ -51,15 +51,16 @@ def follow(state: UserState, settlement: Settlement, policy: Policy) -> dict[Key
         if decision.status == rows.COUNTED:
             claims[name, event_id].append(platform)
     adjustments = in_order(state.adjustments)
-    taken: set[tuple[str, ...]] = set()
+    taken: Taken = {}
     found: dict[Key, Journey] = {}
-    for order in group_orders(distinct(state.conversions), policy.bounds.order_window_ms):
+    order_window_ms = policy.bounds.order_window_ms
+    for order in group_orders(distinct(state.conversions), order_window_ms):
         first = order[0]
         version, path = policy.at(first.time_ms), first.path
         platform, touch = path.credited or ("", None)
         count = version.actions[first.name].count
         adjusted = adjust(order, adjustments, policy.bounds.adjustment_window_ms, defaultdict(list))
-        decision = judge(first, touch, count, version, taken, adjusted, (platform,))
+        decision = judge(first, touch, count, version, taken, order_window_ms, adjusted, (platform,))
         counted_by = {name for report in order for name in claims.get((report.name, report.event_id), ())}
         found[first.name, first.event_id] = Journey(decision, path, tuple(sorted(counted_by)), None, None)
     return _with_customers(found, state, journeys) if journeys.orders else found

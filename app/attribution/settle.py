@@ -13,6 +13,9 @@ from app.attribution.state import Adjustment, Conversion, Touch
 from app.contract import reasons, rows
 from app.policy.model import Policy, Version
 
+# By place (action, kind and id of a touch, and where): when (epoch ms) the last one that is counted there was.
+Taken = dict[tuple[str, ...], int]
+
 
 class Decision(NamedTuple):
     """The judgement of one conversion on one platform. `value_micros` is what its row shows; it is counted only where
@@ -88,7 +91,7 @@ def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], pol
     named: dict[tuple[str, str, str], list[str | None]] = defaultdict(list)
     for platform in sorted(by_platform):
         members = distinct(by_platform[platform])
-        taken: set[tuple[str, ...]] = set()
+        taken: Taken = {}
         for order in group_orders(members, policy.bounds.order_window_ms):
             first = order[0]
             version = policy.at(first.time_ms)
@@ -102,6 +105,7 @@ def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], pol
                 rule.count(first.name, version.actions[first.name]) if rule else "every",
                 version,
                 taken,
+                policy.bounds.order_window_ms,
                 (retracted, restated),
             )
             for report in order[1:]:
@@ -185,12 +189,13 @@ def judge(
     touch: Touch | None,
     count: str,
     version: Version,
-    taken: set[tuple[str, ...]],
+    taken: Taken,
+    order_window_ms: int,
     adjusted: tuple[bool, int | None],
     where: tuple[str, ...] = (),
 ) -> Decision:
-    """Judges an order by its first report. `taken` holds the places that earlier ones have: action, touch, and `where` it
-    was; `adjusted`: whether the order is retracted, and its restated value.
+    """Judges an order by its first report. `taken`: the places that earlier ones have; `where` a place is beside its action and
+    touch; `adjusted`: whether the order is retracted, and its restated value.
     """
     retracted, restated = adjusted
     if retracted:
@@ -202,7 +207,15 @@ def judge(
         return Decision(rows.UNATTRIBUTED, value_micros, None, None, version, conversion)
     if count == "one":
         place = (conversion.name, touch.kind, touch.event_id, *where)
-        if place in taken:
+        if is_taken(taken.get(place), touch.time_ms, conversion.time_ms, order_window_ms):
             return Decision(rows.UNCOUNTED, value_micros, touch, None, version, conversion)
-        taken.add(place)
+        taken[place] = conversion.time_ms
     return Decision(rows.COUNTED, value_micros, touch, None, version, conversion)
+
+
+def is_taken(last_ms: int | None, touch_ms: int, time_ms: int, order_window_ms: int) -> bool:
+    """Whether a touch's place is taken for a conversion, by their times (epoch ms), where the last one that is counted there was
+    at `last_ms`: since the touch, or at most `order_window` before. A touch's id may come again at any time, and what was counted
+    for it is not kept for ever (section 6).
+    """
+    return last_ms is not None and (last_ms > touch_ms or time_ms - last_ms <= order_window_ms)

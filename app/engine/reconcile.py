@@ -143,6 +143,8 @@ def _take_over(
     cut: Cut,
     policy: Policy,
 ) -> None:
+    if not (old or state.adjustments) and all(each.time_ms >= cut.told_ms for each in state.conversions):
+        return  # the log tells all of it
     keys = set(old)
     for conversion in state.conversions:
         who = advertiser_id, user_id

@@ -1,5 +1,6 @@
 """Each order once over all platforms, and the way to it: docs/counting.md, sections 8, 9 and 11."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from app.verify.settlement import (
     eligible_touches,
     judge_adjustments,
     split_into_orders,
+    stands_in_the_way,
     value_of,
     version_at,
 )
@@ -61,7 +63,7 @@ def follow(person: Person, decisions: Sequence[Decision], policy: Policy) -> lis
     journeys = policy.bounds.journeys
     assert journeys is not None
     found = [judge(order, person, decisions, policy, journeys) for order in orders_over_all(person, policy)]
-    placed = give_places_over_all(found)
+    placed = give_places_over_all(found, policy.bounds.order_window_ms)
     return [with_customer(order, placed, person, policy, journeys) for order in placed]
 
 
@@ -164,18 +166,19 @@ def platforms_that_count(order: Order, decisions: Sequence[Decision]) -> list[st
     )
 
 
-def give_places_over_all(orders: list[RealOrder]) -> list[RealOrder]:
+def give_places_over_all(orders: list[RealOrder], order_window_ms: int) -> list[RealOrder]:
     """Where the action counts `one`: of each (conversion_name, touch) the first keeps `counted`."""
-    taken: set[tuple[str | None, ...]] = set()
+    taken: dict[tuple[str | None, ...], list[int]] = defaultdict(list)
     placed = []
     for order in sorted(orders, key=lambda each: each.conversion.time_and_id):
         if order.status == rows.COUNTED and order.action.count == "one":
             assert order.credited is not None
             touch = order.credited.event
             place = (order.conversion.event.conversion_name, touch.platform, touch.event_type, touch.event_id)
-            if place in taken:
+            if stands_in_the_way(taken[place], order.credited, order.conversion, order_window_ms):
                 order = order._replace(status=rows.UNCOUNTED)
-            taken.add(place)
+            else:
+                taken[place].append(order.conversion.time_ms)
         placed.append(order)
     return placed
 

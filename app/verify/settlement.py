@@ -232,7 +232,7 @@ def decide(orders: list[Order], verdicts: list[Verdict], touches: list[Arrival],
             decisions.append(
                 Decision(report, order.platform, version, action, status, value_micros, touch, duplicate_of)
             )
-    return give_places(decisions)
+    return give_places(decisions, policy.bounds.order_window_ms)
 
 
 def value_of(first: Arrival, action: Action, restated_micros: int | None) -> int:
@@ -244,20 +244,28 @@ def value_of(first: Arrival, action: Action, restated_micros: int | None) -> int
     return action.value_micros or 0
 
 
-def give_places(decisions: list[Decision]) -> list[Decision]:
+def give_places(decisions: list[Decision], order_window_ms: int) -> list[Decision]:
     """Where the action counts `one`, the first conversion of a touch keeps `counted`, the others become `uncounted`."""
-    given: set[tuple[str, str | None, str, str]] = set()
+    given: dict[tuple[str, str | None, str, str], list[int]] = defaultdict(list)
     settled = []
     for decision in sorted(decisions, key=lambda each: each.conversion.time_and_id):
         if decision.status == rows.COUNTED and counts_one(decision):
             assert decision.touch is not None
             touch = decision.touch.event
             place = (decision.platform, decision.conversion.event.conversion_name, touch.event_type, touch.event_id)
-            if place in given:
+            if stands_in_the_way(given[place], decision.touch, decision.conversion, order_window_ms):
                 decision = decision._replace(status=rows.UNCOUNTED)
-            given.add(place)
+            else:
+                given[place].append(decision.conversion.time_ms)
         settled.append(decision)
     return settled
+
+
+def stands_in_the_way(counted_ms: list[int], touch: Arrival, conversion: Arrival, order_window_ms: int) -> bool:
+    """Whether a conversion that was counted for a touch of the same kind and id, at one of these times, leaves no place for
+    another one: "later than the touch, or at most `order_window` before the conversion".
+    """
+    return any(time_ms > touch.time_ms or conversion.time_ms - time_ms <= order_window_ms for time_ms in counted_ms)
 
 
 def counts_one(decision: Decision) -> bool:

@@ -236,6 +236,26 @@ def test_a_place_is_one_actions_and_one_touchs_of_one_kind_and_platform():
     assert {event_id for event_id, status in found.items() if status == "uncounted"} == {"no"}
 
 
+@pytest.mark.parametrize("past", [0, 1])
+def test_a_click_id_that_comes_again_has_its_place_back_beyond_an_orders_window(past: int) -> None:
+    events = [
+        click("k", 0),
+        conversion("x", 1, "demo"),
+        click("k", 90 * DAY),
+        conversion("y", 90 * DAY + 1 + past, "demo"),
+    ]
+    assert outcomes(*events) == {"x": "counted", "y": ["uncounted", "counted"][past]}
+
+
+def test_one_click_has_one_place_however_short_an_orders_window_is():
+    rules = following()
+    short = msgspec.structs.replace(rules, bounds=msgspec.structs.replace(rules.bounds, order_window_ms=HOUR))
+    events = [click("k", 0), conversion("x", 1, "demo"), conversion("y", 6 * DAY, "demo"), click("k", 6 * DAY + 1)]
+    result = answer_to(*events, conversion("z", 6 * DAY + 2, "demo"), rules=short)
+    found = {row.event_id: row.status for row in result.journeys.values()}
+    assert found == {"x": "counted", "y": "uncounted", "z": "counted"}
+
+
 def test_the_actions_own_count_holds_whatever_platforms_say():
     linkedin = [click("k", 0, **LINKEDIN), *(conversion(each, 1, "demo", **LINKEDIN) for each in ("d1", "d2"))]
     assert outcomes(*linkedin) == {"d1": "counted", "d2": "uncounted"}  # linkedin counts every one

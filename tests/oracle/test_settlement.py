@@ -19,6 +19,7 @@ from tests.oracle.cases import (
     counts_of,
     credited,
     meta_statuses,
+    policy,
     restate,
     rows_of,
     statuses,
@@ -240,6 +241,26 @@ def test_a_click_and_a_view_with_one_id_are_two_touches():
     touches = [view("t", 0), click("t", HOUR)]
     conversions = [conversion("x", 1, "demo"), conversion("y", HOUR + 1, "demo")]
     assert meta_statuses(*touches, *conversions) == {"x": "counted", "y": "counted"}
+
+
+@pytest.mark.parametrize("past", [0, 1])
+def test_a_click_id_that_comes_again_has_its_place_back_beyond_an_orders_window(past: int) -> None:
+    again = 90 * DAY + past  # of the first one that is counted
+    events = [click("k", 0), conversion("x", HOUR, "demo"), click("k", 60 * DAY, campaign_id="again")]
+    events += [conversion("y", 61 * DAY, "demo"), click("k", 89 * DAY), conversion("z", HOUR + again, "demo")]
+    found = meta_statuses(*events, conversion("w", HOUR + again + 1, "demo"))
+    assert found == {
+        "x": "counted",
+        "y": "uncounted",
+        "z": ["uncounted", "counted"][past],
+        "w": ["counted", "uncounted"][past],
+    }
+
+
+def test_one_click_has_one_place_however_short_an_orders_window_is():
+    events = [click("k", 0), conversion("x", 1, "demo"), conversion("y", 6 * DAY, "demo"), click("k", 6 * DAY + 1)]
+    found = meta_statuses(*events, conversion("z", 6 * DAY + 2, "demo"), rules=policy(order_window="1h"))
+    assert found == {"x": "counted", "y": "uncounted", "z": "counted"}
 
 
 def test_a_platforms_word_on_an_action_beats_the_actions_own_and_its_word_on_all_too():

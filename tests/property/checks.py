@@ -1,5 +1,6 @@
 """What must hold of the output topics when a deployment has come to rest, whatever happened before."""
 
+import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -22,8 +23,13 @@ def oracles_answer(deployment: Deployment) -> Answer:
     batches = committed_batches(
         message.value() or b"" for message in broker.committed(settings.deltas_topic) if message.partition() == 0
     )
-    records = [_record(message) for topic in settings.input_topics() for message in broker.committed(topic)]
-    return answer(records, deployment.policy, deployment.partitions, batches, settings.rekeyed_topic)
+    return answer(input_records(deployment), deployment.policy, deployment.partitions, batches, settings.rekeyed_topic)
+
+
+def input_records(deployment: Deployment) -> list[Record]:
+    """What the input topics hold."""
+    topics = deployment.settings.input_topics()
+    return [_record(message) for topic in topics for message in deployment.broker.committed(topic)]
 
 
 def differences(deployment: Deployment) -> list[str]:
@@ -75,12 +81,9 @@ def _left_open(must: Answer, deployment: Deployment) -> set[Coordinates]:
     was refused at some moment is in no topic but the letters', so after a rebuild, which takes other batches, a second refusal
     of one that applied in between may have no letter or a second one.
     """
-    people = must.people.values()
-    moving = (each for person in people for each in person.history if each.event.event_type != "forget")
-    latest_ms = max((each.time_ms for each in moving), default=0)
-    floor_ms = latest_ms - deployment.policy.conversion_retention_ms()
+    floor_ms = _latest_ms(must, deployment) - deployment.policy.conversion_retention_ms()
     found = set()
-    for person in people:
+    for person in must.people.values():
         flips = refusals_over_time(person, deployment.policy) if deployment.rebuilt["counter"] else {}
         for adjustment in (each for each in person.history if each.event.event_type == "adjustment"):
             event = adjustment.event
@@ -93,6 +96,15 @@ def _left_open(must: Answer, deployment: Deployment) -> set[Coordinates]:
             if min([adjustment.time_ms, *named]) < floor_ms or adjustment.found in flips:
                 found.add(adjustment.found)
     return found
+
+
+def _latest_ms(must: Answer, deployment: Deployment) -> int:
+    """The time (epoch ms) of the latest event that moved a stream time: repeats too, but no forget."""
+    records = input_records(deployment)
+    events = [
+        json.loads(each.value or b"") for each in records if each.coordinates not in must.rejected and not each.source
+    ]
+    return max((event["event_time"] for event in events if event["event_type"] != "forget"), default=0)
 
 
 def _accounting(must: Answer) -> Iterator[str]:

@@ -3,9 +3,11 @@
 from collections import Counter
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.attribution.settle import settle
 from app.attribution.state import STATE_VERSION, Adjustment, Conversion, Touch, UserState, pack, unpack
 from app.attribution.users import changes, prune, take_in
 from app.policy.load import parse_policy
@@ -81,6 +83,15 @@ def run(batches: list[list[Any]]) -> tuple[dict[bytes, Any], Counter[tuple[Any, 
     return rows, Counter({key: count for key, count in counts.items() if count}), revisions
 
 
+def kinds(events: list[Any]) -> tuple[list[Conversion], list[Adjustment], list[tuple[str, Touch]]]:
+    """Events as `take_in` takes them."""
+    return (
+        [item for item in events if isinstance(item, Conversion)],
+        [item for item in events if isinstance(item, Adjustment)],
+        [item for item in events if isinstance(item, tuple)],
+    )
+
+
 def distinct(history: list[Any]) -> list[Any]:
     """One event an identity, as deduplication leaves them."""
     found: dict[Any, Any] = {}
@@ -113,9 +124,7 @@ def test_what_is_pruned_changes_no_decision_on_what_is_kept(history: list[Any], 
     events = distinct(history)
     take_in(
         state,
-        [item for item in events if isinstance(item, Conversion)],
-        [item for item in events if isinstance(item, Adjustment)],
-        [item for item in events if isinstance(item, tuple)],
+        *kinds(events),
         {},
         POLICY,
         0,
@@ -123,8 +132,46 @@ def test_what_is_pruned_changes_no_decision_on_what_is_kept(history: list[Any], 
     changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], {}, POLICY, 0)[0], POLICY)
     whole = unpack(pack(state))
     prune(state, stream_s * SECOND_MS - POLICY.conversion_retention_ms())
-    from app.attribution.settle import settle
-
     kept = settle(state.conversions, state.adjustments, POLICY).decisions
     before = settle(whole.conversions, whole.adjustments, POLICY).decisions
     assert kept == {key: before[key] for key in kept}
+
+
+def moved(event: Any, by_ms: int, suffix: str) -> Any:
+    """An event at a later time, of another id; but a touch keeps its id, as one that comes again when it was forgotten."""
+    if isinstance(event, tuple):
+        platform, touch = event
+        return platform, msgspec.structs.replace(touch, time_ms=touch.time_ms + by_ms)
+    new: dict[str, Any] = {"event_id": event.event_id + suffix, "time_ms": event.time_ms + by_ms}
+    if isinstance(event, Adjustment) and event.conversion_event_id:
+        new["conversion_event_id"] = event.conversion_event_id + suffix
+    return msgspec.structs.replace(event, **new)
+
+
+# Few ids, and mostly what counts one a touch, so that places are taken and come free.
+signups = conversions.map(lambda conversion: msgspec.structs.replace(conversion, name="signup", platform="meta"))
+clicks = touches.map(lambda placed: ("meta", msgspec.structs.replace(placed[1], kind="click", event_id="t0")))
+dense = st.lists(st.one_of(clicks, clicks, signups, signups, touches, conversions, adjustments), max_size=8)
+
+
+@given(st.lists(dense, min_size=2, max_size=5), st.lists(st.integers(0, 80), min_size=5, max_size=5))
+def test_what_was_let_go_changes_no_decision_on_what_comes_later_however_often_ids_come_again(
+    parts: list[list[Any]], gaps: list[int]
+) -> None:
+    whole, pruned = (UserState(STATE_VERSION, [], []) for _ in range(2))
+    known: list[tuple[str, Touch]] = []
+    end_ms, horizon_ms = 0, POLICY.bounds.correction_horizon_ms
+    for at, (part, gap) in enumerate(zip(parts, gaps, strict=False)):
+        # what comes is no older than the correction horizon
+        by_ms = max(0, end_ms - horizon_ms) + gap * 10 * SECOND_MS
+        new = [moved(event, by_ms, f".{at}") for event in distinct(part)]
+        known += kinds(new)[2]
+        for state in (whole, pruned):
+            conversions, adjustments, _ = kinds(new)
+            copies = unpack(pack(UserState(STATE_VERSION, conversions, adjustments)))
+            take_in(state, copies.conversions, copies.adjustments, known, {}, POLICY, end_ms - horizon_ms)
+        times_ms = [event[1].time_ms if isinstance(event, tuple) else event.time_ms for event in new]
+        end_ms = max([end_ms, *times_ms])
+        found, must = (settle(state.conversions, state.adjustments, POLICY).decisions for state in (pruned, whole))
+        assert found == {key: must[key] for key in found}
+        prune(pruned, end_ms - POLICY.conversion_retention_ms())

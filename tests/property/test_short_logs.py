@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.attribution.state import unpack
+from app.contract import rows
 from app.policy.model import Policy
 from tests.memory.deployment import Deployment, deployed
 from tests.property.checks import differences
@@ -48,6 +50,12 @@ STORIES: dict[str, list[Told]] = {
         ("click", "k", 4, {}),
         ("conversion", "x", 8, {"order_id": "o", "value": 5}),
     ],
+    "a repeat of a report whose order lies too far back": [
+        ("click", "k", -13, {}),
+        ("conversion", "first", -12.8, {"order_id": "o", "platform": "meta"}),
+        ("conversion", "x", -3, {"order_id": "o", "platform": "meta"}),
+        ("conversion", "x", 8, {"order_id": "o", "platform": "meta"}),
+    ],
     "a place that is taken": [
         ("click", "k", 0, {}),
         ("conversion", "first", 1, {"conversion_name": "signup"}),
@@ -57,6 +65,16 @@ STORIES: dict[str, list[Told]] = {
         ("click", "k", 0, {}),
         ("conversion", "first", 1, {"conversion_name": "signup"}),
         ("conversion", "second", 2, {"conversion_name": "signup"}),
+        ("conversion", "x", 8, {"conversion_name": "signup"}),
+    ],
+    "a place of an id that was used before what is read back": [
+        ("click", "k", -13.5, {}),
+        ("conversion", "unknown", -13, {"conversion_name": "signup"}),
+        ("click", "k", -4.5, {}),
+        ("conversion", "uncounted", -4, {"conversion_name": "signup"}),
+        ("click", "k", -2.5, {}),
+        ("conversion", "counted", -2, {"conversion_name": "signup"}),
+        ("click", "k", 7, {}),
         ("conversion", "x", 8, {"conversion_name": "signup"}),
     ],
     "a place that was freed": [
@@ -125,6 +143,14 @@ def published(deployment: Deployment) -> list[tuple[str, bytes | None, bytes | N
     ]
 
 
+def held(deployment: Deployment) -> set[tuple[str, int]]:
+    """The conversions that counters hold, by event id and time."""
+    states = [
+        unpack(state) for key, found in deployment.memory.values.items() if b":conv:" in key for state in found.values()
+    ]
+    return {(conversion.event_id, conversion.time_ms) for state in states for conversion in state.conversions}
+
+
 def rebuild_in_short(deployment: Deployment, before: float) -> None:
     """Retention removes what it may, the counter's state is lost and rebuilt, and nothing is published by that."""
     was = published(deployment)
@@ -181,10 +207,137 @@ def test_what_was_published_stands_and_what_comes_then_is_judged_with_it(policy:
         send(deployment, "conversion", "y", end - 1, value=3)
         send(deployment, "click", "last", end, user_id="bob")
         deployment.drain()
+        was = held(deployment)
         rebuild_in_short(deployment, begin)
-        send(deployment, "click", "late", end - 1.5)  # the user's state is settled once more
+        assert held(deployment) <= was  # what is tied to nothing that is held goes again
+        send(deployment, "click", "late", end - 1.6)  # the user's state is settled once more
+        send(deployment, "conversion", "report", end - 1.5, order_id="o", value=5)
+        send(deployment, "conversion", "sign-up", end - 1.4, conversion_name="signup")
         send(deployment, "adjustment", "b", end, adjustment="restate", conversion_event_id="y", value=4)
         assert_exact(deployment)
         send(deployment, "click", "later", end + 20, user_id="bob")
         send(deployment, "conversion", "z", end + 20, value=3)
         assert_exact(deployment)
+
+
+@pytest.mark.parametrize("policy", [PLATFORMS, EVERYTHING], ids=["platforms", "journeys"])
+def test_a_repeat_of_what_is_held_for_an_adjustment_s_sake_is_one(policy: Policy) -> None:
+    bounds = msgspec.structs.replace(policy.bounds, adjustment_window_ms=30 * UNIT_MS, order_window_ms=UNIT_MS)
+    begin, end = 20, 20 + 30 + bounds.correction_horizon_ms / UNIT_MS
+    with deployed(Deployment(Policy(bounds, policy.versions))) as deployment:
+        send(deployment, "conversion", "x", 0, value=5)
+        send(deployment, "click", "first kept", begin, user_id="bob")
+        send(deployment, "conversion", "x", begin + 0.5, value=6)
+        deployment.drain()
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        rebuild_in_short(deployment, begin)
+        assert_exact(deployment)
+
+
+def send_later(deployment: Deployment, kind: str, event_id: str, at: float, by: float, **fields: Any) -> None:
+    """One event whose record was written that much later (steps of the grid) than it happened."""
+    send(deployment, kind, event_id, at, **fields)
+    log = deployment.broker.logs["ads.events", 0]
+    message, _ = log.entries.pop()
+    assert message is not None
+    deployment.broker.append("ads.events", 0, value=message.value(), timestamp=START_MS + round((at + by) * UNIT_MS))
+
+
+def test_a_repeat_that_the_rebuild_has_let_go_already_makes_nobody_a_returning_customer() -> None:
+    begin, end = 7.5, 7.5 + EVERYTHING.conversion_retention_ms() / UNIT_MS
+    with deployed(Deployment(EVERYTHING)) as deployment:
+        send(deployment, "conversion", "x", 5.6)
+        send(deployment, "click", "first kept", begin, user_id="bob")
+        send_later(deployment, "conversion", "x", 6.5, by=1.5)
+        send(deployment, "conversion", "y", 14)  # 8.4 after x, 7.5 after its repeat, and customers are known for 8
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        rebuild_in_short(deployment, begin)
+        assert_exact(deployment)
+
+
+def test_a_conversion_of_a_user_of_whom_the_log_tells_nothing_is_held_again() -> None:
+    begin, end = 7.5, 7.5 + PLATFORMS.conversion_retention_ms() / UNIT_MS
+    with deployed(Deployment(PLATFORMS)) as deployment:
+        send_later(deployment, "conversion", "x", begin + 0.005, by=-0.01, value=5)  # by a clock that is ahead
+        send(deployment, "click", "first kept", begin, user_id="bob")
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        rebuild_in_short(deployment, begin)
+        send(deployment, "conversion", "x", end - 1.5, value=6)
+        assert_exact(deployment)
+
+
+@pytest.mark.parametrize("policy", [PLATFORMS, EVERYTHING], ids=["platforms", "journeys"])
+def test_a_touch_that_was_too_late_is_so_though_the_log_does_not_tell_it(policy: Policy) -> None:
+    begin, end = 7.5, 7.5 + policy.conversion_retention_ms() / UNIT_MS
+    with deployed(Deployment(policy)) as deployment:
+        send(deployment, "click", "moves the time", 7.4, user_id="bob")
+        send_later(deployment, "click", "k", 5.3, by=2.2)
+        send(deployment, "click", "first kept", begin + 0.01, user_id="bob")
+        send(deployment, "conversion", "x", begin + 0.5)
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        rebuild_in_short(deployment, begin)
+        send(deployment, "adjustment", "a", end, adjustment="restate", conversion_event_id="x", value=1)
+        assert_exact(deployment)
+
+
+def test_what_a_former_release_credited_otherwise_is_corrected_where_the_log_tells_all_of_it() -> None:
+    begin, end = 7.5, 7.5 + PLATFORMS.conversion_retention_ms() / UNIT_MS
+    topic = "conversions.attributed"
+    with deployed(Deployment(PLATFORMS)) as deployment:
+        send(deployment, "click", "gone", begin - 1, user_id="bob")
+        send(deployment, "click", "first kept", begin, user_id="bob")
+        for name, at in (("old", 8), ("reaches back", 15), ("new", 16)):  # a click is credited for 8
+            send(deployment, "click", f"k of {name}", at - 0.2)
+            send(deployment, "conversion", name, at)
+        deployment.drain()
+        for row in map(rows.decode_attributed, [each.value() for each in deployment.broker.committed(topic)]):
+            key = rows.attributed_key("shop", "ann", "meta", "purchase", row.event_id)
+            other = msgspec.structs.replace(row, touch_event_id="of a former rule", revision=row.revision + 1)
+            deployment.broker.append(topic, 0, key=key, value=rows.encode(other))
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        before = len(deployment.broker.committed(topic))
+        remove_old(deployment, begin)
+        lose(deployment, "counter")
+        deployment.drain()
+        corrected = [rows.decode_attributed(each.value()) for each in deployment.broker.committed(topic)[before:]]
+        assert [(row.event_id, row.touch_event_id, row.revision) for row in corrected] == [("new", "k of new", 3)]
+
+
+@pytest.mark.parametrize("kind", ["retract", "restate"])
+def test_an_adjustment_that_was_too_late_has_no_second_letter_and_no_effect(kind: str) -> None:
+    begin, end = 7.5, 7.5 + PLATFORMS.conversion_retention_ms() / UNIT_MS
+    with deployed(Deployment(PLATFORMS)) as deployment:
+        send(deployment, "click", "k", 4)
+        send(deployment, "conversion", "x", 4.5, conversion_name="signup")
+        send(deployment, "click", "moves the time", 7.4, user_id="bob")
+        send_later(deployment, "adjustment", "a", 5.3, by=2.2, adjustment=kind, conversion_event_id="x", value=1)
+        send_later(deployment, "adjustment", "b", 5.3, by=2.2, adjustment=kind, order_id="o", value=1)
+        send(deployment, "click", "first kept", begin + 0.01, user_id="bob")
+        send(deployment, "conversion", "y", 8, conversion_name="signup")
+        send_later(
+            deployment, "click", "last", 17, by=end - 17, user_id="bob"
+        )  # the events are behind: a and b are held
+        deployment.drain()
+        rebuild_in_short(deployment, begin)
+        send_later(deployment, "conversion", "z", 18, by=end - 18, order_id="o")
+        assert_exact(deployment)
+
+
+def test_what_a_repeat_of_a_forget_seems_to_have_forgotten_stands() -> None:
+    policy = Policy(msgspec.structs.replace(BOUNDS_OF_12, dedup_window_ms=2 * UNIT_MS), POLICY.versions)
+    begin, end = 7.5, 7.5 + policy.conversion_retention_ms() / UNIT_MS
+    with deployed(Deployment(policy)) as deployment:
+        send(deployment, "click", "gone", 7.3, user_id="bob")
+        send_later(deployment, "forget", "f", 5.5, by=1.9)
+        send(deployment, "click", "first kept", begin, user_id="bob")
+        send(deployment, "click", "k", 7.8)
+        send(deployment, "conversion", "x", 8)
+        send(deployment, "forget", "f", 9)  # within the dedup window
+        send(deployment, "click", "last", end, user_id="bob")
+        deployment.drain()
+        rebuild_in_short(deployment, begin)

@@ -69,7 +69,6 @@ class _Scribe:
     def __init__(self, chance: Random, policy: Policy, partitions: int, topics: int, order: Order) -> None:
         self.chance = chance
         self.policy, self.partitions, self.topics, self.order = policy, partitions, topics, order
-        self.reused = FRESH
         crowd = chance.choice([1, 1, 4])
         self.users, self.advertisers = USERS[:crowd], ADVERTISERS[:crowd]
         self.now_ms = START_MS
@@ -130,7 +129,7 @@ class _Scribe:
 
     def _id(self, letter: str) -> str:
         number = self.chance.randint(0, 4 * FRESH)
-        if self.order is Order.TAME or number >= self.reused:
+        if self.order is Order.TAME or number >= FRESH:
             return f"{letter}{len(self.arrivals) + FRESH}" + "-" * {FRESH: 20, FRESH + 1: 80}.get(number, 0)
         return f"{letter}{number}"
 
@@ -277,14 +276,11 @@ def make_world(chance: Random) -> World:
 
 
 def make_long_world(chance: Random) -> World:
-    """A world of 70 records of one topic over more time than a rebuild reads. An id is seldom used for something else: a place is
-    held by the id of its touch, and for as long as that is used again, which may be further back than rows are read.
-    """
+    """A world of 70 records of one topic over more time than a rebuild reads, in which ids are used again after all of it."""
     policy = make_policy(chance)
     partitions = chance.choice([1, 1, 2])
     scribe = _Scribe(chance, policy, partitions, 1, Order.LOG)
     scribe.steps_ms = [0, 0, 0, MINUTE_MS, UNIT_MS, 2 * UNIT_MS]
-    scribe.reused = 0
     for _ in range(70):
         scribe.write()
     return World(policy, partitions, 1, tuple(scribe.arrivals), Order.LOG)
