@@ -4,6 +4,8 @@ What is held afterwards is a function of what had been accepted and of the time 
 how records were cut into batches. Only the counts keep what was settled before.
 """
 
+from msgspec.structs import replace
+
 from app.attribution.settle import Settlement
 from app.attribution.state import NO_PATH, Touch, UserState
 from app.attribution.users import Answer, Change, Paths, answer, changes, look_back, put_journey
@@ -36,7 +38,8 @@ def forget(
     look_back(state, touches, paths, policy)
     change = changes(advertiser_id, user_id, state, _later(before, until_ms), policy)
     deleted = _deletions(advertiser_id, user_id, before, until_ms, policy)
-    return change._replace(
+    return replace(
+        change,
         rows=deleted.rows + change.rows,
         journeys=deleted.journeys + change.journeys,
         models=deleted.models + change.models,
@@ -45,7 +48,8 @@ def forget(
 
 def spared(change: Change, until_ms: int) -> Change:
     """A change without the rows that a forget of `until_ms` deletes at once: nobody need read them."""
-    return change._replace(
+    return replace(
+        change,
         rows=[each for each in change.rows if each[1] is None or each[1].event_time > until_ms],
         journeys=[each for each in change.journeys if each[1] is None or each[1].event_time > until_ms],
         models=[each for each in change.models if each[1] is None or each[1].event_time > until_ms],

@@ -116,7 +116,6 @@ def journey_row(advertiser_id: str, user_id: str, journey: Journey, revision: in
     decision, path, conversion = journey.decision, journey.path, journey.decision.conversion
     action, journeys = decision.version.actions[conversion.name], policy.bounds.journeys
     assert journeys is not None
-    keep = policy.bounds.keep
     first_time, first_page, first_referrer = path.first_visit or (None, None, None)
     abandoned_action, abandoned_time = journey.abandoned or (None, None)
     last = path.touches[-1] if path.touches else None
@@ -138,11 +137,11 @@ def journey_row(advertiser_id: str, user_id: str, journey: Journey, revision: in
         outcome=action.outcome or "",
         policy_version=decision.version.number,
         credit=journeys.credit,
-        credited=_shown(path.credited, keep),
+        credited=_shown(path.credited, policy),
         time_to_convert_ms=conversion.time_ms - path.credited[1].time_ms if path.credited else None,
         counted_by=list(journey.counted_by),
-        first_touch=_shown(path.first, keep),
-        touches=[_path_touch(platform, touch, keep) for platform, touch in path.touches],
+        first_touch=_shown(path.first, policy),
+        touches=[_path_touch(platform, touch, policy) for platform, touch in path.touches],
         views=path.views,
         engaged_views=path.engaged_views,
         clicks=path.clicks,
@@ -156,30 +155,17 @@ def journey_row(advertiser_id: str, user_id: str, journey: Journey, revision: in
         customer=journey.customer,
         abandoned_action=abandoned_action,
         abandoned_time=abandoned_time,
-        returned_by=_shown(last, keep) if is_return else None,
+        returned_by=_shown(last, policy) if is_return else None,
         revision=revision,
     )
 
 
-def _shown(placed: tuple[str, Touch] | None, keep: tuple[str, ...]) -> PathTouch | None:
-    return _path_touch(*placed, keep) if placed else None
+def _shown(placed: tuple[str, Touch] | None, policy: Policy) -> PathTouch | None:
+    return _path_touch(*placed, policy) if placed else None
 
 
-def _path_touch(platform: str, touch: Touch, keep: tuple[str, ...]) -> PathTouch:
-    kept = dict(zip(keep, touch.attributes, strict=True))
-    return PathTouch(
-        platform=platform,
-        touch_type=touch.kind,
-        event_id=touch.event_id,
-        time=touch.time_ms,
-        campaign_id=kept.get("campaign_id"),
-        ad_id=kept.get("ad_id"),
-        creative_id=kept.get("creative_id"),
-        landing_page=kept.get("landing_page"),
-        offer_id=kept.get("offer_id"),
-        source=kept.get("source"),
-        medium=kept.get("medium"),
-    )
+def _path_touch(platform: str, touch: Touch, policy: Policy) -> PathTouch:
+    return PathTouch(platform, touch.kind, touch.event_id, touch.time_ms, *policy.shown(touch.attributes))
 
 
 def model_rows(row: JourneyRow, journeys: Journeys) -> list[ModelRow]:

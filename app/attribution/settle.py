@@ -7,7 +7,8 @@ adjustments. The rules are those of docs/counting.md; the numbers behind the com
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+
+import msgspec
 
 from app.attribution.state import Adjustment, Conversion, Touch
 from app.contract import reasons, rows
@@ -17,7 +18,7 @@ from app.policy.model import Policy, Version
 Taken = dict[tuple[str, ...], int]
 
 
-class Decision(NamedTuple):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """The judgement of one conversion on one platform. `value_micros` is what its row shows; it is counted only where
     `status` is counted.
     """
@@ -30,7 +31,7 @@ class Decision(NamedTuple):
     conversion: Conversion
 
 
-class Settlement(NamedTuple):
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """Decisions by what names their row, (conversion_name, event_id, platform), and the reason for each adjustment that
     is refused, by its identity.
     """
@@ -82,10 +83,10 @@ def judged_platforms(conversion: Conversion) -> Iterable[str]:
 
 def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], policy: Policy) -> Settlement:
     """Judges all conversions of one (advertiser, user) with its adjustments."""
-    by_platform: dict[str, list[Conversion]] = defaultdict(list)
+    by_platform: dict[str, list[Conversion]] = {}
     for conversion in conversions:
         for platform in judged_platforms(conversion):
-            by_platform[platform].append(conversion)
+            by_platform.setdefault(platform, []).append(conversion)
     ordered = in_order(adjustments)
     decisions: dict[tuple[str, str, str], Decision] = {}
     named: dict[tuple[str, str, str], list[str | None]] = defaultdict(list)
@@ -112,8 +113,7 @@ def settle(conversions: Iterable[Conversion], adjustments: list[Adjustment], pol
                 decisions[report.name, report.event_id, platform] = Decision(
                     rows.DUPLICATE, 0, report.credits.get(platform), first.event_id, policy.at(report.time_ms), report
                 )
-    refusals = {key: found[0] for key, found in named.items() if found and all(found) and found[0]}
-    return Settlement(decisions, refusals)
+    return Settlement(decisions, {key: found[0] for key, found in named.items() if found and all(found) and found[0]})
 
 
 def in_order(adjustments: list[Adjustment]) -> list[Adjustment]:
@@ -125,6 +125,8 @@ def distinct(conversions: list[Conversion]) -> list[Conversion]:
     """In order of (time, event_id); an event that was sent both with and without its platform is one conversion, the
     earlier report of it.
     """
+    if len(conversions) == 1:
+        return conversions
     ordered = sorted(conversions, key=lambda conversion: (conversion.time_ms, conversion.event_id, conversion.platform))
     kept = {(conversion.name, conversion.event_id): conversion for conversion in reversed(ordered)}
     return (

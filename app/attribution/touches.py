@@ -170,23 +170,16 @@ class Touches:
             commands += largest.write(nothing, flush=True)
         return commands
 
-    def wanted(self, users_and_times: Iterable[tuple[str, int, int]], whole: np.ndarray) -> Wanted:
-        """The commands that read what may hold an eligible touch, for (kind, user hash, conversion time) triples, and
-        everything that is stored of the user hashes in `whole`.
+    def wanted(self, asked: dict[str, tuple[np.ndarray, np.ndarray]], whole: np.ndarray) -> Wanted:
+        """The commands that read what may hold an eligible touch, by kind for user hashes (uint64) and conversion times (ms),
+        and everything that is stored of the user hashes in `whole`.
         """
-        asked: dict[str, list[tuple[int, int]]] = {}
-        for kind, user, time_ms in users_and_times:
-            asked.setdefault(kind, []).append((user, time_ms))
-        columns = {
-            kind: (np.array([user for user, _ in found], dtype=np.uint64), np.array([time_ms for _, time_ms in found]))
-            for kind, found in asked.items()
-        }
         wanted = Wanted([], [])
         for segment, table in self.segments.items():
             kind, number, _ = segment
             users = whole
-            if kind in columns:
-                asking, times_ms = columns[kind]
+            if kind in asked:
+                asking, times_ms = asked[kind]
                 start_ms = number * self.span_ms[kind]
                 end_ms = start_ms + self.span_ms[kind] + self.lookback_ms[kind]
                 users = np.concatenate([whole, asking[(start_ms < times_ms) & (times_ms < end_ms)]])

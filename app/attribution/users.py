@@ -5,13 +5,15 @@ that no longer stands, and negative and positive deltas for the counts.
 """
 
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from app.attribution.journeys import Journey, Key, follow, journey_row, latest_order, model_rows
 from app.attribution.settle import Decision, Settlement, credit, settle
-from app.attribution.state import Adjustment, Conversion, Path, Touch, UserState
+from app.attribution.state import NEVER_MS, Adjustment, Conversion, Path, Touch, UserState
 from app.contract import rows
-from app.contract.events import MICROS
+from app.contract.events import MICROS, TOUCH_ATTRIBUTES
 from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
 from app.contract.rows import AttributedRow
 from app.policy.model import Journeys, Policy
@@ -30,7 +32,7 @@ class CountDelta(NamedTuple):
     value_micros: int
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """What one step of one user means for the outputs: upserts by key (None deletes), deltas, and adjustments refused
     with a reason.
     """
@@ -46,22 +48,25 @@ class Change(NamedTuple):
 Paths = dict[tuple[str, str, str], Path]  # by a conversion's identity
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a user's state says: what each platform makes of it, and the orders over all platforms."""
 
     settlement: Settlement
     journeys: dict[Key, Journey]
 
 
+NO_ANSWER: Final = Answer(Settlement({}, {}), {})  # of whom no conversion is held; never changed
+
+
 def answer(state: UserState, policy: Policy) -> Answer:
     """The canonical answer for one user."""
     if not state.conversions:
-        return Answer(Settlement({}, {}), {})
+        return NO_ANSWER
     settlement = settle(state.conversions, state.adjustments, policy)
     return Answer(settlement, follow(state, settlement, policy))
 
 
-class Taken(NamedTuple):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """The answer as it was before, how many of the new events were held already, and how many are of before the time up to
     which the person was forgotten.
     """
@@ -84,24 +89,29 @@ def take_in(
     those of `since_ms` (epoch ms) and later.
     """
     before = answer(state, policy)
-    new = conversions, adjustments
-    left = [[item for item in items if item.time_ms > state.forgotten_ms] for items in new]
-    repeats = sum(map(_add, (state.conversions, state.adjustments), left))
+    came = len(conversions) + len(adjustments)
+    if state.forgotten_ms != NEVER_MS:
+        conversions = [conversion for conversion in conversions if conversion.time_ms > state.forgotten_ms]
+        adjustments = [adjustment for adjustment in adjustments if adjustment.time_ms > state.forgotten_ms]
+    repeats = _add(state.conversions, conversions) + _add(state.adjustments, adjustments)
     look_back(state, touches, paths, policy, since_ms)
-    return Taken(before, repeats, sum(map(len, new)) - sum(map(len, left)))
+    return Taken(before, repeats, came - len(conversions) - len(adjustments))
 
 
 def _add(held: list[Any], new: list[Any]) -> int:
     """Appends what is not held yet; how many were. One may come twice in a batch that spans more time than ids are
     remembered.
     """
+    if not new:
+        return 0
     known = {item.identity() for item in held}
     repeats = 0
     for item in new:
-        if item.identity() in known:
+        identity = item.identity()
+        if identity in known:
             repeats += 1
         else:
-            known.add(item.identity())
+            known.add(identity)
             held.append(item)
     return repeats
 
@@ -114,7 +124,8 @@ def look_back(
     for conversion in state.conversions:
         if conversion.time_ms >= since_ms:
             credit(conversion, known, policy)
-        conversion.path = paths.get(conversion.identity(), conversion.path)
+        if paths:
+            conversion.path = paths.get(conversion.identity(), conversion.path)
 
 
 def changes(advertiser_id: str, user_id: str, state: UserState, before: Answer, policy: Policy) -> Change:
@@ -145,7 +156,8 @@ def changes(advertiser_id: str, user_id: str, state: UserState, before: Answer, 
         if reason is not None and not adjustment.is_refused:
             adjustment.is_refused = True
             change.refused.append((adjustment, reason))
-    _journey_changes(advertiser_id, user_id, before.journeys, now.journeys, revisions, policy, change)
+    if policy.bounds.journeys is not None:
+        _journey_changes(advertiser_id, user_id, before.journeys, now.journeys, revisions, policy, change)
     return change
 
 
@@ -210,7 +222,8 @@ class _Revisions:
 def _content(decision: Decision) -> tuple[Any, ...]:
     """What of a decision its row shows."""
     conversion = decision.conversion
-    return (*decision[:4], decision.version.number, conversion.time_ms, conversion.currency, conversion.order_id)
+    judged = decision.status, decision.value_micros, decision.touch, decision.duplicate_of, decision.version.number
+    return (*judged, conversion.time_ms, conversion.currency, conversion.order_id)
 
 
 def _deltas(
@@ -220,33 +233,30 @@ def _deltas(
     new: Decision | None,
     policy: Policy,
 ) -> list[CountDelta]:
-    found = []
-    window_ms = policy.bounds.window_ms
-    for decision, sign in ((old, -1), (new, 1)):
-        if decision is None or decision.status != rows.COUNTED or decision.touch is None:
-            continue
-        conversion = decision.conversion
-        found.append(
-            CountDelta(
-                conversion.time_ms // window_ms * window_ms,
-                platform,
-                advertiser_id,
-                dimensions_of(decision.touch, policy),
-                conversion.name,
-                conversion.currency or "",
-                sign,
-                sign * decision.value_micros,
-            )
-        )
-    # a row may change that says more than what is counted
-    is_nothing = len(found) == 2 and found[0][:6] == found[1][:6] and not found[0].value_micros + found[1].value_micros
-    return [] if is_nothing else found
+    taken = _delta(advertiser_id, platform, old, -1, policy)
+    given = _delta(advertiser_id, platform, new, 1, policy)
+    if taken and given and taken[:6] == given[:6] and not taken.value_micros + given.value_micros:
+        return []  # a row may change that says more than what is counted
+    return [delta for delta in (taken, given) if delta]
 
 
-def dimensions_of(touch: Touch, policy: Policy) -> tuple[str | None, ...]:
-    """The touch's values of the policy's dimensions, in their order."""
-    kept = dict(zip(policy.bounds.keep, touch.attributes, strict=True))
-    return tuple(kept[name] for name in policy.bounds.dimensions)
+def _delta(
+    advertiser_id: str, platform: str, decision: Decision | None, sign: int, policy: Policy
+) -> CountDelta | None:
+    """What a decision is in the counts, with its sign; None where it is in none."""
+    if decision is None or decision.status != rows.COUNTED or decision.touch is None:
+        return None
+    conversion, window_ms = decision.conversion, policy.bounds.window_ms
+    return CountDelta(
+        conversion.time_ms // window_ms * window_ms,
+        platform,
+        advertiser_id,
+        policy.dimensions(decision.touch.attributes),
+        conversion.name,
+        conversion.currency or "",
+        sign,
+        sign * decision.value_micros,
+    )
 
 
 def attributed_row(
@@ -261,7 +271,8 @@ def attributed_row(
     conversion, version, touch = decision.conversion, decision.version, decision.touch
     action = version.actions[conversion.name]
     rule = version.platforms.get(platform)
-    kept = dict(zip(policy.bounds.keep, touch.attributes, strict=True)) if touch else {}
+    shown = policy.shown(touch.attributes) if touch else (None,) * len(TOUCH_ATTRIBUTES)
+    campaign_id, ad_id, creative_id, landing_page, offer_id, source, medium = shown
     return AttributedRow(
         advertiser_id=advertiser_id,
         user_id=user_id,
@@ -284,13 +295,13 @@ def attributed_row(
         touch_event_id=touch.event_id if touch else None,
         touch_time=touch.time_ms if touch else None,
         time_to_convert_ms=conversion.time_ms - touch.time_ms if touch else None,
-        campaign_id=kept.get("campaign_id"),
-        ad_id=kept.get("ad_id"),
-        creative_id=kept.get("creative_id"),
-        landing_page=kept.get("landing_page"),
-        offer_id=kept.get("offer_id"),
-        source=kept.get("source"),
-        medium=kept.get("medium"),
+        campaign_id=campaign_id,
+        ad_id=ad_id,
+        creative_id=creative_id,
+        landing_page=landing_page,
+        offer_id=offer_id,
+        source=source,
+        medium=medium,
         revision=revision,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate, islice
 from math import inf
 from operator import add
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -30,6 +30,7 @@ VIEW_VERSION: Final = (
 )
 CLOSED_ROWS: Final = 200_000  # of windows that become final in one batch; of one window there may be more
 RECONCILED_ROWS: Final = 50_000  # read back at once
+HELD_ROWS: Final = 20_000  # of a partition in memory, some 400 bytes each; others are read from Redis when they change
 _ZERO: Final = (0, 0, 0, 0, 0, 0, 0)  # the measures, money in millionths, and the revision
 
 
@@ -51,13 +52,31 @@ _unpack_view = msgspec.msgpack.Decoder(View).decode
 _unpack_counts = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, int, int]).decode
 
 
+_Counts = dict[
+    str, tuple[int, ...]
+]  # one window's rows by key: the measures and the revision, or the changes of the measures
+
+
+class _Plan(NamedTuple):
+    """What a batch changes by window and row key, the windows that become final, and which of both are read from Redis: some rows
+    of those `asked`, all of the `whole`, by `commands` in this order.
+    """
+
+    changed: dict[int, _Counts]
+    ended: list[int]
+    asked: list[int]
+    whole: list[int]
+    commands: list[Command]
+
+
 class AggregatorPartition:
-    """One deltas partition in memory: the watermarks and which windows are held."""
+    """One deltas partition in memory: the watermarks, which windows are held, and the rows of those that are being counted."""
 
     def __init__(self, tag: str, dimensions: tuple[str, ...]) -> None:
         self.tag = tag
         self.view = View(VIEW_VERSION, dimensions, 0, {})
         self.windows: set[int] = set()
+        self.rows: dict[int, _Counts] = {}  # of windows that began in this process: all that they have, as Redis has it
 
     def key(self, window: int) -> str:
         """The Redis key of one window's counts."""
@@ -83,6 +102,18 @@ class AggregatorPartition:
             view.watermarks[mark.partition] = max(view.watermarks.get(mark.partition, -1), mark.watermark_ms)
             if mark.ranges:  # of events, not of an idle partition's clock
                 view.streams[mark.partition] = max(view.streams.get(mark.partition, -1), mark.watermark_ms)
+
+    def keep(self, written: dict[int, _Counts], width_ms: int) -> None:
+        """Takes over what a batch wrote of windows whose rows are in memory; lets final windows go, and the oldest ones where they
+        have too many rows.
+        """
+        for window, counts in self.rows.items():
+            counts |= written.get(window, {})
+        held = 0
+        for window in sorted(self.rows, reverse=True):
+            held += len(self.rows[window])
+            if held > HELD_ROWS or window + width_ms <= self.closed_ms():
+                del self.rows[window]
 
     def closed_ms(self) -> int:
         """Windows that end then or before are final."""
@@ -146,31 +177,30 @@ class AggregatorStage:
         ]
         fold = Fold(stamps_ms=np.array(stamps, dtype=np.int64))
         plans = {partition: self._plan(self.opened[partition], batch, run) for partition, batch in batches.items()}
-        replies = iter(run([command for _, _, commands in plans.values() for command in commands]))
-        for partition, (changed, ended, commands) in plans.items():
-            found = [next(replies) for _ in commands]
-            stored = dict(zip(changed, found, strict=False))
-            finals = dict(zip(ended, found[len(changed) :], strict=True))
-            self._add_up(partition, changed, stored, finals, partition in suppressed, fold)
+        replies = iter(run([command for plan in plans.values() for command in plan.commands]))
+        for partition, plan in plans.items():
+            self._add_up(partition, plan, [next(replies) for _ in plan.commands], partition in suppressed, fold)
             fold.views[partition] = _pack(self.opened[partition].view)
         return fold
 
-    def _plan(
-        self, opened: AggregatorPartition, batch: Batch, run: Run
-    ) -> tuple[dict[int, dict[str, tuple[int, ...]]], list[int], list[Command]]:
-        """The changes by window and row key, the windows that become final, and the commands that read both."""
-        changed: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    def _plan(self, opened: AggregatorPartition, batch: Batch, run: Run) -> _Plan:
+        """The changes by window and row key, the windows that become final, and what of both is to be read."""
+        by_start: dict[str, _Counts] = defaultdict(dict)
         for record in batch.records:
             message = read_deltas(record)
             opened.hear(message)
             for row in message.rows:
                 key = row[0]
-                window = changed[int(key[1 : key.index(",")])]
+                window = by_start[key[1 : key.index(",")]]
                 total = window.get(key)
                 window[key] = row[1:] if total is None else tuple(map(add, total, row[1:]))
+        changed = {int(start): found for start, found in by_start.items()}
         ended = self._close(opened, run)
-        reads: list[Command] = [("HMGET", opened.key(window), *found) for window, found in changed.items()]
-        return changed, ended, reads + [("HGETALL", opened.key(window)) for window in ended]
+        opened.rows |= {window: {} for window in changed if window not in opened.windows}
+        asked = [window for window in changed if window not in opened.rows]
+        whole = [window for window in ended if window not in opened.rows]
+        commands: list[Command] = [("HMGET", opened.key(window), *changed[window]) for window in asked]
+        return _Plan(changed, ended, asked, whole, commands + [("HGETALL", opened.key(window)) for window in whole])
 
     def _close(self, opened: AggregatorPartition, run: Run) -> list[int]:
         """The windows that become final with this batch: those that the watermark has passed, the oldest first, as far as
@@ -188,28 +218,23 @@ class AggregatorStage:
         opened.view.closed_ms = closes_ms
         return ended
 
-    def _add_up(
-        self,
-        partition: int,
-        changed: dict[int, dict[str, tuple[int, ...]]],
-        stored: dict[int, list[bytes | None]],
-        finals: dict[int, list[bytes]],
-        quiet: bool,
-        fold: Fold,
-    ) -> None:
+    def _add_up(self, partition: int, plan: _Plan, replies: list[Any], quiet: bool, fold: Fold) -> None:
         opened = self.opened[partition]
-        written: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
-        for window, found in changed.items():
-            rows_of_window = written[window]
-            for (key, numbers), packed in zip(found.items(), stored[window], strict=True):
-                old = _unpack_counts(packed) if packed is not None else _ZERO
-                rows_of_window[key] = (*map(add, old, numbers), old[6] + 1)
-        for window, pairs in finals.items():
-            for name, packed in zip(pairs[::2], pairs[1::2], strict=True):
-                key = name.decode()
-                if key not in written[window]:
-                    old = _unpack_counts(packed)
-                    written[window][key] = (*old[:6], old[6] + 1)
+        known: dict[int, _Counts] = defaultdict(dict, opened.rows)
+        for window, stored in zip(plan.asked, replies, strict=False):
+            pairs = zip(plan.changed[window], stored, strict=True)
+            known[window] = {key: _unpack_counts(packed) for key, packed in pairs if packed is not None}
+        for window, stored in zip(plan.whole, replies[len(plan.asked) :], strict=True):
+            pairs = zip(stored[::2], stored[1::2], strict=True)
+            known[window] = {name.decode(): _unpack_counts(packed) for name, packed in pairs}
+        written: dict[int, _Counts] = {}
+        for window, found in plan.changed.items():
+            old = known[window]
+            written[window] = {key: _added(old.get(key, _ZERO), numbers) for key, numbers in found.items()}
+        for window in plan.ended:
+            counts = written.setdefault(window, {})
+            counts |= {key: _added(old, _ZERO) for key, old in known[window].items() if key not in counts}
+        opened.keep(written, self.bounds.window_ms)
         commands: list[Command] = []
         fresh = written.keys() - opened.windows
         if fresh:
@@ -225,7 +250,7 @@ class AggregatorStage:
         if not quiet:
             self._publish(partition, written, fold)
 
-    def _publish(self, partition: int, written: dict[int, dict[str, tuple[int, ...]]], fold: Fold) -> None:
+    def _publish(self, partition: int, written: dict[int, _Counts], fold: Fold) -> None:
         closed_ms = self.opened[partition].closed_ms()
         out = fold.outputs.setdefault((self.settings.counts_topic, partition), [])
         for window, counts in written.items():
@@ -266,6 +291,8 @@ class AggregatorStage:
         floor_ms = self._floor_ms(opened)
         ended = sorted(window for window in opened.windows if window < floor_ms)
         opened.windows.difference_update(ended)
+        for window in ended:
+            opened.rows.pop(window, None)
         if not ended:
             return []
         return [("UNLINK", *(opened.key(window) for window in ended)), ("SREM", opened.windows_key(), *ended)]
@@ -316,6 +343,11 @@ class AggregatorStage:
     def idle(self, partitions: Iterable[int], now_ms: int) -> Fold:
         """An aggregator has nothing to say on its own."""
         return Fold()
+
+
+def _added(old: tuple[int, ...], change: tuple[int, ...]) -> tuple[int, ...]:
+    """A row's measures with a change of them, and the next revision."""
+    return (*map(add, old[:6], change), old[6] + 1)
 
 
 def _numbers(row: rows.CountRow) -> tuple[int, ...]:

@@ -231,7 +231,7 @@ class CounterStage:
                     continue
             users = work.setdefault(int(parts[decoded.rows[index]]), {})
             user = UserWork.of(users, event.advertiser_id, event.user_id, base)
-            user.add(event, time_ms, records.source_of(message), message)
+            user.add(event, time_ms, message)
         return work
 
     def _publish_deltas(

@@ -18,6 +18,7 @@ from app.dedup.seen import Seen
 from app.engine.fold import Command, Record, Run
 from app.engine.state import StateRefused, check_version, unreadable
 from app.policy.model import DAY_MS, Policy
+from app.publish import records
 
 # of all that a counter keeps in Redis; one more with every change that an older release would misread
 VIEW_VERSION: Final = 3  # 2: ids, users and names by another hash; 3: ids and touches in tables
@@ -171,10 +172,12 @@ class UserWork:
 
     def conversions(self) -> list[Conversion]:
         """The conversions of all parts."""
+        if len(self.parts) == 1:
+            return self.parts[0].conversions
         return [conversion for part in self.parts for conversion in part.conversions]
 
-    def add(self, event: Event, time_ms: int, source: tuple[str, int, int, int], message: Record) -> None:
-        """Adds one accepted conversion, adjustment or forget."""
+    def add(self, event: Event, time_ms: int, message: Record) -> None:
+        """Adds one accepted conversion, adjustment or forget, and where its record lies."""
         part = self.parts[-1]
         if event.event_type == "forget":
             part.until_ms = time_ms
@@ -199,7 +202,7 @@ class UserWork:
                     value_micros,
                     order_id,
                     event.conversion_event_id,
-                    source,
+                    records.source_of(message),
                     message.key(),
                     (message.value() or b"")[:KEPT_BYTES],
                     event.conversion_name or "",

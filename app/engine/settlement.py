@@ -51,12 +51,17 @@ class Storable(NamedTuple):
     batch: touch_store.Batch
 
 
+# Where a touch of one conversion may stand: the user's field, the platform, the user's hash there, the conversion's time (ms).
+_Place = tuple[str, str, int, int]
+
+
 class _Reading(NamedTuple):
-    """What one partition needs from Redis to settle its users."""
+    """What one partition needs from Redis to settle its users. `places`: of their new conversions, by kind."""
 
     view: CounterPartition
     work: dict[str, UserWork]
     fields: list[list[str]]
+    places: dict[str, list[_Place]]
     wanted: touch_store.Wanted
     records: dict[touch_store.SegmentKey, np.ndarray]
     names: list[Command]
@@ -144,24 +149,36 @@ def _reading(
             UserWork.of(work, advertiser or "", user or "", int(touches.bases[index]))
             fold.counted["late", touches.names["platform"].texts.at(index) or ""] += 1
     followed = paths.reading(view, work, visits, policy) if view.visits is not None else None
+    places: dict[str, list[_Place]] = {}
+    for field, user in work.items():
+        _find_places(places, field, user.base, user.conversions(), policy)
     if followed is not None:
         wanted = view.touches.wanted_whole(followed.hashes.ravel())
     else:
-        wanted = view.touches.wanted(_lookups(work.values(), policy), _whole(work.values(), policy))
+        asked = {kind: _columns(found) for kind, found in places.items()}
+        wanted = view.touches.wanted(asked, _whole(work.values(), policy))
     reads, fields = view.converters.read_commands(list(work))
     swept = view.bucket_to_sweep()
     sweep: list[Command] = [("HGETALL", view.converters.key(swept))] if swept is not None else []
     visited = followed.wanted.commands if followed is not None else []
     commands = [*reads, *wanted.commands, *visited, *sweep]
-    return _Reading(view, work, fields, wanted, packed, names, followed, swept, commands)
+    return _Reading(view, work, fields, places, wanted, packed, names, followed, swept, commands)
 
 
-def _lookups(work: Iterable[UserWork], policy: Policy) -> Iterable[tuple[str, int, int]]:
-    """(kind, user hash, time) of every place where a new conversion's touch may stand."""
-    for user in work:
-        for conversion in user.conversions():
-            for platform, kind in _places(conversion, policy):
-                yield kind, platform_user(user.base, platform), conversion.time_ms
+def _find_places(
+    places: dict[str, list[_Place]], field: str, base: int, conversions: Iterable[Conversion], policy: Policy
+) -> None:
+    """Adds, by kind, where a touch of each of a user's conversions may stand."""
+    for conversion in conversions:
+        time_ms = conversion.time_ms
+        for platform, kind in policy.places(time_ms, conversion.platform):
+            places.setdefault(kind, []).append((field, platform, platform_user(base, platform), time_ms))
+
+
+def _columns(places: list[_Place]) -> tuple[np.ndarray, np.ndarray]:
+    """The user hashes (uint64) and the times (ms) of some places."""
+    _, _, users, times_ms = zip(*places, strict=True)
+    return np.array(users, dtype=np.uint64), np.array(times_ms, dtype=np.int64)
 
 
 def _whole(work: Iterable[UserWork], policy: Policy) -> np.ndarray:
@@ -169,12 +186,6 @@ def _whole(work: Iterable[UserWork], policy: Policy) -> np.ndarray:
     bases = [user.base for user in work if user.is_forgotten()]
     hashes = [platform_user(base, platform) for base in bases for platform in policy.platforms()]
     return np.array(hashes, dtype=np.uint64)
-
-
-def _places(conversion: Conversion, policy: Policy) -> list[tuple[str, str]]:
-    platforms = policy.at(conversion.time_ms).platforms
-    names = (conversion.platform,) if conversion.platform else tuple(platforms)
-    return [(name, kind) for name in names if name in platforms for kind in platforms[name].windows_ms]
 
 
 def platform_user(base: int, platform: str) -> int:
@@ -199,11 +210,13 @@ def _settle_partition(
     states = {field: unpack(packed) for field, packed in stored.items()}
     at = len(reading.fields)
     touched = found[at : at + len(reading.wanted.commands)]
-    places = _all_places(reading, states, policy)
+    for field, user in reading.work.items():
+        _find_places(reading.places, field, user.base, states[field].conversions, policy)
+    places = {kind: (found, *_columns(found)) for kind, found in reading.places.items()}
     if reading.followed is not None:
         users = reading.followed.hashes.ravel()
     else:
-        users = np.array([place.user for found in places.values() for place in found], dtype=np.uint64)
+        users = np.concatenate([np.empty(0, dtype=np.uint64), *(users for _, users, _ in places.values())])
     parts = view.touches.read(reading.wanted, touched, reading.records, np.unique(users))
     credits = _credits(view, reading.work, places, touch_store.Pool(parts, view.touches.span_ms), run)
     followed, paths_of = _follow(reading, states, parts, found[at + len(touched) :], policy, run)
@@ -222,8 +235,7 @@ def _settle_partition(
                 fold.counted["corrected", platform] += 1
             if not quiet:
                 _publish(partition, change, settings, fold)
-        times_ms = [conversion.time_ms for conversion in user.conversions()]
-        noted += [(user.base, time_ms) for time_ms in times_ms if time_ms > state.forgotten_ms]
+        noted += [(user.base, each.time_ms) for each in user.conversions() if each.time_ms > state.forgotten_ms]
         _let_go(state, view)
         out[field] = None if state.is_empty() else pack(state)
     if reading.swept is not None:
@@ -289,8 +301,10 @@ def _settle_user(
         if at:
             paths = paths_of((*state.conversions, *part.conversions), state.forgotten_ms)
         taken = take_in(state, part.conversions, part.adjustments, touches, paths, policy, since_ms)
-        fold.counted["duplicate", "", "conversion"] += taken.repeats
-        fold.counted["forgotten",] += taken.forgotten
+        if taken.repeats:
+            fold.counted["duplicate", "", "conversion"] += taken.repeats
+        if taken.forgotten:
+            fold.counted["forgotten",] += taken.forgotten
         change = changes(*who, state, taken.before, policy)
         if part.until_ms is not None:
             until_ms = forgotten_until(state, part.until_ms)
@@ -310,41 +324,25 @@ def _publish(partition: int, change: Change, settings: Settings, fold: Fold) -> 
         records.add(fold.outputs, settings.dlq_topic, partition, letter)
 
 
-class _Place(NamedTuple):
-    """Where a touch of one conversion may stand."""
-
-    field: str
-    platform: str
-    user: int  # the user's hash on the platform
-    time_ms: int
-
-
-def _all_places(reading: _Reading, states: dict[str, UserState], policy: Policy) -> dict[str, list[_Place]]:
-    """By kind, where a touch of each of the users' conversions may stand."""
-    places: dict[str, list[_Place]] = {}
-    for field, user in reading.work.items():
-        for conversion in (*states[field].conversions, *user.conversions()):
-            for platform, kind in _places(conversion, policy):
-                place = _Place(field, platform, platform_user(user.base, platform), conversion.time_ms)
-                places.setdefault(kind, []).append(place)
-    return places
-
-
 def _credits(
-    view: CounterPartition, fields: Iterable[str], places: dict[str, list[_Place]], pool: touch_store.Pool, run: Run
+    view: CounterPartition,
+    fields: Iterable[str],
+    places: dict[str, tuple[list[_Place], np.ndarray, np.ndarray]],
+    pool: touch_store.Pool,
+    run: Run,
 ) -> dict[str, list[tuple[str, Touch]]]:
-    """For each user the best stored or new touch of every place that one of its conversions may be credited to."""
+    """For each user the best stored or new touch of every place, by kind with their columns, that one of its conversions may
+    be credited to.
+    """
     best: list[tuple[_Place, touch_store.Found]] = []
-    for kind, found in places.items():
-        users = np.array([place.user for place in found], dtype=np.uint64)
-        times_ms = np.array([place.time_ms for place in found], dtype=np.int64)
+    for kind, (found, users, times_ms) in places.items():
         touches = pool.best(kind, users, times_ms)
         best += [(place, touch) for place, touch in zip(found, touches, strict=True) if touch is not None]
     codes = view.touches.unknown_codes(touch for _, touch in best)
     view.touches.learn(codes, run(view.touches.names_commands(codes)))
     credits: dict[str, list[tuple[str, Touch]]] = {field: [] for field in fields}
-    for place, touch in best:
-        credits[place.field].append((place.platform, view.touches.touch(touch)))
+    for (field, platform, _, _), touch in best:
+        credits[field].append((platform, view.touches.touch(touch)))
     return credits
 
 

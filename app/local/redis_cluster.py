@@ -224,6 +224,7 @@ def local_redis_cluster(
     settings = {
         "appendonly": True,
         "appendfsync": "everysec",
+        "rdbcompression": False,
         "save": "",
         "maxmemory-policy": "noeviction",
         "cluster-enabled": True,

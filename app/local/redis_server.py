@@ -97,6 +97,7 @@ def local_redis(
     settings = {
         "appendonly": appendonly,
         "appendfsync": "everysec",
+        "rdbcompression": False,  # binary tables hardly compress, and a rewrite of the file spends most of its CPU on it
         "save": "",
         "maxmemory-policy": "noeviction",
         "maxmemory": 0 if maxmemory is None else maxmemory,

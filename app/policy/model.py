@@ -5,7 +5,9 @@ latest that is not after the conversion's time, so a change never touches what w
 """
 
 from bisect import bisect_right
+from collections.abc import Callable
 from functools import cached_property
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -134,6 +136,45 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
                     reach_ms = each.effective_from_ms - longest_ms
                 longest_ms = window_ms
         return reach_ms
+
+    def places(self, time_ms: int, platform: str) -> tuple[tuple[str, str], ...]:
+        """The (platform, kind) pairs that a conversion at `time_ms` (epoch ms) may be credited to: of the platform that it names,
+        of all where it names none ("").
+        """
+        return self._places[self.at(time_ms).number - 1].get(platform, ())
+
+    @cached_property
+    def _places(self) -> tuple[dict[str, tuple[tuple[str, str], ...]], ...]:
+        found = []
+        for version in self.versions:
+            each = {name: tuple((name, kind) for kind in rule.windows_ms) for name, rule in version.platforms.items()}
+            found.append({**each, "": tuple(place for places in each.values() for place in places)})
+        return tuple(found)
+
+    def shown(self, attributes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        """All attributes that a row shows (`TOUCH_ATTRIBUTES`), of those of a touch, which are in the order of `keep`."""
+        return self._shown((*attributes, None))
+
+    def dimensions(self, attributes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        """The values of the dimensions, of a touch's attributes."""
+        return self._dimensions((*attributes, None))
+
+    @cached_property
+    def _shown(self) -> Callable[[tuple[str | None, ...]], tuple[str | None, ...]]:
+        return self._picked(TOUCH_ATTRIBUTES)
+
+    @cached_property
+    def _dimensions(self) -> Callable[[tuple[str | None, ...]], tuple[str | None, ...]]:
+        return self._picked(self.bounds.dimensions)
+
+    def _picked(self, names: tuple[str, ...]) -> Callable[[tuple[str | None, ...]], tuple[str | None, ...]]:
+        """What picks named values out of those of `keep` and one None behind them, which stands for what is not kept."""
+        keep = self.bounds.keep
+        places = [keep.index(name) if name in keep else -1 for name in names]
+        if len(places) > 1:
+            return itemgetter(*places)
+        # of one place an itemgetter makes no tuple
+        return itemgetter(slice(places[0], places[0] + 1 or None) if places else slice(0))
 
     def platforms(self) -> dict[str, int]:
         """Every platform that any version knows, with the time (epoch ms) of the first that does: a record that names

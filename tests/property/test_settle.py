@@ -129,7 +129,7 @@ def test_what_is_pruned_changes_no_decision_on_what_is_kept(history: list[Any], 
         POLICY,
         0,
     )
-    changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], {}, POLICY, 0)[0], POLICY)
+    changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], {}, POLICY, 0).before, POLICY)
     whole = unpack(pack(state))
     prune(state, stream_s * SECOND_MS - POLICY.conversion_retention_ms())
     kept = settle(state.conversions, state.adjustments, POLICY).decisions

@@ -188,6 +188,7 @@ def test_redis_keeps_every_key_and_writes_it_down() -> None:
     options = dict(zip(words[1::2], words[2::2], strict=True))
     assert options["--maxmemory-policy"] == "noeviction"
     assert (options["--appendonly"], options["--appendfsync"]) == ("yes", "everysec")
+    assert options["--rdbcompression"] == "no"
     assert _mounts("redis")["redis-data"] == "/data"
 
 
