@@ -14,6 +14,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
+from app.columns.compiled import compiled
+
 NEW_MAX: Final = 1 << 14  # records that are not in a run yet
 FAN_OUT: Final = 8
 RUN_MAX: Final = (
@@ -22,7 +24,7 @@ RUN_MAX: Final = (
 HASH: Final = "hash"  # the last field of every record
 _HALF: Final = 4  # bytes of half a hash
 _UPPER: Final = np.uint64(32)
-_MARKS: Final = 1 << 16
+_MARKS: Final = 1 << 14
 _LAST_BITS: Final = np.uint64(_MARKS - 1)
 
 Command = tuple[Any, ...]
@@ -110,8 +112,9 @@ class Table:
 
     def lookup(self, hashes: np.ndarray) -> Lookup:
         """The commands that `found` needs to find the records of these hashes (uint64)."""
-        hashes = np.unique(hashes)
-        upper = np.unique((hashes >> _UPPER).astype(np.uint32))
+        hashes = np.unique(hashes) if len(hashes) > 1 else hashes  # most often nothing is asked for
+        upper = (hashes >> _UPPER).astype(np.uint32)
+        upper = upper[np.flatnonzero(np.diff(upper, prepend=~upper[:1]))]  # each once
         size = self.record.itemsize - _HALF
         found = Lookup(hashes, [], self._due(), [])
         found.commands.extend(("GET", self._run_key(self.runs[place])) for place in found.merged)
@@ -223,11 +226,25 @@ class Table:
 def among(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Which of `hashes` (uint64) are one of `wanted`, which is sorted."""
     found = np.zeros(len(hashes), dtype=bool)
-    if not len(wanted):
+    if not len(wanted) or not len(hashes):
         return found
     marks = np.zeros(_MARKS, dtype=bool)  # most are none of them, which their last bits tell at once
     marks[(wanted & _LAST_BITS).astype(np.int64)] = True
-    rows = np.flatnonzero(marks[(hashes & _LAST_BITS).astype(np.int64)])
-    likely = hashes[rows]
-    found[rows] = wanted[np.minimum(wanted.searchsorted(likely), len(wanted) - 1)] == likely
+    _look_all(hashes, wanted, marks, found)
     return found
+
+
+@compiled
+def _look_all(hashes: np.ndarray, wanted: np.ndarray, marks: np.ndarray, found: np.ndarray) -> None:
+    for row in range(len(hashes)):
+        each = hashes[row]
+        if not marks[each & _LAST_BITS]:
+            continue
+        low, high = 0, len(wanted)
+        while low < high:
+            middle = (low + high) // 2
+            if wanted[middle] < each:
+                low = middle + 1
+            else:
+                high = middle
+        found[row] = low < len(wanted) and wanted[low] == each

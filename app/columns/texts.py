@@ -17,7 +17,7 @@ _SLOTS_MIN: Final = 1 << 12
 _SLOTS_A_CODE: Final = 4
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 # The mask of the first so many bytes of a little-endian word.
-_MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
+MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
 _NO_SEED: Final = np.zeros(1, dtype=np.uint64)
 
 
@@ -99,7 +99,7 @@ def _hash_all(
             held = (held ^ ((mixed ^ (mixed >> _R)) * _M)) * _M
             at += _WORD
         if at < end:
-            held = (held ^ (words[at] & _MASKS[end - at])) * _M
+            held = (held ^ (words[at] & MASKS[end - at])) * _M
         held = (held ^ (held >> _R)) * _M
         held ^= held >> _R
         hashes[row] = held if held != _ZERO else _ONE
@@ -142,8 +142,22 @@ def is_same(left: np.ndarray, left_at: int, right: np.ndarray, right_at: int, si
         differ = left[left_at + at] ^ right[right_at + at]
         at += _WORD
     if size - at > 0 and differ == _ZERO:
-        differ = (left[left_at + at] ^ right[right_at + at]) & _MASKS[size - at]
+        differ = (left[left_at + at] ^ right[right_at + at]) & MASKS[size - at]
     return differ == _ZERO
+
+
+def padded(texts: Texts, width: int) -> np.ndarray:
+    """The texts, none of them longer than `width` bytes, as NumPy's strings of that width: zeros stand behind each."""
+    copies = np.zeros((len(texts), width), dtype=np.uint8)
+    _copy_all(texts.buffer, texts.starts, texts.lengths, copies)
+    return copies.view(f"S{width}")[:, 0]
+
+
+@compiled
+def _copy_all(buffer: np.ndarray, starts: np.ndarray, lengths: np.ndarray, copies: np.ndarray) -> None:
+    for row in range(len(starts)):
+        for at in range(lengths[row]):
+            copies[row, at] = buffer[starts[row] + at]
 
 
 class Coded(NamedTuple):
@@ -193,17 +207,31 @@ class KnownCodes:
 
     def meet(self, codes: np.ndarray) -> list[int]:
         """The rows at which codes are met for the first time, one each; they are known from now on."""
-        rows = np.flatnonzero(self._slots[self._places(codes)] != codes)
-        unlikely, first = np.unique(codes[rows], return_index=True)
-        new = [
-            row for code, row in zip(unlikely.tolist(), rows[first].tolist(), strict=True) if code not in self._codes
-        ]
-        self._codes.update(unlikely.tolist())
+        rows = np.empty(len(codes), dtype=np.int64)
+        unlikely = rows[: _unlikely(codes, self._slots, rows)]
+        new = []
+        for row, code in zip(unlikely.tolist(), codes[unlikely].tolist(), strict=True):
+            if code not in self._codes:
+                self._codes.add(code)
+                new.append(row)
         if len(self._codes) * _SLOTS_A_CODE > len(self._slots):
-            self._slots = np.zeros(2 * len(self._slots), dtype=np.uint64)
-            unlikely = np.fromiter(self._codes, dtype=np.uint64, count=len(self._codes))
-        self._slots[self._places(unlikely)] = unlikely
+            size = 1 << (len(self._codes) * _SLOTS_A_CODE).bit_length()
+            self._slots = np.zeros(size, dtype=np.uint64)
+            known = np.fromiter(self._codes, dtype=np.uint64, count=len(self._codes))
+            self._slots[(known & np.uint64(size - 1)).astype(np.int64)] = known
         return new
 
-    def _places(self, codes: np.ndarray) -> np.ndarray:
-        return (codes & np.uint64(len(self._slots) - 1)).astype(np.int64)
+
+@compiled
+def _unlikely(codes: np.ndarray, slots: np.ndarray, rows: np.ndarray) -> int:
+    """How many codes are not in their slot, and their rows; takes them in there."""
+    count = 0
+    last_bits = np.uint64(len(slots) - 1)
+    for row in range(len(codes)):
+        code = codes[row]
+        slot = code & last_bits
+        if slots[slot] != code:
+            slots[slot] = code
+            rows[count] = row
+            count += 1
+    return count
