@@ -48,6 +48,7 @@ class Wanted(NamedTuple):
     lookups: list[tuple[SegmentKey, Lookup]]
 
 
+@cache
 def touch_record(width: int, attributes: int) -> np.dtype[Any]:
     """The layout of a record with event ids of `width` bytes and so many attribute codes; `time` in ms after the segment's
     start.

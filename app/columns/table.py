@@ -147,7 +147,7 @@ class Table:
             parts[place] = self._joined(np.repeat(self._upper[place][first], counts), rest)
         found = [parts[place] for place in sorted(parts)] + (self._new if len(lookup.hashes) else [])
         chosen = [records[among(records[HASH], lookup.hashes)] for records in found]
-        return np.concatenate(chosen) if chosen else np.empty(0, dtype=self.record)
+        return self._all_of(chosen) if chosen else np.empty(0, dtype=self.record)
 
     def write(self, records: np.ndarray, flush: bool = False) -> list[Command]:
         """The commands that store new records, and what comes due with them. `flush`: make a run of the new ones anyway."""
@@ -156,7 +156,7 @@ class Table:
             commands += self._merge()
         self._hold(records)
         if self.new_count >= NEW_MAX or (flush and self.new_count):
-            fresh = np.concatenate(self._new)
+            fresh = self._all_of(self._new)
             self._new, self.new_count = [], 0
             run = Run(max((each.number for each in self.runs), default=0) + 1, 0, len(fresh))
             commands += [("UNLINK", f"{self.key}:new"), *self._store(len(self.runs), run, fresh)]
@@ -169,7 +169,12 @@ class Table:
             self._new.append(records)
             self.new_count += len(records)
             if len(self._new) >= FAN_OUT:
-                self._new = [np.concatenate(self._new)]
+                self._new = [self._all_of(self._new)]
+
+    def _all_of(self, parts: list[np.ndarray]) -> np.ndarray:
+        """Records in a row. NumPy looks at each field of each part before it joins them, unless they are mere bytes."""
+        plain = f"V{self.record.itemsize}"
+        return np.concatenate([part.view(plain) for part in parts]).view(self.record)
 
     def _due(self) -> list[int]:
         """The places of the runs to merge next: the oldest of the newest level that has FAN_OUT of them; so many as fit."""
@@ -185,7 +190,7 @@ class Table:
         """Puts one run in the place of those that were read, which stand side by side."""
         places = sorted(self._merging)
         old = [self.runs[place] for place in places]
-        records = np.concatenate([self._merging[place] for place in places])
+        records = self._all_of([self._merging[place] for place in places])
         self._merging = {}
         del self.runs[places[0] : places[-1] + 1], self._upper[places[0] : places[-1] + 1]
         gone = [key for run in old for key in (self._run_key(run), f"{self._run_key(run)}:at")]
