@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from app.attribution.state import Touch
-from app.columns.table import HASH, Command, Lookup, Runner, StateDamaged, Table, among, record_type
+from app.columns.table import HASH, Command, Lookup, Runner, StateDamaged, Table, among, distinct, record_type
 from app.columns.texts import Coded, KnownCodes, Texts, hash64, padded, stir, texts_of
 from app.contract.events import TOUCH_TYPES
 from app.policy.model import DAY_MS, Policy
@@ -121,7 +121,7 @@ class Touches:
         segments = batch.times_ms // spans
         keys = (segments * len(self.kinds) + batch.kinds) * len(ID_WIDTHS) + widths
         records: dict[SegmentKey, np.ndarray] = {}
-        for key in np.unique(keys).tolist():
+        for key in distinct(keys).tolist():
             rows = np.flatnonzero(keys == key)
             kind, number, width = int(batch.kinds[rows[0]]), int(segments[rows[0]]), ID_WIDTHS[key % len(ID_WIDTHS)]
             packed = np.empty(len(rows), dtype=touch_record(width, self.width))

@@ -112,9 +112,8 @@ class Table:
 
     def lookup(self, hashes: np.ndarray) -> Lookup:
         """The commands that `found` needs to find the records of these hashes (uint64)."""
-        hashes = np.unique(hashes) if len(hashes) > 1 else hashes  # most often nothing is asked for
-        upper = (hashes >> _UPPER).astype(np.uint32)
-        upper = upper[np.flatnonzero(np.diff(upper, prepend=~upper[:1]))]  # each once
+        hashes = distinct(hashes)
+        upper = distinct((hashes >> _UPPER).astype(np.uint32))
         size = self.record.itemsize - _HALF
         found = Lookup(hashes, [], self._due(), [])
         found.commands.extend(("GET", self._run_key(self.runs[place])) for place in found.merged)
@@ -199,7 +198,8 @@ class Table:
 
     def _store(self, place: int, run: Run, records: np.ndarray) -> list[Command]:
         """Takes a new run in; the commands that write it."""
-        order = np.argsort(records[HASH], kind="stable")  # equal hashes stay in the order in which they were written
+        # equal hashes stay in the order in which they were written
+        order = np.argsort(records[HASH], kind="stable") if run.level else _order(records[HASH])
         raw = records.view(f"V{self.record.itemsize}")[order].view(np.uint8).reshape(len(records), -1)
         upper = np.ascontiguousarray(raw[:, -_HALF:]).view("<u4")[:, 0]
         self.runs.insert(place, run)
@@ -226,6 +226,24 @@ class Table:
         if held is None or len(held) != size_bytes:
             size = "nothing" if held is None else f"{len(held)} bytes"
             raise StateDamaged(f"Redis holds {size} where {size_bytes} bytes of {self.key} were written")
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """Integers in their order, each once: `numpy.unique` by sorting, which is several times as fast."""
+    ordered = np.sort(values)
+    return ordered[np.flatnonzero(np.concatenate([np.ones(len(values[:1]), dtype=bool), ordered[1:] != ordered[:-1]]))]
+
+
+def _order(hashes: np.ndarray) -> np.ndarray:
+    """The stable order of hashes that are hardly sorted: NumPy's fast sort is not stable, so equal ones are put right behind it."""
+    hashes = np.ascontiguousarray(hashes)
+    order = np.argsort(hashes)
+    ordered = hashes[order]
+    same = ordered[1:] == ordered[:-1]
+    if same.any():
+        tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        order[tied] = order[tied[np.lexsort((order[tied], ordered[tied]))]]
+    return order
 
 
 def among(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:

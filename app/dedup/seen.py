@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from app.columns.table import HASH, Command, Lookup, Runner, Table, among, record_type
+from app.columns.table import HASH, Command, Lookup, Runner, Table, among, distinct, record_type
 from app.dedup.filter import IdFilter
 
 GENERATIONS_PER_WINDOW: Final = 4
@@ -74,7 +74,7 @@ class Seen:
             at += len(lookup.commands)
             if not len(found):
                 continue
-            held = rows & among(ids.astype(np.uint64), np.unique(found[HASH]))
+            held = rows & among(ids.astype(np.uint64), distinct(found[HASH]))
             until_ms[held] = np.maximum(until_ms[held], self.expires_ms(generation))
         order = np.argsort(ids)
         repeats = ids[order[1:]] == ids[order[:-1]]
