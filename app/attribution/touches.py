@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from app.attribution.state import Touch
-from app.columns.table import HASH, Command, Lookup, Runner, StateDamaged, Table, among, record_type
-from app.columns.texts import Coded, KnownCodes, Texts, hash64, stir, texts_of
+from app.columns.table import HASH, Command, Lookup, Runner, StateDamaged, Table, among, distinct, record_type
+from app.columns.texts import Coded, KnownCodes, Texts, hash64, padded, stir, texts_of
 from app.contract.events import TOUCH_TYPES
 from app.policy.model import DAY_MS, Policy
 
@@ -48,6 +48,7 @@ class Wanted(NamedTuple):
     lookups: list[tuple[SegmentKey, Lookup]]
 
 
+@cache
 def touch_record(width: int, attributes: int) -> np.dtype[Any]:
     """The layout of a record with event ids of `width` bytes and so many attribute codes; `time` in ms after the segment's
     start.
@@ -115,27 +116,20 @@ class Touches:
 
     def encode(self, batch: Batch, stream_ms: int) -> tuple[dict[SegmentKey, np.ndarray], list[Command]]:
         """A batch's touches as records by segment, and the HSET of the names that are new to the slot of `stream_ms`."""
-        buffer, starts, lengths = batch.event_ids
-        widths = np.searchsorted(ID_WIDTHS, lengths)
+        widths = np.searchsorted(ID_WIDTHS, batch.event_ids.lengths)
         spans = np.array([self.span_ms[kind] for kind in self.kinds], dtype=np.int64)[batch.kinds]
         segments = batch.times_ms // spans
-        order = np.lexsort((lengths, segments, batch.kinds))
-        keys = np.stack([batch.kinds[order], segments[order], lengths[order]])
-        cuts = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1
+        keys = (segments * len(self.kinds) + batch.kinds) * len(ID_WIDTHS) + widths
         records: dict[SegmentKey, np.ndarray] = {}
-        for rows in np.split(order, cuts):
-            if not len(rows):
-                continue
-            width, length = ID_WIDTHS[widths[rows[0]]], int(lengths[rows[0]])
+        for key in distinct(keys).tolist():
+            rows = np.flatnonzero(keys == key)
+            kind, number, width = int(batch.kinds[rows[0]]), int(segments[rows[0]]), ID_WIDTHS[key % len(ID_WIDTHS)]
             packed = np.empty(len(rows), dtype=touch_record(width, self.width))
-            start_ms = int(segments[rows[0]]) * int(spans[rows[0]])
-            packed[HASH], packed["time"] = batch.users[rows], batch.times_ms[rows] - start_ms
-            packed["id"] = np.ascontiguousarray(buffer[starts[rows, None] + np.arange(length)]).view(f"S{length}")[:, 0]
+            packed[HASH], packed["time"] = batch.users[rows], batch.times_ms[rows] - number * int(spans[rows[0]])
+            packed["id"] = padded(batch.event_ids.take(rows), width)
             for position, column in enumerate(batch.attributes):
                 packed[f"code{position}"] = column.codes[rows]
-            segment = (self.kinds[batch.kinds[rows[0]]], int(segments[rows[0]]), width)
-            held = records.get(segment)
-            records[segment] = packed if held is None else np.concatenate([held, packed])
+            records[self.kinds[kind], number, width] = packed
         return records, self._new_names(batch.attributes, stream_ms // self.slot_ms)
 
     def _new_names(self, columns: list[Coded], slot: int) -> list[Command]:

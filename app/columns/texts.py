@@ -5,6 +5,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from app.columns.compiled import compiled, inlined
+
 PAD: Final = 8  # bytes behind the last text, so that a word may be read at its last byte
 ABSENT: Final = -1  # the length of a text that is not there, as a field that an event does not have
 
@@ -14,12 +16,9 @@ _WORD: Final = 8
 _SLOTS_MIN: Final = 1 << 12
 _SLOTS_A_CODE: Final = 4
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
-_ONES, _TOPS, _SPACES, _BACKSLASHES, _DELETES = (  # in every byte of a word
-    np.uint64(byte * 0x0101010101010101) for byte in (0x01, 0x80, ord(" "), ord("\\"), 0x7F)
-)
-_SLICE_BYTES: Final = 1 << 17
 # The mask of the first so many bytes of a little-endian word.
-_MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
+MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
+_NO_SEED: Final = np.zeros(1, dtype=np.uint64)
 
 
 class Texts(NamedTuple):
@@ -52,11 +51,20 @@ class Texts(NamedTuple):
 
 def texts_of(values: Sequence[bytes | None]) -> Texts:
     """A column of its own buffer."""
-    present = [value or b"" for value in values]
-    sizes = np.fromiter(map(len, present), dtype=np.int64, count=len(present))
-    buffer = np.frombuffer(b"".join(present) + bytes(PAD), dtype=np.uint8)
-    lengths = sizes if None not in values else np.where([value is None for value in values], ABSENT, sizes)
-    return Texts(buffer, np.cumsum(sizes) - sizes, lengths)
+    try:
+        joined = b"".join(values) + bytes(PAD)  # type: ignore[arg-type]
+        sizes = lengths = sizes_of(values)  # type: ignore[arg-type]
+    except TypeError:  # some are absent
+        present = [value or b"" for value in values]
+        joined = b"".join(present) + bytes(PAD)
+        sizes = sizes_of(present)
+        lengths = np.where([value is None for value in values], ABSENT, sizes)
+    return Texts(np.frombuffer(joined, dtype=np.uint8), np.cumsum(sizes) - sizes, lengths)
+
+
+def sizes_of(values: Sequence[bytes]) -> np.ndarray:
+    """The length (int64) of each in bytes."""
+    return np.fromiter(map(len, values), dtype=np.int64, count=len(values))
 
 
 def words_of(buffer: np.ndarray) -> np.ndarray:
@@ -64,30 +72,37 @@ def words_of(buffer: np.ndarray) -> np.ndarray:
     return np.ndarray(shape=(max(len(buffer) - _WORD + 1, 0),), dtype="<u8", buffer=buffer.data, strides=(1,))
 
 
-def hash64(texts: Texts, seeds: np.ndarray | np.uint64 = _ZERO) -> np.ndarray:
+def hash64(texts: Texts, seeds: np.ndarray = _NO_SEED) -> np.ndarray:
     """The 64-bit hash (uint64) of each text: MurmurHash64A (Austin Appleby), so it is stable over processes and releases.
 
-    An absent text has the hash 0, and no other one has.
+    An absent text has the hash 0, and no other one has. `seeds` (uint64): one for each text, or one for all.
     """
-    words, starts = words_of(texts.buffer), texts.starts
-    lengths = np.maximum(texts.lengths, 0)
-    hashes = seeds ^ (lengths.astype(np.uint64) * _M)
-    longest = int(lengths.max(initial=0))
-    for at in range(0, longest, _WORD):
-        rows = slice(None) if at == 0 else np.flatnonzero(lengths > at)
-        left = np.minimum(lengths[rows] - at, _WORD)
-        # an empty text at the very end of the buffer has no word to read, and needs none
-        word = words[np.minimum(starts[rows] + at, len(words) - 1)] & _MASKS[left]
-        mixed = word * _M
-        mixed = (mixed ^ (mixed >> _R)) * _M
-        held = hashes[rows]
-        whole = (held ^ mixed) * _M
-        part = (held ^ word) * _M
-        hashes[rows] = np.where(left == _WORD, whole, np.where(left == 0, held, part))
-    hashes = (hashes ^ (hashes >> _R)) * _M
-    hashes ^= hashes >> _R
-    hashes[hashes == 0] = 1
-    return np.where(texts.lengths == ABSENT, _ZERO, hashes)
+    hashes = np.empty(len(texts), dtype=np.uint64)
+    _hash_all(words_of(texts.buffer), texts.starts, texts.lengths, seeds, hashes)
+    return hashes
+
+
+@compiled
+def _hash_all(
+    words: np.ndarray, starts: np.ndarray, lengths: np.ndarray, seeds: np.ndarray, hashes: np.ndarray
+) -> None:
+    for row in range(len(starts)):
+        length = lengths[row]
+        if length == ABSENT:
+            hashes[row] = _ZERO
+            continue
+        held = seeds[row if len(seeds) > 1 else 0] ^ (np.uint64(length) * _M)
+        at = starts[row]
+        end = at + length
+        while at + _WORD <= end:
+            mixed = words[at] * _M
+            held = (held ^ ((mixed ^ (mixed >> _R)) * _M)) * _M
+            at += _WORD
+        if at < end:
+            held = (held ^ (words[at] & MASKS[end - at])) * _M
+        held = (held ^ (held >> _R)) * _M
+        held ^= held >> _R
+        hashes[row] = held if held != _ZERO else _ONE
 
 
 def stir(hashes: np.ndarray) -> np.ndarray:
@@ -100,14 +115,49 @@ def stir(hashes: np.ndarray) -> np.ndarray:
 def equal(left: Texts, right: Texts) -> np.ndarray:
     """Row by row, whether the texts are the same bytes."""
     same = left.lengths == right.lengths
-    lengths = np.where(same, left.lengths, 0)
-    left_words, right_words = words_of(left.buffer), words_of(right.buffer)
-    for at in range(0, int(lengths.max(initial=0)), _WORD):
-        rows = np.flatnonzero(lengths > at)
-        mask = _MASKS[np.minimum(lengths[rows] - at, _WORD)]
-        differ = (left_words[left.starts[rows] + at] ^ right_words[right.starts[rows] + at]) & mask
-        same[rows[differ != 0]] = False
+    _compare_all(words_of(left.buffer), left.starts, words_of(right.buffer), right.starts, left.lengths, same)
     return same
+
+
+@compiled
+def _compare_all(
+    left: np.ndarray,
+    left_starts: np.ndarray,
+    right: np.ndarray,
+    right_starts: np.ndarray,
+    lengths: np.ndarray,
+    same: np.ndarray,
+) -> None:
+    for row in range(len(same)):
+        if same[row]:
+            same[row] = is_same(left, left_starts[row], right, right_starts[row], lengths[row])
+
+
+@inlined
+def is_same(left: np.ndarray, left_at: int, right: np.ndarray, right_at: int, size: int) -> bool:
+    """Whether so many bytes are the same in two buffers, which are given as words; PAD bytes must stand behind them."""
+    differ = _ZERO
+    at = 0
+    while size - at >= _WORD and differ == _ZERO:
+        differ = left[left_at + at] ^ right[right_at + at]
+        at += _WORD
+    if size - at > 0 and differ == _ZERO:
+        differ = (left[left_at + at] ^ right[right_at + at]) & MASKS[size - at]
+    return differ == _ZERO
+
+
+def padded(texts: Texts, width: int) -> np.ndarray:
+    """The texts, none of them longer than `width` bytes, as NumPy's strings of that width: zeros stand behind each."""
+    copies = np.zeros((len(texts), width), dtype=np.uint8)
+    _copy_all(texts.buffer, texts.starts, texts.lengths, copies)
+    return copies.view(f"S{width}")[:, 0]
+
+
+@compiled
+def _copy_all(buffer: np.ndarray, starts: np.ndarray, lengths: np.ndarray, copies: np.ndarray) -> None:
+    for row in range(len(starts)):
+        for at in range(lengths[row]):
+            copies[row, at] = buffer[starts[row] + at]
 
 
 class Coded(NamedTuple):
@@ -157,60 +207,31 @@ class KnownCodes:
 
     def meet(self, codes: np.ndarray) -> list[int]:
         """The rows at which codes are met for the first time, one each; they are known from now on."""
-        rows = np.flatnonzero(self._slots[self._places(codes)] != codes)
-        unlikely, first = np.unique(codes[rows], return_index=True)
-        new = [
-            row for code, row in zip(unlikely.tolist(), rows[first].tolist(), strict=True) if code not in self._codes
-        ]
-        self._codes.update(unlikely.tolist())
+        rows = np.empty(len(codes), dtype=np.int64)
+        unlikely = rows[: _unlikely(codes, self._slots, rows)]
+        new = []
+        for row, code in zip(unlikely.tolist(), codes[unlikely].tolist(), strict=True):
+            if code not in self._codes:
+                self._codes.add(code)
+                new.append(row)
         if len(self._codes) * _SLOTS_A_CODE > len(self._slots):
-            self._slots = np.zeros(2 * len(self._slots), dtype=np.uint64)
-            unlikely = np.fromiter(self._codes, dtype=np.uint64, count=len(self._codes))
-        self._slots[self._places(unlikely)] = unlikely
+            size = 1 << (len(self._codes) * _SLOTS_A_CODE).bit_length()
+            self._slots = np.zeros(size, dtype=np.uint64)
+            known = np.fromiter(self._codes, dtype=np.uint64, count=len(self._codes))
+            self._slots[(known & np.uint64(size - 1)).astype(np.int64)] = known
         return new
 
-    def _places(self, codes: np.ndarray) -> np.ndarray:
-        return (codes & np.uint64(len(self._slots) - 1)).astype(np.int64)
 
-
-def begins_with(words: np.ndarray, starts: np.ndarray, constant: bytes) -> np.ndarray:
-    """Whether the bytes from each start on are these; `words` of the buffer."""
-    size = len(constant)
-    if size < _WORD:
-        places = np.minimum(starts, len(words) - 1)
-        return words[places] & _MASKS[size] == np.uint64(int.from_bytes(constant, "little"))
-    places = np.minimum(starts, len(words) - size)
-    holds = words[places] == np.uint64(int.from_bytes(constant[:_WORD], "little"))
-    for at in (*range(_WORD, size - _WORD, _WORD), size - _WORD):  # the last word may overlap the one before
-        holds &= words[places + at] == np.uint64(int.from_bytes(constant[at : at + _WORD], "little"))
-    return holds
-
-
-def odd_bytes(buffer: np.ndarray) -> np.ndarray:
-    """Where a text needs a JSON decoder's care, or is not ASCII: places of a backslash, of what is below 32 or above 126."""
-    found = [np.empty(0, dtype=np.int64)]
-    for first in range(0, len(buffer), _SLICE_BYTES):
-        part = buffer[first : first + _SLICE_BYTES]
-        words = part[: len(part) // _WORD * _WORD].view("<u8")
-        marks = words | (words - _SPACES) & ~words
-        for value in (_BACKSLASHES, _DELETES):
-            other = words ^ value
-            marks |= (other - _ONES) & ~other
-        likely = np.flatnonzero(marks & _TOPS)
-        places = np.concatenate(
-            [(likely[:, None] * _WORD + np.arange(_WORD)).ravel(), np.arange(len(words) * _WORD, len(part))]
-        )
-        held = part[places]
-        found.append(first + places[(held == ord("\\")) | (held < ord(" ")) | (held > ord("~"))])
-    return np.concatenate(found)
-
-
-def eight_digits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which words are 8 decimal digits, and the numbers (uint64) they write: all digits of a word at once."""
-    nines = (words + np.uint64(0x4646464646464646)) | (words - np.uint64(0x3030303030303030))
-    value = words - np.uint64(0x3030303030303030)
-    value = value * np.uint64(10) + (value >> np.uint64(8))
-    pairs = np.uint64(0x000000FF000000FF)
-    high = (value & pairs) * np.uint64(0x000F424000000064)
-    low = ((value >> np.uint64(16)) & pairs) * np.uint64(0x0000271000000001)
-    return nines & np.uint64(0x8080808080808080) == 0, (high + low) >> np.uint64(32)
+@compiled
+def _unlikely(codes: np.ndarray, slots: np.ndarray, rows: np.ndarray) -> int:
+    """How many codes are not in their slot, and their rows; takes them in there."""
+    count = 0
+    last_bits = np.uint64(len(slots) - 1)
+    for row in range(len(codes)):
+        code = codes[row]
+        slot = code & last_bits
+        if slots[slot] != code:
+            slots[slot] = code
+            rows[count] = row
+            count += 1
+    return count

@@ -8,9 +8,12 @@ from typing import Final
 
 import numpy as np
 
+from app.columns.compiled import compiled, inlined
+
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _ONE: Final = np.uint64(1)
-_SIX: Final = np.uint64(63)
+_SIX: Final = np.uint64(63)  # of six bits the largest number
+_6, _12, _18 = np.uint64(6), np.uint64(12), np.uint64(18)
 _BITS_PER_ID: Final = 16
 _FIRST_CAPACITY: Final = 1 << 17
 
@@ -34,18 +37,13 @@ class IdFilter:
             self._room = self._capacity
             self._capacity *= 2
         self._room -= len(ids)
-        mixed, masks = _mix(ids)
-        layer = self._layers[-1]
-        np.bitwise_or.at(layer, _words(mixed, layer), masks)
+        _add_all(ids, self._layers[-1], _shift(self._layers[-1]))
 
     def may_hold(self, ids: np.ndarray) -> np.ndarray:
         """For each id (int64): False if it certainly was not added."""
         found = np.zeros(len(ids), dtype=bool)
-        if not self._layers:
-            return found
-        mixed, masks = _mix(ids)
         for layer in self._layers:
-            found |= layer[_words(mixed, layer)] & masks == masks
+            _look_all(ids, layer, _shift(layer), found)
         return found
 
     def size_bytes(self) -> int:
@@ -53,14 +51,27 @@ class IdFilter:
         return sum(layer.nbytes for layer in self._layers)
 
 
-def _mix(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    raw = ids.astype(np.uint64)
-    masks = _ONE << (raw & _SIX)
-    for shift in (6, 12, 18):
-        masks |= _ONE << (raw >> np.uint64(shift) & _SIX)
-    return raw * _GOLDEN, masks
+def _shift(layer: np.ndarray) -> int:
+    """By how much a mixed id is shifted to be the place of its word; layers are powers of two."""
+    return 65 - len(layer).bit_length()
 
 
-def _words(mixed: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    bits = len(layer).bit_length() - 1  # layers are powers of two
-    return (mixed >> np.uint64(64 - bits)).astype(np.int64)
+@inlined
+def _mask(raw: np.uint64) -> np.uint64:
+    """An id's bits in its word."""
+    return _ONE << (raw & _SIX) | _ONE << (raw >> _6 & _SIX) | _ONE << (raw >> _12 & _SIX) | _ONE << (raw >> _18 & _SIX)
+
+
+@compiled
+def _add_all(ids: np.ndarray, layer: np.ndarray, shift: int) -> None:
+    for row in range(len(ids)):
+        raw = np.uint64(ids[row])
+        layer[(raw * _GOLDEN) >> np.uint64(shift)] |= _mask(raw)
+
+
+@compiled
+def _look_all(ids: np.ndarray, layer: np.ndarray, shift: int, found: np.ndarray) -> None:
+    for row in range(len(ids)):
+        raw = np.uint64(ids[row])
+        mask = _mask(raw)
+        found[row] |= layer[(raw * _GOLDEN) >> np.uint64(shift)] & mask == mask

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from app.columns.table import HASH, Command, Lookup, Runner, Table, among, record_type
+from app.columns.table import HASH, Command, Lookup, Runner, Table, among, distinct, record_type
 from app.dedup.filter import IdFilter
 
 GENERATIONS_PER_WINDOW: Final = 4
@@ -72,7 +72,9 @@ class Seen:
         for generation, rows, lookup in question.lookups:
             found = self.tables[generation].found(lookup, replies[at : at + len(lookup.commands)])
             at += len(lookup.commands)
-            held = rows & among(ids.astype(np.uint64), np.unique(found[HASH]))
+            if not len(found):
+                continue
+            held = rows & among(ids.astype(np.uint64), distinct(found[HASH]))
             until_ms[held] = np.maximum(until_ms[held], self.expires_ms(generation))
         order = np.argsort(ids)
         repeats = ids[order[1:]] == ids[order[:-1]]
@@ -92,12 +94,13 @@ class Seen:
         acceptance.
         """
         commands: list[Command] = []
-        generations = stream_ms // self.span_ms
-        for generation in {*np.unique(generations).tolist(), *self.tables}:
-            rows = np.flatnonzero(generations == generation)
+        generations = stream_ms // self.span_ms  # which never fall
+        begun = generations[np.flatnonzero(np.diff(generations, prepend=-1))].tolist()
+        for generation in {*begun, *self.tables}:
+            rows = slice(*generations.searchsorted([generation, generation + 1]).tolist())
             known, table = self._begin(generation)
             known.add(ids[rows])
-            records = np.empty(len(rows), dtype=_ID)
+            records = np.empty(rows.stop - rows.start, dtype=_ID)
             records[HASH] = ids[rows]
             commands += table.write(records)
         return commands

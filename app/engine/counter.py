@@ -4,13 +4,14 @@ The many (views, clicks, visits) are columns, the few (conversions, adjustments,
 a time.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from app.attribution.takeover import cut_at, reach_ms
 from app.attribution.users import CountDelta
-from app.columns.texts import Names, coded, hash64, texts_of
+from app.columns.texts import coded, hash64, texts_of
 from app.contract import reasons, rows
 from app.contract.events import EVENT_TYPES, TOUCH_TYPES, Rejection
 from app.dedup.identity import event_hashes
@@ -18,7 +19,7 @@ from app.engine.counter_partition import CounterPartition, UserWork, user_hashes
 from app.engine.fold import Batch, Fold, Published, Record, Run
 from app.engine.paths import FreshVisits
 from app.engine.reconcile import known, oldest_conversion_ms, reconcile_partition
-from app.engine.settlement import FreshTouches, settle_users
+from app.engine.settlement import FreshTouches, name_code, settle_users
 from app.intake.decode import CONVERSION, FORGET, TOUCH_CODES, VISIT, Decoded, decode_batch
 from app.intake.partitioner import owners
 from app.intake.shapes import Shapes
@@ -48,7 +49,6 @@ class CounterStage:
         self.idle_timeout_ms = policy.bounds.idle_timeout_ms
         self.opened: dict[int, CounterPartition] = {}
         self.shapes = Shapes()
-        self.names = Names()
         self.tails = deltas.RowTails()
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:
@@ -129,8 +129,7 @@ class CounterStage:
         own = np.flatnonzero(is_own)
         times, stream_ms = decoded.times_ms[own], np.empty(len(own), dtype=np.int64)
         moving = np.where(decoded.types[own] == FORGET, 0, times)  # a forget makes no other event too late
-        for partition in np.unique(found[own]).tolist():
-            at = np.flatnonzero(found[own] == partition)
+        for partition, at in _by_partition(found[own]):
             view = self.opened[partition]
             moved = np.maximum.accumulate(moving[at])
             stream_ms[at] = np.maximum(moved, view.stream_ms)
@@ -151,7 +150,7 @@ class CounterStage:
         """The own events that were not seen before, as indices into `decoded`; remembers them."""
         ids = self._ids(decoded)[own]
         found = parts[decoded.rows[own]]
-        at = {partition: np.flatnonzero(found == partition) for partition in np.unique(found).tolist()}
+        at = dict(_by_partition(found))
         questions = {
             partition: self.opened[partition].seen.question(ids[rows_], stream_ms[rows_])
             for partition, rows_ in at.items()
@@ -164,7 +163,8 @@ class CounterStage:
             new = seen.accept(ids[rows_], stream_ms[rows_], question, replies[:count])
             del replies[:count]
             fresh[rows_] = new
-            fold.writes.setdefault(partition, []).extend(seen.remember(ids[rows_[new]], stream_ms[rows_[new]]))
+            remembered = seen.remember(ids[rows_][new], stream_ms[rows_][new])
+            fold.writes.setdefault(partition, []).extend(remembered)
         for index in own[~fresh].tolist():
             platform = decoded.texts["platform"].at(index)
             fold.counted["duplicate", platform or "", EVENT_TYPES[decoded.types[index]]] += 1
@@ -260,12 +260,12 @@ class CounterStage:
         self._send(numbers + _numbers(changed), marks, fold)
 
     def _count_accepted(self, touches: FreshTouches, fold: Fold) -> None:
-        platforms = touches.names["platform"]
-        for code, kind in enumerate(TOUCH_TYPES):
-            rows = np.flatnonzero(touches.types == code)
-            _, first, counts = np.unique(platforms.codes[rows], return_index=True, return_counts=True)
-            for platform, count in zip(self.names.of(platforms, rows[first]), counts.tolist(), strict=True):
-                fold.counted["accepted", platform or "", kind] += count
+        codes = touches.names["platform"].codes
+        for platform in self.platforms:
+            counts = np.bincount(touches.types[codes == name_code(platform)], minlength=len(TOUCH_TYPES))
+            for kind, count in zip(TOUCH_TYPES, counts.tolist(), strict=True):
+                if count:
+                    fold.counted["accepted", platform, kind] += count
 
     def _send(self, numbers: list[tuple[bytes, deltas.Numbers]], marks: list[deltas.Mark], fold: Fold) -> None:
         for partition, value in deltas.messages(numbers, marks, self.partitions, self.delta_partitions):
@@ -317,6 +317,13 @@ class CounterStage:
         ]
         self._send([], marks, fold)
         return fold
+
+
+def _by_partition(parts: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """Each partition and its rows, of a column in which they stand together."""
+    cuts = (np.flatnonzero(np.diff(parts)) + 1).tolist()
+    for start, end in itertools.pairwise((0, *cuts, len(parts)) if len(parts) else ()):
+        yield int(parts[start]), slice(start, end)
 
 
 def _numbers(changed: list[CountDelta]) -> list[tuple[bytes, deltas.Numbers]]:

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from math import inf
+from operator import itemgetter, methodcaller
 from typing import Final, NamedTuple
+
+from confluent_kafka import Message
 
 from app.engine.fold import Batch, Record
 from app.engine.ledger import Mode
@@ -19,6 +22,23 @@ class Run(NamedTuple):
     records: Sequence[Record]
     first: int
     last: int
+
+
+def in_runs(messages: Sequence[Message]) -> Iterator[tuple[str, int, bool, list[Message]]]:
+    """What follows each other of one topic and partition, errors apart from records: topic, partition, whether errors, messages.
+
+    Most stretches of a partition are of one topic and without an error, which is seen without looking at each by itself.
+    """
+    for partition, stretch in groupby(messages, key=methodcaller("partition")):
+        found = list(stretch)
+        topics = [message.topic() for message in found]
+        errors = [message.error() for message in found]
+        if topics.count(topics[0]) == len(found) and not any(errors):
+            yield topics[0], partition, False, found
+            continue
+        places = zip(topics, [error is not None for error in errors], strict=True)
+        for (topic, failed), run in groupby(zip(places, found, strict=True), key=itemgetter(0)):
+            yield topic, partition, failed, [message for _, message in run]
 
 
 class Owned:

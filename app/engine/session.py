@@ -7,9 +7,7 @@ far the last batch got. So a timed-out commit, a fenced producer, a lost Redis r
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from math import inf
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -21,7 +19,7 @@ from app.engine.failpoint import passing
 from app.engine.fold import Command, Fold, Stage
 from app.engine.keys import find_keys
 from app.engine.ledger import Mode
-from app.engine.owned import Owned
+from app.engine.owned import Owned, in_runs
 from app.engine.state import StateOutdated, StateRefused
 from app.engine.store import Store
 from app.settings import Settings
@@ -258,19 +256,12 @@ class Session:
         if self.failure is not None:
             raise self.failure
         taken = 0
-        places = zip(
-            [message.topic() for message in messages],
-            [message.partition() for message in messages],
-            [message.error() is not None for message in messages],
-            strict=True,
-        )
-        for (topic, partition, failed), run in groupby(zip(places, messages, strict=True), key=itemgetter(0)):
-            records = [message for _, message in run]
+        for topic, partition, failed, run in in_runs(messages):
             owned = self.owned.get(partition)
             if failed:
-                self._look_at_errors(records, owned)
+                self._look_at_errors(run, owned)
             elif owned is not None:  # else it was fetched before the partition was taken away
-                taken += owned.add(topic, records)
+                taken += owned.add(topic, run)
         self._hold_back()
         return taken, sum(map(len, messages))
 

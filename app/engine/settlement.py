@@ -12,6 +12,7 @@ from app.attribution import touches as touch_store
 from app.attribution.forgetting import forget, forgotten_until, spared
 from app.attribution.state import NEVER_MS, Conversion, Touch, UserState, pack, unpack
 from app.attribution.users import Change, CountDelta, Paths, changes, expire, take_in
+from app.columns.table import distinct
 from app.columns.texts import Coded, Texts, hash64, texts_of
 from app.contract import rows
 from app.contract.events import TOUCH_TYPES, Rejection
@@ -111,7 +112,7 @@ def _storable(touches: FreshTouches, policy: Policy) -> dict[int, Storable]:
     for platform, kind in policy.creditable():
         wanted |= (platforms == name_code(platform)) & (touches.types == TOUCH_TYPES.index(kind))
     found = {}
-    for partition in np.unique(touches.parts[wanted]).tolist():
+    for partition in distinct(touches.parts[wanted]).tolist():
         kept = touches.take(np.flatnonzero(wanted & (touches.parts == partition)))
         batch = touch_store.Batch(
             kinds=kept.types,

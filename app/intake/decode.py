@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from app.columns.texts import ABSENT, Texts, begins_with, equal, texts_of, words_of
+from app.columns.compiled import compiled
+from app.columns.texts import ABSENT, Texts, is_same, texts_of, words_of
 from app.contract.events import (
     EVENT_TYPES,
     MAX_EVENT_BYTES,
@@ -26,7 +27,8 @@ from app.contract.events import (
     judge_fields,
     parse_time_ms,
 )
-from app.intake.shapes import COLUMNS, Shape, Shapes, Touches, learn, match
+from app.intake.shapes import Shape, Shapes, learn, match
+from app.intake.walk import COLUMNS, MET, OF_THE_CONTRACT, TOUCH, Found
 from app.policy.model import Bounds
 
 TYPE_CODE: Final = {name: code for code, name in enumerate(EVENT_TYPES)}
@@ -35,6 +37,8 @@ CONVERSION: Final = TYPE_CODE["conversion"]
 ADJUSTMENT: Final = TYPE_CODE["adjustment"]
 FORGET: Final = TYPE_CODE["forget"]
 TOUCH_CODES: Final = len(TOUCH_TYPES)  # the codes below it are touches
+_USER: Final = COLUMNS.index("user_id")
+_PLATFORM: Final = COLUMNS.index("platform")
 
 
 class Decoded(NamedTuple):
@@ -63,19 +67,18 @@ def decode_batch(
     shapes: Shapes,
 ) -> Decoded:
     """Judges every record of a batch; accepts and rejects exactly as `decode_event` does one at a time."""
-    joined, touches = match(values, shapes, lesson)
-    touches = touches.take(_is_sound(touches, keys, stamps_ms, platforms, bounds))
-    left = np.ones(len(values), dtype=bool)
-    left[touches.rows] = False
+    joined, found = match(values, shapes, lesson)
+    _suspect(np.frombuffer(joined, dtype=np.uint8), found, keys, stamps_ms, platforms, bounds)
     rejections: list[tuple[int, Rejection]] = []
     others: list[tuple[int, Accepted]] = []
-    for row in np.flatnonzero(left).tolist():
-        judged = _judge(values[row], keys[row], int(stamps_ms[row]), platforms, bounds)
+    for row in np.flatnonzero(found.fates != TOUCH).tolist():
+        hides_nothing = bool(found.fates[row] == OF_THE_CONTRACT)
+        judged = _judge(values[row], keys[row], int(stamps_ms[row]), platforms, bounds, hides_nothing)
         if isinstance(judged, Rejection):
             rejections.append((row, judged))
         else:
             others.append((row, judged))
-    return _merge(joined, touches, others, rejections)
+    return _merge(joined, found, others, rejections)
 
 
 def lesson(raw: bytes) -> Shape | None:
@@ -86,27 +89,70 @@ def lesson(raw: bytes) -> Shape | None:
     return learn(raw, event.event_type in TOUCH_TYPES)
 
 
-def _is_sound(
-    touches: Touches, keys: Sequence[bytes | None], stamps_ms: np.ndarray, platforms: Mapping[str, int], bounds: Bounds
-) -> np.ndarray:
-    """Which touches have a platform of the policy, the key that they must have, and a time within bounds."""
-    named, rows = touches.texts["platform"], touches.rows
-    words = words_of(named.buffer)
-    sound = np.zeros(len(rows), dtype=bool)
-    stamps_ms = stamps_ms[rows]
-    for platform, from_ms in platforms.items():
-        name = platform.encode()
-        sound |= (named.lengths == len(name)) & begins_with(words, named.starts, name) & (stamps_ms >= from_ms)
-    sound &= touches.times_ms >= stamps_ms - bounds.max_event_age_ms
-    sound &= touches.times_ms <= stamps_ms + bounds.max_clock_skew_ms
-    owners = texts_of(keys if len(rows) == len(keys) else [keys[row] for row in rows.tolist()])
-    return sound & ((owners.lengths == ABSENT) | equal(owners, touches.texts["user_id"]))
+def _suspect(
+    buffer: np.ndarray,
+    found: Found,
+    keys: Sequence[bytes | None],
+    stamps_ms: np.ndarray,
+    platforms: Mapping[str, int],
+    bounds: Bounds,
+) -> None:
+    """Leaves those touches to the strict contract that do not have a platform of the policy, the key that they must have, or
+    a time within bounds.
+    """
+    names = texts_of([platform.encode() for platform in platforms])
+    since_ms = np.fromiter(platforms.values(), dtype=np.int64, count=len(platforms))
+    owners = texts_of(keys)
+    span_ms = stamps_ms - bounds.max_event_age_ms, stamps_ms + bounds.max_clock_skew_ms
+    words = words_of(buffer), words_of(owners.buffer), words_of(names.buffer)
+    _suspect_all(*words, *owners[1:], *names[1:], since_ms, stamps_ms, *span_ms, *found)
+
+
+@compiled
+def _suspect_all(
+    words: np.ndarray,
+    key_words: np.ndarray,
+    name_words: np.ndarray,
+    key_starts: np.ndarray,
+    key_lengths: np.ndarray,
+    name_starts: np.ndarray,
+    name_lengths: np.ndarray,
+    since_ms: np.ndarray,
+    stamps_ms: np.ndarray,
+    earliest_ms: np.ndarray,
+    latest_ms: np.ndarray,
+    fates: np.ndarray,
+    types: np.ndarray,
+    times_ms: np.ndarray,
+    costs: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+) -> None:
+    for row in range(len(stamps_ms)):
+        if fates[row] != TOUCH:
+            continue
+        start, length = starts[_USER, row], lengths[_USER, row]
+        is_sound = key_lengths[row] == ABSENT or (
+            key_lengths[row] == length and is_same(words, start, key_words, key_starts[row], length)
+        )
+        start, length = starts[_PLATFORM, row], lengths[_PLATFORM, row]
+        is_named = False
+        for name in range(len(since_ms)):
+            if name_lengths[name] == length and is_same(words, start, name_words, name_starts[name], length):
+                is_named = stamps_ms[row] >= since_ms[name]
+        if not (is_sound and is_named and earliest_ms[row] <= times_ms[row] <= latest_ms[row]):
+            fates[row] = MET
 
 
 def _judge(
-    raw: bytes | None, key: bytes | None, stamp_ms: int, platforms: Mapping[str, int], bounds: Bounds
+    raw: bytes | None,
+    key: bytes | None,
+    stamp_ms: int,
+    platforms: Mapping[str, int],
+    bounds: Bounds,
+    hides_nothing: bool,
 ) -> Accepted | Rejection:
-    """One record: by its struct, if that can vouch for it."""
+    """One record: by its struct, if that can vouch for it. `hides_nothing`: its bytes were looked at."""
     try:
         event = decode_struct(raw)  # type: ignore[arg-type]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
@@ -119,7 +165,7 @@ def _judge(
         or not stamp_ms - bounds.max_event_age_ms <= time_ms <= stamp_ms + bounds.max_clock_skew_ms
         or (key is not None and key != event.user_id.encode())
         or not _has_what_it_needs(event, stamp_ms, platforms)
-        or _may_hide_something(event, raw)
+        or (not hides_nothing and _may_hide_something(event, raw))
     ):
         return decode_event(raw, key, stamp_ms, platforms, bounds.max_event_age_ms, bounds.max_clock_skew_ms)
     return Accepted(event, time_ms)
@@ -151,50 +197,40 @@ def _may_hide_something(event: Event, raw: bytes) -> bool:
 
 
 def _merge(
-    joined: bytes, touches: Touches, others: list[tuple[int, Accepted]], rejections: list[tuple[int, Rejection]]
+    joined: bytes, found: Found, others: list[tuple[int, Accepted]], rejections: list[tuple[int, Rejection]]
 ) -> Decoded:
     """Spans and structs as one set of columns, in the batch's order."""
-    rows = np.concatenate([touches.rows, np.array([row for row, _ in others], dtype=np.int64)])
-    events = [accepted.event for _, accepted in others]
-    types = np.array([TYPE_CODE[event.event_type] for event in events], dtype=np.uint8)
-    times_ms = np.array([accepted.time_ms for _, accepted in others], dtype=np.int64)
-    costs = np.array([np.nan if event.cost is None else event.cost for event in events], dtype=np.float64)
-    order = np.argsort(rows, kind="stable")
-    place = np.empty(len(rows), dtype=np.int64)
-    place[order] = np.arange(len(rows))
-    structs = {
-        index: event
-        for index, event in zip(place[len(touches.rows) :].tolist(), events, strict=True)
-        if event.event_type not in TOUCH_TYPES
-    }
+    buffer = np.frombuffer(joined, dtype=np.uint8)
+    if others:
+        buffer = _add(found, others, joined)
+    columns = {name: Texts(buffer, found.starts[at], found.lengths[at]) for at, name in enumerate(COLUMNS)}
+    events = {row: event for row, (event, _) in others if event.event_type not in TOUCH_TYPES}
+    if not rejections:
+        rows = np.arange(len(found.fates))
+        return Decoded(rows, found.types, found.times_ms, columns, found.costs, events, rejections)
+    is_accepted = np.ones(len(found.fates), dtype=bool)
+    is_accepted[[row for row, _ in rejections]] = False
+    places = np.cumsum(is_accepted) - 1
     return Decoded(
-        rows[order],
-        np.concatenate([touches.types, types])[order],
-        np.concatenate([touches.times_ms, times_ms])[order],
-        _columns(joined, touches, events, order),
-        np.concatenate([touches.costs, costs])[order],
-        structs,
+        np.flatnonzero(is_accepted),
+        found.types[is_accepted],
+        found.times_ms[is_accepted],
+        {name: column.take(is_accepted) for name, column in columns.items()},
+        found.costs[is_accepted],
+        {int(places[row]): event for row, event in events.items()},
         rejections,
     )
 
 
-def _columns(joined: bytes, touches: Touches, events: list[Event], order: np.ndarray) -> dict[str, Texts]:
-    """The texts of both in one buffer."""
-    if not events:
-        return {name: touches.texts[name].take(order) for name in COLUMNS}
-    added = {
-        name: [None if (text := getattr(event, name)) is None else text.encode() for event in events]
-        for name in COLUMNS
-    }
-    own = texts_of([text for column in added.values() for text in column])
-    buffer = np.frombuffer(joined + own.buffer.tobytes(), dtype=np.uint8)
-    found = {}
-    for number, name in enumerate(COLUMNS):
-        rows = slice(number * len(events), (number + 1) * len(events))
-        spans = touches.texts[name]
-        found[name] = Texts(
-            buffer,
-            np.concatenate([spans.starts, own.starts[rows] + len(joined)])[order],
-            np.concatenate([spans.lengths, own.lengths[rows]])[order],
-        )
-    return found
+def _add(found: Found, others: list[tuple[int, Accepted]], joined: bytes) -> np.ndarray:
+    """Puts structs in their rows; the buffer of all texts."""
+    rows = [row for row, _ in others]
+    events = [accepted.event for _, accepted in others]
+    found.types[rows] = [TYPE_CODE[event.event_type] for event in events]
+    found.times_ms[rows] = [accepted.time_ms for _, accepted in others]
+    found.costs[rows] = [np.nan if event.cost is None else event.cost for event in events]
+    added = [None if (text := getattr(event, name)) is None else text.encode() for name in COLUMNS for event in events]
+    own = texts_of(added)
+    found.starts[:, rows] = (own.starts + len(joined)).reshape(len(COLUMNS), -1)
+    found.lengths[:, rows] = own.lengths.reshape(len(COLUMNS), -1)
+    return np.frombuffer(joined + own.buffer.tobytes(), dtype=np.uint8)

@@ -4,10 +4,14 @@ import zlib
 
 import numpy as np
 
-from app.columns.texts import Texts
+from app.columns.compiled import compiled
+from app.columns.texts import MASKS, Texts, words_of
 
-_SEED = np.uint32(0x9747B28C)
-_M = np.uint32(0x5BD1E995)
+_SEED = np.uint64(0x9747B28C)
+_M = np.uint64(0x5BD1E995)
+_HALF = np.uint64(0xFFFFFFFF)  # Numba has no arithmetic of 32 bits
+_POSITIVE = np.uint64(0x7FFFFFFF)
+_R24, _R13, _R15 = np.uint64(24), np.uint64(13), np.uint64(15)
 
 
 def owners(users: Texts, partitions: int, partitioner: str) -> np.ndarray:
@@ -16,33 +20,25 @@ def owners(users: Texts, partitions: int, partitioner: str) -> np.ndarray:
         raw = memoryview(users.buffer)
         spans = zip(users.starts.tolist(), (users.starts + users.lengths).tolist(), strict=True)
         return np.array([zlib.crc32(raw[start:end]) for start, end in spans], dtype=np.int64) % partitions
-    return (_murmur2(users) & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
+    found = np.empty(len(users), dtype=np.int64)
+    _murmur2_all(words_of(users.buffer), users.starts, users.lengths, partitions, found)
+    return found
 
 
-def _murmur2(keys: Texts) -> np.ndarray:
-    """Kafka's murmur2 of each key, one NumPy pass per key length."""
-    hashes = np.empty(len(keys), dtype=np.uint32)
-    with np.errstate(over="ignore"):
-        for length in np.unique(keys.lengths).tolist():
-            rows = np.flatnonzero(keys.lengths == length)
-            hashes[rows] = _murmur2_of_length(keys.buffer, keys.starts[rows], length)
-    return hashes
-
-
-def _murmur2_of_length(data: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    matrix = data[starts[:, None] + np.arange(length)].astype(np.uint32)
-    h = np.full(len(starts), _SEED ^ np.uint32(length), dtype=np.uint32)
-    whole = length // 4 * 4
-    for at in range(0, whole, 4):
-        k = matrix[:, at] | matrix[:, at + 1] << 8 | matrix[:, at + 2] << 16 | matrix[:, at + 3] << 24
-        k = k * _M
-        k ^= k >> np.uint32(24)
-        h = h * _M ^ k * _M
-    if whole < length:
-        for at in range(length - 1, whole - 1, -1):
-            h ^= matrix[:, at] << np.uint32(8 * (at - whole))
-        h = h * _M
-    h ^= h >> np.uint32(13)
-    h = h * _M
-    h ^= h >> np.uint32(15)
-    return h
+@compiled
+def _murmur2_all(
+    words: np.ndarray, starts: np.ndarray, lengths: np.ndarray, partitions: int, found: np.ndarray
+) -> None:
+    """Kafka's murmur2 of each key, positive, modulo `partitions`."""
+    for row in range(len(starts)):
+        at, end = starts[row], starts[row] + lengths[row]
+        held = _SEED ^ np.uint64(lengths[row])
+        while at + 4 <= end:
+            mixed = ((words[at] & _HALF) * _M) & _HALF
+            mixed = ((mixed ^ (mixed >> _R24)) * _M) & _HALF
+            held = ((held * _M) & _HALF) ^ mixed
+            at += 4
+        if at < end:
+            held = ((held ^ (words[at] & MASKS[end - at])) * _M) & _HALF
+        held = ((held ^ (held >> _R13)) * _M) & _HALF
+        found[row] = np.int64((held ^ (held >> _R15)) & _POSITIVE) % partitions

@@ -1,6 +1,6 @@
 """Most records of a batch are written alike: the same keys in the same order, only the values differ. Such a *shape* is
-learnt from one record that the strict contract accepted; then every other record is held against it as bytes, a whole
-column at once, and its values are spans of the buffer.
+learnt from one record that the strict contract accepted; then every other record is held against it as bytes, and its
+values are spans of the buffer (see walk.py).
 
 A record fits a shape only if each of its bytes is accounted for: every byte outside the values equals the first
 record's, and every value keeps its field's rule. So a fit is as strict as `decode_event`. What does not fit, or has an
@@ -8,20 +8,33 @@ escape, a control or a non-ASCII character anywhere, goes there.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from app.columns.texts import ABSENT, PAD, Texts, begins_with, eight_digits, odd_bytes, words_of
-from app.contract.events import MAX_AMOUNT, MAX_EVENT_BYTES, TOUCH_ATTRIBUTES, TOUCH_TYPES
+from app.columns.texts import PAD, sizes_of
+from app.contract.events import MAX_EVENT_BYTES, TOUCH_ATTRIBUTES
+from app.intake.walk import (
+    COST,
+    DECIMAL,
+    MET,
+    NEW,
+    OF_THE_CONTRACT,
+    TEXT,
+    TIME,
+    TOUCH,
+    Found,
+    PlannedShape,
+    PlannedValue,
+    plan_of,
+    walk,
+)
 
 MAX_SHAPES: Final = 64
 MAX_LESSONS: Final = 4  # new shapes a batch and number of quotes: learning costs as much as some hundred fits
 WORTH_LEARNING: Final = 16  # records of one number of quotes that fit no shape yet
-SLICE: Final = 8_192  # records that are matched at a time, so that what is looked at stays in the processor's cache
-MAX_DIGITS: Final = 15  # so many always fit a float exactly
-QUOTE: Final = ord('"')
 
 # The most bytes of each field that a touch may have (all ASCII here, so bytes are characters), and the fewest.
 TEXT_FIELDS: Final = {
@@ -40,23 +53,17 @@ OTHER_FIELDS: Final = frozenset(
     ("page", "referrer", "conversion_name", "value", "currency", "order_id", "adjustment", "conversion_event_id")
 )
 REQUIRED: Final = ("event_id", "event_type", "event_time", "advertiser_id", "user_id", "platform", "campaign_id")
-COLUMNS: Final = ("event_id", "user_id", "advertiser_id", "platform", *TOUCH_ATTRIBUTES)
 
 _LITERAL: Final = re.compile(rb"(:[ ]*)(null|true|false|-?[0-9][0-9.eE+-]*)([ ]*[,}])[ ]*$")
-_TIME_DIGITS: Final = 13
-
 
 # Gives the shape of a record that the strict contract accepts, or None.
 Lesson = Callable[[bytes], "Shape | None"]
 
 
 class Value(NamedTuple):
-    """Where a shape has a value: its field ("" for one that onecount ignores), between which quotes, and as what."""
+    """A value that a shape has, by its field."""
 
     field: str
-    quote: int  # the number of the quote before it
-    before: int  # bytes from that quote to the value
-    behind: int  # bytes from the value to the next quote, or to the record's end
     is_text: bool
 
 
@@ -68,22 +75,9 @@ class Shape(NamedTuple):
     constants: tuple[bytes, ...]
     is_touch: bool  # else it is known only so that it need not be learnt again
 
-
-class Touches(NamedTuple):
-    """The records that fit a touch's shape: their rows in the batch, in order, and their values as columns."""
-
-    rows: np.ndarray
-    types: np.ndarray  # codes of TOUCH_TYPES
-    times_ms: np.ndarray
-    texts: dict[str, Texts]  # by COLUMNS
-    costs: np.ndarray  # NaN where there is none
-
-    def take(self, chosen: np.ndarray) -> "Touches":
-        """The records of a mask."""
-        if chosen.all():
-            return self
-        texts = {name: column.take(chosen) for name, column in self.texts.items()}
-        return Touches(self.rows[chosen], self.types[chosen], self.times_ms[chosen], texts, self.costs[chosen])
+    def is_of_the_contract(self) -> bool:
+        """Whether it has no field that the contract does not know. One without a value, as null, may be unknown."""
+        return all(value.field in OTHER_FIELDS or _is_known(value.field) for value in self.values)
 
 
 def learn(raw: bytes, is_touch: bool) -> Shape | None:
@@ -103,7 +97,7 @@ def learn(raw: bytes, is_touch: bool) -> Shape | None:
         constant += parts[at] + b'"'
         if between.strip(b" ") == b":":  # a text
             constants.append(constant + between + b'"')
-            values.append(Value(field, at + 1, 1, 0, True))
+            values.append(Value(field, True))
             constant = b'"' + parts[at + 3] + (b'"' if at + 3 < quotes else b"")
             at += 4
         elif literal := _LITERAL.fullmatch(between):
@@ -114,7 +108,7 @@ def learn(raw: bytes, is_touch: bool) -> Shape | None:
                 constant += between + ending
             else:
                 constants.append(constant + colon)
-                values.append(Value(field, at, len(colon) + 1, len(behind), False))
+                values.append(Value(field, False))
                 constant = behind + ending
             at += 2
         else:
@@ -142,211 +136,61 @@ class Shapes:
     """The shapes that this process has met. They only save work, so any of them may be forgotten."""
 
     def __init__(self) -> None:
-        self.by_quotes: dict[int, list[Shape]] = {}
-        self.count = 0
+        self._shapes: list[PlannedShape] = []
+        self.plan = plan_of([])
 
-    def add(self, shape: Shape) -> None:
-        """Remembers a shape; forgets all of them where they are too many."""
-        if self.count >= MAX_SHAPES:
-            self.by_quotes, self.count = {}, 0
-        self.by_quotes.setdefault(shape.quotes, []).append(shape)
-        self.count += 1
-
-
-class _Group(NamedTuple):
-    """Records with the same number of quotes: their rows in the batch, where they start and end in the buffer, and where
-    their quotes stand (one row of `places` a quote).
-    """
-
-    rows: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    places: np.ndarray
-
-    def take(self, chosen: np.ndarray) -> "_Group":
-        return _Group(self.rows[chosen], self.starts[chosen], self.ends[chosen], self.places[:, chosen])
+    def add(self, shape: Shape) -> bool:
+        """Remembers a shape, and says whether it is a new one; forgets all of them where they are too many."""
+        fate = TOUCH if shape.is_touch else OF_THE_CONTRACT if shape.is_of_the_contract() else MET
+        planned = PlannedShape(shape.quotes, fate, [_planned(value) for value in shape.values], shape.constants)
+        if planned in self._shapes:
+            return False
+        if len(self._shapes) >= MAX_SHAPES:
+            self._shapes = []
+        self._shapes.append(planned)
+        self.plan = plan_of(self._shapes)
+        return True
 
 
-class _Fit(NamedTuple):
-    """The records of a group that fit a touch's shape: spans of the texts, and the numbers."""
-
-    rows: np.ndarray
-    spans: dict[str, tuple[np.ndarray, np.ndarray]]  # starts and lengths by field
-    times_ms: np.ndarray
-    costs: np.ndarray
-
-
-def match(values: Sequence[bytes | None], shapes: Shapes, lesson: Lesson) -> tuple[bytes, Touches]:
-    """The batch's bytes in a row (with PAD bytes behind them), and every touch in it that fits a shape."""
-    present = [value or b"" for value in values] if None in values else values
-    lengths = np.fromiter(map(len, present), dtype=np.int64, count=len(present))  # type: ignore[arg-type]
-    joined = b"".join(present) + bytes(PAD)  # type: ignore[arg-type]
-    buffer = np.frombuffer(joined, dtype=np.uint8)
-    ends = np.cumsum(lengths)
-    plain = (lengths > 0) & (lengths <= MAX_EVENT_BYTES)
-    body = buffer[:-PAD]
-    if b"\\" in joined or b"\x7f" in joined or not joined.isascii() or body.min(initial=32) < 32:
-        plain[np.searchsorted(ends, odd_bytes(body), side="right")] = False
-    fits: list[_Fit] = []
-    for first in range(0, len(values), SLICE):
-        fits += _match_slice(slice(first, first + SLICE), plain, lengths, ends, buffer, values, shapes, lesson)
-    return joined, _columns(fits, buffer)
-
-
-def _match_slice(
-    part: slice,
-    plain: np.ndarray,
-    lengths: np.ndarray,
-    ends: np.ndarray,
-    buffer: np.ndarray,
-    values: Sequence[bytes | None],
-    shapes: Shapes,
-    lesson: Lesson,
-) -> list[_Fit]:
-    """The fits of some rows; their spans are those of the whole buffer."""
-    begin = int(ends[part.start] - lengths[part.start])
-    quotes = begin + np.flatnonzero(buffer[begin : int(ends[part][-1])] == QUOTE)
-    behind = np.searchsorted(quotes, ends[part])
-    counts = np.diff(behind, prepend=0)
-    fits: list[_Fit] = []
-    for count in np.unique(counts[plain[part]]).tolist():
-        inside = np.flatnonzero(plain[part] & (counts == count))
-        rows = part.start + inside
-        places = quotes[(behind[inside] - count)[None, :] + np.arange(count)[:, None]]
-        group = _Group(rows, ends[rows] - lengths[rows], ends[rows], places)
-        fits += _fit_group(group, count, buffer, values, shapes, lesson)
-    return fits
-
-
-def _fit_group(
-    left: _Group, quotes: int, buffer: np.ndarray, values: Sequence[bytes | None], shapes: Shapes, lesson: Lesson
-) -> list[_Fit]:
-    fits: list[_Fit] = []
-
-    def take(shape: Shape) -> None:
-        nonlocal left
-        holds, fit = _fit(shape, left, buffer)
-        if fit is not None:
-            fits.append(fit)
-        if holds.any():
-            left = left.take(~holds)
-
-    for shape in list(shapes.by_quotes.get(quotes, ())):
-        if len(left.rows):
-            take(shape)
-    lessons = 0
-    while len(left.rows) >= WORTH_LEARNING and lessons < MAX_LESSONS:
-        lessons += 1
-        learnt = lesson(values[left.rows[0]] or b"")
-        if learnt is not None:
-            shapes.add(learnt)
-            take(learnt)
-        if learnt is None or learnt.quotes != quotes:
-            left = left.take(np.arange(1, len(left.rows)))
-    return fits
-
-
-def _fit(shape: Shape, group: _Group, buffer: np.ndarray) -> tuple[np.ndarray, _Fit | None]:
-    """Which records of the group fit the shape, and their columns if it is a touch's."""
-    words = words_of(buffer)
-    holds = np.ones(len(group.rows), dtype=bool)
-    reached = group.starts
-    spans: list[tuple[np.ndarray, np.ndarray]] = []
-    for value, constant in zip(shape.values, shape.constants, strict=False):
-        starts = group.places[value.quote] + value.before
-        following = value.quote + 1
-        ends = (group.places[following] if following < shape.quotes else group.ends) - value.behind
-        holds &= (starts - reached == len(constant)) & (ends >= starts)
-        holds &= begins_with(words, reached, constant)
-        reached = ends
-        spans.append((starts, ends - starts))
-    last = shape.constants[-1]
-    holds &= (group.ends - reached == len(last)) & begins_with(words, reached, last)
-    if not shape.is_touch:
-        return holds, None
-    for value, (_, lengths) in zip(shape.values, spans, strict=True):
-        fewest, most = TEXT_FIELDS.get(value.field, (0, MAX_EVENT_BYTES))
-        if value.is_text:
-            holds &= (lengths >= fewest) & (lengths <= most)
-    numbers = {}
-    for place, (value, (starts, lengths)) in enumerate(zip(shape.values, spans, strict=True)):
-        if not value.is_text:
-            is_time = value.field == "event_time"
-            # where the constants do not hold, a span may be anywhere
-            span = np.where(holds, starts, 0), np.where(holds, lengths, 0)
-            sound, numbers[value.field or place] = (
-                _read_times(words, *span) if is_time else _read_decimals(buffer, *span)
-            )
-            holds &= sound
-    texts = {value.field: span for value, span in zip(shape.values, spans, strict=True) if value.is_text}
-    costs = numbers.get("cost")
-    return holds, _Fit(
-        group.rows[holds],
-        {name: (texts[name][0][holds], texts[name][1][holds]) for name in (*COLUMNS, "event_type") if name in texts},
-        numbers["event_time"][holds],
-        costs[holds] if costs is not None else np.full(int(holds.sum()), np.nan),
+def _planned(value: Value) -> PlannedValue:
+    kind = (
+        TEXT if value.is_text else TIME if value.field == "event_time" else COST if value.field == "cost" else DECIMAL
     )
+    return PlannedValue(kind, value.field, *TEXT_FIELDS.get(value.field, (0, MAX_EVENT_BYTES)))
 
 
-def _read_times(words: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Times of exactly 13 digits (September 2001 to 2286): which are, and their milliseconds."""
-    whole = lengths == _TIME_DIGITS
-    starts = np.where(whole, starts, 0)
-    upper_sound, upper = eight_digits(words[starts])
-    lower_sound, lower = eight_digits(words[starts + 5])
-    times = upper.astype(np.int64) * 100_000 + (lower % np.uint64(100_000)).astype(np.int64)
-    return whole & upper_sound & lower_sound & (times >= 10 ** (_TIME_DIGITS - 1)), times
+def match(values: Sequence[bytes | None], shapes: Shapes, lesson: Lesson) -> tuple[bytes, Found]:
+    """The batch's bytes in a row (with PAD bytes behind them), and what is found in it along the shapes. Learns new ones."""
+    try:
+        joined = b"".join(values) + bytes(PAD)  # type: ignore[arg-type]
+        present: Sequence[bytes] = values  # type: ignore[assignment]
+    except TypeError:
+        present = [value or b"" for value in values]
+        joined = b"".join(present) + bytes(PAD)
+    buffer, sizes = np.frombuffer(joined, dtype=np.uint8), sizes_of(present)
+    found = walk(buffer, sizes, shapes.plan)
+    learnt: Counter[int] = Counter()
+    while _learn(present, np.flatnonzero(found.fates == NEW), shapes, lesson, learnt):
+        found = walk(buffer, sizes, shapes.plan)
+    return joined, found
 
 
-def _read_decimals(buffer: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Plain amounts such as 0, 12 or 0.25: which are, and their floats, the same as a JSON decoder's.
+def _learn(values: Sequence[bytes], left: np.ndarray, shapes: Shapes, lesson: Lesson, lessons: Counter[int]) -> bool:
+    """Takes a lesson of each number of quotes that so many of the records `left` have; whether a shape was learnt.
 
-    A whole number below 10**15 and a power of ten up to 10**15 are floats exactly, so their quotient is the nearest one. One
-    of more digits is above MAX_AMOUNT.
+    `lessons`: how many were taken of each in this batch.
     """
-    sound = (lengths > 0) & (lengths <= MAX_DIGITS + 1)
-    first = buffer[starts] - ord("0")
-    mantissa = np.zeros(len(starts), dtype=np.int64)
-    point = np.full(len(starts), -1, dtype=np.int64)  # where the decimal point stands
-    for at in range(int(lengths[sound].max(initial=0))):
-        inside = sound & (lengths > at)
-        byte = buffer[np.where(inside, starts + at, 0)]
-        digit = byte - ord("0")
-        is_digit = digit <= 9
-        is_point = inside & (byte == ord("."))
-        sound &= ~inside | is_digit | (is_point & (point < 0) & (at > 0) & (at < lengths - 1))
-        point[is_point & (point < 0)] = at
-        mantissa = np.where(inside & is_digit, mantissa * 10 + digit, mantissa)
-    whole = np.where(point < 0, lengths, point)
-    sound &= (first > 0) | (whole == 1)  # JSON has no leading zeros
-    decimals = np.where(sound & (point >= 0), lengths - point - 1, 0)
-    amounts = mantissa / 10.0**decimals
-    return sound & (amounts <= MAX_AMOUNT), amounts
-
-
-def _columns(fits: list[_Fit], buffer: np.ndarray) -> Touches:
-    """All fits as columns, by row; records whose type is no touch's are left out."""
-    rows = np.concatenate([fit.rows for fit in fits]) if fits else np.empty(0, dtype=np.int64)
-    order = np.argsort(rows, kind="stable")
-
-    def column(name: str) -> Texts:
-        missing = [(np.zeros(len(fit.rows), dtype=np.int64), np.full(len(fit.rows), ABSENT)) for fit in fits]
-        parts = [fit.spans.get(name, none) for fit, none in zip(fits, missing, strict=True)]
-        starts = np.concatenate([start for start, _ in parts]) if parts else np.empty(0, dtype=np.int64)
-        lengths = np.concatenate([length for _, length in parts]) if parts else np.empty(0, dtype=np.int64)
-        return Texts(buffer, starts[order], lengths[order])
-
-    words, kinds = words_of(buffer), column("event_type")
-    types = np.full(len(rows), len(TOUCH_TYPES), dtype=np.uint8)
-    for code, name in enumerate(TOUCH_TYPES):
-        types[(kinds.lengths == len(name)) & begins_with(words, kinds.starts, name.encode())] = code
-    known = types < len(TOUCH_TYPES)
-    times = np.concatenate([fit.times_ms for fit in fits]) if fits else np.empty(0, dtype=np.int64)
-    costs = np.concatenate([fit.costs for fit in fits]) if fits else np.empty(0)
-    return Touches(
-        rows[order][known],
-        types[known],
-        times[order][known],
-        {name: column(name).take(known) for name in COLUMNS},
-        costs[order][known],
-    )
+    if len(left) < WORTH_LEARNING:
+        return False
+    by_quotes: dict[int, list[bytes]] = {}
+    for row in left.tolist():
+        by_quotes.setdefault(values[row].count(b'"'), []).append(values[row])
+    learnt = False
+    for quotes, alike in by_quotes.items():
+        while len(alike) - lessons[quotes] >= WORTH_LEARNING and lessons[quotes] < MAX_LESSONS:
+            shape = lesson(alike[lessons[quotes]])
+            lessons[quotes] += 1
+            if shape is not None and shapes.add(shape):
+                learnt = True
+                break
+    return learnt

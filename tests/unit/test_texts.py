@@ -1,21 +1,16 @@
 """Columns of texts: hashed as the reference does it, compared byte by byte, picked and read back."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.columns.texts import (
     KnownCodes,
     Names,
-    begins_with,
     coded,
-    eight_digits,
     equal,
     hash64,
-    odd_bytes,
     texts_of,
-    words_of,
 )
 
 MASK = 2**64 - 1
@@ -54,35 +49,12 @@ def test_equal_is_equal_bytes(left: list[bytes | None], right: list[bytes | None
     assert found.tolist() == [one == other for one, other in pairs]
 
 
-@given(st.binary(max_size=60), st.binary(min_size=1, max_size=30), st.integers(0, 60))
-def test_begins_with_looks_at_every_byte(data: bytes, constant: bytes, at: int) -> None:
-    data = data[:at] + constant + data[at:]
-    buffer = np.frombuffer(data + bytes(8), dtype=np.uint8)
-    starts = np.arange(len(data) - len(constant) + 1)
-    expected = [data.startswith(constant, start) for start in starts.tolist()]
-    assert begins_with(words_of(buffer), starts, constant).tolist() == expected
-
-
-@pytest.mark.parametrize("text", ["00000000", "12345678", "99999999", "1234567a", "1234567:", "/2345678", "12 45678"])
-def test_eight_digits_are_read_or_refused(text: str) -> None:
-    sound, number = eight_digits(np.array([int.from_bytes(text.encode(), "little")], dtype=np.uint64))
-    assert bool(sound[0]) == text.isdigit()
-    assert not text.isdigit() or int(number[0]) == int(text)
-
-
 def test_names_are_found_again_by_their_codes_and_forgotten_where_they_are_too_many() -> None:
     column = coded(texts_of([b"meta", None, "zoë".encode(), b"meta", b""]))
     names = Names(size_max=2)
     for _ in range(3):
         assert names.of(column, np.arange(5)) == ["meta", None, "zoë", "meta", ""]
     assert len(names) <= 4
-
-
-@given(st.binary(max_size=40), st.sampled_from([1, 8, 2**17]))
-def test_odd_bytes_are_found_wherever_they_stand(data: bytes, repeats: int) -> None:
-    data = b"0123456 " * (repeats // 8) + data + b"~}"
-    expected = [at for at, byte in enumerate(data) if byte < 32 or byte > 126 or byte == ord("\\")]
-    assert odd_bytes(np.frombuffer(data, dtype=np.uint8)).tolist() == expected
 
 
 @given(st.lists(st.lists(st.sampled_from([0, 1, 2, 4096, 4097, 2**63, 2**64 - 1, 5 * 4096]), max_size=20)))
