@@ -14,7 +14,6 @@ from urllib.request import urlopen
 
 import pytest
 from confluent_kafka import Producer
-from pydantic import SecretStr
 
 from app.local.kafka import tool_command
 from tests.gateway.harness import Gateway, conversion, taken
@@ -53,15 +52,10 @@ def told_of_leads(scram: SecuredDeployment) -> list[CompletedProcess[str]]:
     scram.onecount.wait_until(lambda: scram.published("desk"), "leads are published")
     (lead,) = scram.onecount.shown("/leads?state=waiting&limit=1")["rows"]
     told = {name: lead[name] for name in ("advertiser_id", "user_id", "conversion_name")}
-    crm = scram.onecount.settings.model_copy(
-        update={
-            "kafka": scram.secured.kafka_of("SCRAM", "onecount-crm"),
-            "kafka_password": SecretStr(password_of("onecount-crm")),
-        }
-    )
-    producer = Producer(crm.client())
+    properties = scram.secured.kafka_of("SCRAM", "onecount-crm") | {"sasl.password": password_of("onecount-crm")}
+    producer = Producer(properties | {"bootstrap.servers": scram.secured.addresses["SCRAM"]})
     event = told | {"kind": "contacted", "event_time": time.time_ns() // 1_000_000}
-    producer.produce(crm.followups_topic, json.dumps(event), lead["user_id"])
+    producer.produce(scram.onecount.settings.followups_topic, json.dumps(event), lead["user_id"])
     assert producer.flush(30) == 0
     asked = "&".join(f"{name}={quote(value)}" for name, value in told.items())
     scram.onecount.wait_until(
