@@ -50,7 +50,8 @@ class FollowedUp(NamedTuple):
 
 
 class LeadRow(msgspec.Struct, frozen=True, gc=False):
-    """Where one lead stands (topic `leads`, an upsert by `lead_key`; a null value deletes).
+    """Where one lead stands (topic `leads`, an upsert by `lead_key`; a null value deletes: it was taken back, or closed for so
+    long that it was let go).
 
     A lead is what one user asked of one advertiser by one action. It begins with the first conversion since it was last
     closed, and is never `waiting` without a conversion that nobody has followed up.

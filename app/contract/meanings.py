@@ -112,7 +112,11 @@ MEANINGS: Final = {
         "scope": "`all`: each order is counted once over all platforms.",
         "status": "As in `conversions.attributed`, judged over all platforms; never `duplicate`.",
         "conversions": "1 if `counted`, else 0: the sum is how many there really were.",
-        "value": "The worth of it in `currency`, as in `conversions.attributed`. Add it up over `counted` rows only.",
+        "value": (
+            "The worth of it in `currency`, as in `conversions.attributed`. Over `counted` rows it adds up to what touches have "
+            "earned, as in `conversions.counts` of scope `all`; over rows with a `customer` to what all paid orders brought, "
+            "earned by a touch or not."
+        ),
         "currency": "ISO 4217, as the event said it; null where it said none.",
         "action_class": "The action's class in the policy: `macro` or `micro`.",
         "intent": "The action's intent in the policy: `hard` or `soft`.",

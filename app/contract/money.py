@@ -158,6 +158,7 @@ class ReconciliationRow(msgspec.Struct, frozen=True, gc=False):
     tolerance: float | None
     within_tolerance: bool | None
     duplicates: int
+    outside_window: int
     unattributed: int
     uncounted: int
     retracted: int

@@ -72,13 +72,20 @@ MONEY_MEANINGS: Final = {
             "Whether conversions and amounts are as near as that, as a share of what is compared; null: nothing to judge."
         ),
         "duplicates": "Further reports of orders that stand already. As the causes below, of days and actions that are reported.",
-        "unattributed": "Conversions with no touch within the platform's windows.",
+        "outside_window": (
+            "Conversions with a touch of the platform that is older than its window: known where it is the journey's first touch, "
+            "also of conversions that name no platform."
+        ),
+        "unattributed": (
+            "Other conversions that name the platform, with no touch that its method credits: none is known, or which one it "
+            "was can't be told."
+        ),
         "uncounted": "Conversions beyond the one a touch that their action counts.",
         "retracted": "Conversions that were taken back.",
         "late": "Conversions that came too late to be counted, and are letters on `ads.events.dlq` (kept for 30 days).",
         "refused": "Conversions that were refused for another reason.",
         "noise": "Claims for actions that the policy does not count.",
-        "unexplained": "What of a `difference` above 0 is more than the seven causes together; one below 0 as it is.",
+        "unexplained": "What of a `difference` above 0 is more than the eight causes together; one below 0 as it is.",
         "orders": "Orders of `revenue.orders`, where their conversion is credited and on its day; without one on their own day.",
         "orders_refunded": "Those of them that were paid back in full.",
         "orders_without_conversion": "Those of them that no conversion names.",

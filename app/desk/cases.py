@@ -42,7 +42,9 @@ class Claim(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """A conversion once over all platforms (`conversions.journeys`); platform and campaign are those of its credited touch."""
+    """A conversion once over all platforms (`conversions.journeys`); platform and campaign are those of its credited touch.
+    `outside`: a platform that has a touch before it, older than its window; "" where none is known.
+    """
 
     advertiser_id: str
     user_id: str
@@ -56,6 +58,7 @@ class Truth(NamedTuple):
     status: str
     value: int
     currency: str
+    outside: str
 
 
 class Refused(NamedTuple):
@@ -131,13 +134,15 @@ def contributions(parts: Iterable[Part], paid_actions: frozenset[str]) -> dict[P
     for claim in claims:
         where = (claim.platform, claim.campaign_id, claim.day, claim.conversion_name)
         if claim.status != COUNTED:
-            add(*where, _CAUSES[claim.status])
+            add(*where, "outside_window" if _is_outside(claim, truths) else _CAUSES[claim.status])
             continue
         add(*where, "counted")
         add(*where, ("counted", claim.currency), claim.value)
         for measure, amount in _payment(claim, order, owner, paid_actions):
             add(*where, measure, amount)
     for truth in truths:
+        if truth.outside and not any(_is_of(claim, truth) for claim in claims if claim.platform == truth.outside):
+            add(truth.outside, "", truth.day, truth.conversion_name, "outside_window")
         if truth.status != COUNTED:
             continue
         for platform, campaign_id in ((truth.platform, truth.campaign_id), (ALL, "")):
@@ -153,6 +158,18 @@ def contributions(parts: Iterable[Part], paid_actions: frozenset[str]) -> dict[P
             for measure, amount in _money(order.order, owner):
                 add(platform, campaign_id, day, name, measure, amount)
     return found
+
+
+def _is_of(claim: Claim, truth: Truth) -> bool:
+    """Whether it is a platform's judgement of this order, or of another report of it."""
+    return (claim.user_id, claim.conversion_name) == (truth.user_id, truth.conversion_name)
+
+
+def _is_outside(claim: Claim, truths: list[Truth]) -> bool:
+    """Whether what a platform's method credits nothing for has a touch of the platform before it: then the touch is too old."""
+    return claim.status == UNATTRIBUTED and any(
+        truth.outside == claim.platform and _is_of(claim, truth) and truth.time_ms <= claim.time_ms for truth in truths
+    )
 
 
 def _sorted_out(parts: Iterable[Part]) -> tuple[list[Claim], list[Truth], list[Refused], list[Paid]]:

@@ -10,7 +10,7 @@ from app.desk.calendar import WEEK_DAYS, day_name, week_name
 from app.desk.totals import Measure, Measures, Total, add, currencies
 
 # Why a platform may claim more than is counted for it. Noise is in millionths, as what is reported; the others are whole.
-_WHOLE: Final = ("duplicates", "unattributed", "uncounted", "retracted", "late", "refused")
+_WHOLE: Final = ("duplicates", "outside_window", "unattributed", "uncounted", "retracted", "late", "refused")
 CAUSES: Final = (*_WHOLE, "noise")
 # What the row over all platforms has from theirs; the rest of it is of each order once.
 _CLAIMED: Final = frozenset((*CAUSES, "reported", "told", "counted", "compared"))

@@ -49,6 +49,7 @@ def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy) -> list[DeskF
             desk,
             policy.bounds.journeys.orders,
             policy.bounds.max_clock_skew_ms,
+            max(policy.count_retention_ms(), 2 * desk.closed_kept_ms),
         ),
         RollupsFold(settings.counts_topic, settings.rollups_topic, desk, policy),
         Reconciliation(settings, policy, desk),

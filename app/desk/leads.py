@@ -1,13 +1,13 @@
 """Leads: who asked for something, what they are owed, until when, and how it ended. A fold of `conversions.journeys` and of the
 follow-ups that a CRM tells (`DeskFold`).
 
-Where a lead stands is a function of its user's conversions and follow-ups, never of their order of arrival (`lead_of`); that
-it is overdue is one of the time besides. docs/desk.md has it as a table.
+Where a lead stands is a function of its user's conversions and follow-ups (`lead`); that it is overdue, or closed for so long
+that it is let go, is one of the time besides. A user of whom no lead is open is held until nothing can change any more.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from heapq import heappop, heappush
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from heapq import heapify, heappop, heappush
 from sys import intern
 from typing import Final, NamedTuple
 
@@ -17,184 +17,68 @@ import xxhash
 from app.contract import reasons
 from app.contract.events import Rejection
 from app.contract.journeys import JourneyRow, decode_journey
-from app.contract.leads import (
-    ANSWERED,
-    CONTACTED,
-    COOL,
-    HOT,
-    LOST,
-    SENT,
-    WAITING,
-    WON,
-    FollowedUp,
-    LeadRow,
-    OverdueRow,
-    decode_follow_up,
-    lead_key,
-)
+from app.contract.leads import CONTACTED, SENT, FollowedUp, LeadRow, decode_follow_up, lead_key
 from app.contract.rows import RETRACTED, encode
+from app.desk.aging import Aging
 from app.desk.fold import Input, Output
+from app.desk.lead import NOWHERE, Closing, Conversion, Known, Origin, is_let_go, leads_of, overdue_of
 from app.desk.refusals import Refusals, judge_row
-from app.policy.desk import Desk, FollowUp
+from app.policy.desk import Desk
 
 CLOSINGS_KEPT: Final = 100  # of a user, the latest ones: more `won` and `lost` than that are no people's work
 _HARD: Final = "hard"
 _NEVER: Final[Mapping[str | None, int]] = {}
 
 
-class Origin(NamedTuple):
-    """Where a conversion came from; shared by all that came from there."""
-
-    platform: str | None
-    campaign_id: str | None
-    source: str | None
-    medium: str | None
-    landing_page: str | None
-
-
-NOWHERE: Final = Origin(None, None, None, None, None)
-
-
-class Conversion(NamedTuple):
-    """What a lead needs of a conversion that is not retracted."""
-
-    time_ms: int
-    event_id: str
-    action: str
-    is_hard: bool
-    outcome: str
-    origin: Origin
-
-
-class Closing(NamedTuple):
-    """What ends leads: a purchase (`label` is its action) or the CRM's word. `action` None: all leads of the user."""
-
-    time_ms: int
-    label: str
-    action: str | None
-
-
-class Known(NamedTuple):
-    """All that is known of one user: conversions, `won` and `lost`, and the last `contacted` or `sent` by action (None: of
-    any).
-    """
-
-    conversions: list[Conversion]
-    closings: list[Closing]
-    answered_ms: Mapping[str | None, int]
-
-
-def leads_of(
-    advertiser_id: str, user_id: str, known: Known, orders: Iterable[str], rules: dict[str, FollowUp]
-) -> dict[str, LeadRow]:
-    """The leads of one user, by action. `orders`: the actions that are purchases. `rules`: what each action is owed."""
-    bought = [Closing(each.time_ms, each.action, None) for each in known.conversions if each.action in orders]
-    hard_ms = [each.time_ms for each in known.conversions if each.is_hard]
-    by_action: dict[str, list[Conversion]] = defaultdict(list)
-    for each in known.conversions:
-        if each.action not in orders:
-            by_action[each.action].append(each)
-    found = {}
-    for action, conversions in by_action.items():
-        closings = [each for each in known.closings if each.action in (None, action)] + bought
-        answered_ms = max((known.answered_ms.get(each, -1) for each in (None, action)), default=-1)
-        names = (advertiser_id, user_id, action)
-        found[action] = lead_of(names, sorted(conversions), closings, answered_ms, max(hard_ms, default=-1), rules)
-    return found
-
-
-def lead_of(
-    names: tuple[str, str, str],
-    conversions: list[Conversion],
-    closings: list[Closing],
-    answered_ms: int,
-    hard_ms: int,
-    rules: dict[str, FollowUp],
-) -> LeadRow:
-    """One lead: `conversions` of its action, the earliest first, at least one. `answered_ms`, `hard_ms`: when the last follow-up
-    and the user's last conversion of hard intent were; -1 for never.
-
-    A closing or follow-up at the very time of a conversion comes after it.
-    """
-    last_ms = conversions[-1].time_ms
-    closed_before_ms = max((each.time_ms for each in closings if each.time_ms < last_ms), default=-1)
-    since = [each for each in conversions if each.time_ms > closed_before_ms]
-    opening = since[0]
-    closing = _closing(closings, last_ms)
-    waiting_ms = next((each.time_ms for each in since if each.time_ms > answered_ms), None)
-    state = (LOST if closing.label == LOST else WON) if closing else ANSWERED if waiting_ms is None else WAITING
-    rule = rules.get(names[2])
-    return LeadRow(
-        *names,
-        state=state,
-        temperature=HOT if hard_ms >= opening.time_ms else COOL,
-        outcome=opening.outcome,
-        opened_time=opening.time_ms,
-        opened_by=opening.event_id,
-        conversions=len(since),
-        last_time=last_ms,
-        follow_up=rule.what if rule else None,
-        waiting_since=waiting_ms if state == WAITING else None,
-        due_time=waiting_ms + rule.within_ms if rule and waiting_ms is not None and state == WAITING else None,
-        answered_time=answered_ms if answered_ms >= opening.time_ms else None,
-        closed_time=closing.time_ms if closing else None,
-        closed_by=closing.label if closing else None,
-        **opening.origin._asdict(),
-    )
-
-
-def _closing(closings: list[Closing], last_ms: int) -> Closing | None:
-    """What closed a lead whose last conversion was then: the first purchase or `won` since, else the first `lost`."""
-    since = [each for each in closings if each.time_ms >= last_ms]
-    return min(since, key=lambda each: (each.label == LOST, each.time_ms, each.label), default=None)
-
-
-def overdue_of(lead: LeadRow) -> OverdueRow:
-    """The row of a lead whose due time has passed."""
-    assert lead.follow_up is not None
-    assert lead.waiting_since is not None
-    assert lead.due_time is not None
-    shared = {name: getattr(lead, name) for name in OverdueRow.__struct_fields__}
-    return OverdueRow(**shared)
-
-
 class _Held(NamedTuple):
-    """What a key of `conversions.journeys` holds; None: deleted, or retracted."""
+    """What a key of `conversions.journeys` holds; None: retracted."""
 
     offset: int
     conversion: Conversion | None
 
 
 class _Given(NamedTuple):
-    """What was given out of a lead: a hash of its row; when it falls due; whether it was told overdue, and by which hash."""
+    """What was given out of a lead: a hash of its row; when it falls due or is let go; whether it was told overdue, and by
+    which hash.
+    """
 
     row: int
-    due_ms: int | None
+    turns_ms: int | None
     overdue: int | None
 
 
 class _Person:
-    """What is held of a user. Most are never followed up, so what is empty is shared until it is replaced."""
+    """What is held of a user. Most are never followed up, so what is empty is shared until it is replaced. `partition`: the one
+    that owns the user, None while no conversion is known; `newest_ms`: of all that is known.
+    """
 
-    __slots__ = ("answered_ms", "closings", "conversions", "given")
+    __slots__ = ("answered_ms", "closings", "conversions", "given", "newest_ms", "partition")
 
     def __init__(self) -> None:
         self.conversions: dict[tuple[str, str], _Held] = {}
         self.closings: frozenset[Closing] = frozenset()
         self.answered_ms: Mapping[str | None, int] = _NEVER
         self.given: dict[str, _Given] = {}
+        self.partition: int | None = None
+        self.newest_ms = 0
 
     def known(self) -> Known:
         """What its leads follow from."""
         conversions = [held.conversion for held in self.conversions.values() if held.conversion is not None]
         return Known(conversions, list(self.closings), self.answered_ms)
 
+    def is_empty(self) -> bool:
+        """Whether nothing is known, as of somebody who is forgotten."""
+        return not (self.conversions or self.closings or self.answered_ms)
+
 
 Who = tuple[str, str]  # advertiser and user
 
 
 class LeadsFold:
-    """The fold. Holds every user that has converted or was followed up (docs/desk.md has what that takes)."""
+    """The fold. `held_ms`: how long a user of whom no lead is open may still matter; at least as long as a row of
+    `conversions.journeys` can change, and twice as long as a closed lead is kept (docs/desk.md has what that takes).
+    """
 
     def __init__(
         self,
@@ -206,6 +90,7 @@ class LeadsFold:
         desk: Desk,
         orders: tuple[str, ...],
         max_clock_skew_ms: int,
+        held_ms: int,
     ) -> None:
         self.inputs = (journeys, followups)
         self.outputs = (leads, overdue, refused)
@@ -215,14 +100,22 @@ class LeadsFold:
         self._orders = frozenset(orders)
         self._skew_ms = max_clock_skew_ms
         self._people: dict[Who, _Person] = {}
+        self._aging: Aging[Who] = Aging(held_ms, (journeys,))
+        self._deleted: dict[int, int] = {}  # offsets by a hash of the key: an older record may come after a deletion
         self._changed: set[Who] = set()
-        self._falling_due: list[tuple[int, Who, str]] = []  # a heap; what has changed since is passed over
+        self._turning: list[tuple[int, Who, str]] = []  # a heap; what has changed since is passed over
         self._origins: dict[Origin, Origin] = {}
 
     @property
     def refused(self) -> Counter[tuple[str, str]]:
         """How many records broke their contract, by topic and reason."""
         return self.refusals.counted
+
+    def __len__(self) -> int:
+        """How many users are held."""
+        return len(self._people)
+
+    # --- What comes in
 
     def take(self, record: Input) -> None:
         """Takes one record into account; see `DeskFold`."""
@@ -242,18 +135,24 @@ class LeadsFold:
         if isinstance(row, Rejection):
             self.refusals.add(record, row)
             return
-        who = (intern(advertiser), user)
+        who, name = (intern(advertiser), user), (intern(action), event_id)
+        if row is None:
+            self._delete(record, who, name)
+            return
         person = self._people.get(who)
-        if person is None:
-            person = self._people[who] = _Person()
-        name = (intern(action), event_id)
-        held = person.conversions.get(name)
-        if held is None or record.offset > held.offset:
+        held = person.conversions.get(name) if person is not None else None
+        if record.offset > (self._deletion(record) if held is None else held.offset) and (
+            person is not None or row.event_time >= self._aging.horizon_ms(record.partition)
+        ):
+            if person is None:
+                person = self._people[who] = _Person()
             person.conversions[name] = _Held(record.offset, self._conversion(event_id, row))
-            self._changed.add(who)
+            self._put(who, person, record.partition, row.event_time)
+        for each in self._aging.move(record, row.event_time):
+            self._let_go(each)
 
-    def _conversion(self, event_id: str, row: JourneyRow | None) -> Conversion | None:
-        if row is None or row.status == RETRACTED:
+    def _conversion(self, event_id: str, row: JourneyRow) -> Conversion | None:
+        if row.status == RETRACTED:
             return None
         touch = row.credited or row.first_touch
         origin = NOWHERE if touch is None else Origin(*(getattr(touch, name) for name in Origin._fields))
@@ -261,6 +160,22 @@ class LeadsFold:
         return Conversion(
             row.event_time, event_id, intern(row.conversion_name), row.intent == _HARD, intern(row.outcome), origin
         )
+
+    def _deletion(self, record: Input) -> int:
+        return self._deleted.get(_digest(record), -1)
+
+    def _delete(self, record: Input, who: Who, name: tuple[str, str]) -> None:
+        """Names nobody any more: it may be of somebody who is forgotten."""
+        person = self._people.get(who)
+        held = person.conversions.get(name) if person is not None else None
+        if record.offset <= (self._deletion(record) if held is None else held.offset):
+            return
+        self._deleted[_digest(record)] = record.offset
+        if person is not None and held is not None:
+            del person.conversions[name]
+            self._changed.add(who)
+            if person.is_empty() and not person.given:
+                self._forget(who)
 
     def _take_follow_up(self, record: Input) -> None:
         found = decode_follow_up(record.value, record.timestamp_ms, self._skew_ms)
@@ -272,26 +187,70 @@ class LeadsFold:
         if person is None:
             person = self._people[who] = _Person()
         _follow_up(person, found)
+        self._put(who, person, person.partition, found.time_ms)
+
+    # --- What is held
+
+    def _put(self, who: Who, person: _Person, partition: int | None, time_ms: int) -> None:
         self._changed.add(who)
+        person.newest_ms = max(person.newest_ms, time_ms)
+        person.partition = partition
+        self._aging.put(partition, person.newest_ms, who)
+
+    def _let_go(self, who: Who) -> None:
+        """Lets go of a user of whom nothing can change any more. Open leads stay, whatever their age: none goes to waste."""
+        person = self._people.get(who)
+        if person is None or person.newest_ms >= self._aging.horizon_ms(person.partition):
+            return
+        leads = leads_of(*who, person.known(), self._orders, self._desk)
+        if any(lead.closed_time is None for lead in leads.values()):
+            return
+        if person.given:  # a clock that is behind shows it still
+            self._aging.put(person.partition, person.newest_ms, who)
+        else:
+            self._remove(who)
+
+    def _remove(self, who: Who) -> None:
+        del self._people[who]
+        self._changed.discard(who)
+
+    def _forget(self, who: Who) -> None:
+        self._remove(who)
+        self._aging.discard(who)
+
+    # --- What goes out
 
     def rows(self, now_ms: int) -> Iterator[Output]:
-        """See `DeskFold`. A lead is overdue once `now_ms` has passed its due time."""
+        """See `DeskFold`. A lead is overdue once `now_ms` has passed its due time, and let go `closed_leads_kept` after it was
+        closed.
+        """
         yield from self.refusals.letters()
+        forgotten: set[Who] = set()
         for who in sorted(self._changed):
-            yield from self._leads(who, now_ms)
+            person = self._people[who]
+            yield from self._leads(who, person, now_ms)
+            if person.is_empty():
+                self._forget(who)
+                forgotten.add(who)
         self._changed.clear()
-        while self._falling_due and self._falling_due[0][0] < now_ms:
-            due_ms, who, action = heappop(self._falling_due)
-            given = self._people[who].given.get(action)
-            if given is not None and given.due_ms == due_ms and given.overdue is None:
-                yield from self._leads(who, now_ms)
+        if forgotten:
+            self._turning = [each for each in self._turning if each[1] not in forgotten]
+            heapify(self._turning)
+        while self._turning and self._turning[0][0] < now_ms:
+            turns_ms, who, action = heappop(self._turning)
+            person = self._people.get(who)
+            given = person.given.get(action) if person is not None else None
+            if person is not None and given is not None and given.turns_ms == turns_ms and given.overdue is None:
+                yield from self._leads(who, person, now_ms)
+        for who in self._aging.move_unknown():
+            self._let_go(who)
 
-    def _leads(self, who: Who, now_ms: int) -> Iterator[Output]:
-        person = self._people[who]
-        leads = leads_of(*who, person.known(), self._orders, self._desk.follow_ups)
-        for action in person.given.keys() - leads.keys():
+    def _leads(self, who: Who, person: _Person, now_ms: int) -> Iterator[Output]:
+        leads = leads_of(*who, person.known(), self._orders, self._desk)
+        shown = {name: lead for name, lead in leads.items() if not is_let_go(lead, now_ms, self._desk.closed_kept_ms)}
+        for action in person.given.keys() - shown.keys():
             yield from self._withdraw(who, action, person.given.pop(action))
-        for action, lead in leads.items():
+        for action, lead in shown.items():
             yield from self._lead(who, person, action, lead, now_ms)
 
     def _withdraw(self, who: Who, action: str, given: _Given) -> Iterator[Output]:
@@ -305,22 +264,27 @@ class LeadsFold:
         before = person.given.get(action)
         is_overdue = lead.due_time is not None and lead.due_time < now_ms
         late = encode(overdue_of(lead)) if is_overdue else None
-        given = _Given(xxhash.xxh3_64_intdigest(row), lead.due_time, xxhash.xxh3_64_intdigest(late) if late else None)
+        turns_ms = lead.due_time if lead.closed_time is None else lead.closed_time + self._desk.closed_kept_ms
+        given = _Given(xxhash.xxh3_64_intdigest(row), turns_ms, xxhash.xxh3_64_intdigest(late) if late else None)
         person.given[action] = given
         if before is None or before.row != given.row:
             yield Output(self.outputs[0], key, row)
         if given.overdue != (before.overdue if before else None):
             yield Output(self.outputs[1], key, late)
         if (
-            given.due_ms is not None
+            given.turns_ms is not None
             and given.overdue is None
             and (
                 before is None
-                or before.due_ms != given.due_ms
+                or before.turns_ms != given.turns_ms
                 or before.overdue is not None  # a clock that was set back
             )
         ):
-            heappush(self._falling_due, (given.due_ms, who, action))
+            heappush(self._turning, (given.turns_ms, who, action))
+
+
+def _digest(record: Input) -> int:
+    return xxhash.xxh3_64_intdigest(record.key or b"")
 
 
 def _follow_up(person: _Person, found: FollowedUp) -> None:

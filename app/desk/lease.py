@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from app.engine.clients import HEARTBEAT_MAX_MS, REBALANCE_MS, KafkaClients
+from app.engine.clients import HEARTBEAT_MAX_MS, REBALANCE_MS, KafkaClients, explained
 from app.settings import Settings
 
 _WAIT_S: Final = 0.2
@@ -57,7 +57,7 @@ class Lease:
                     )
                     self._follow(consumer)
             except KafkaException as error:
-                self.trouble = str(error)
+                self.trouble = explained(error)
                 self._stop.wait(_RETRY_S)
             self._taken()
 

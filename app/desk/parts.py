@@ -3,14 +3,18 @@
 from sys import intern
 from typing import Final, TypeAlias
 
+import msgspec
+
 from app.contract import reasons
 from app.contract.events import MAX_AMOUNT, Rejection, to_micros
-from app.contract.journeys import decode_journey
+from app.contract.journeys import JourneyRow, decode_journey
+from app.contract.money import FIRST_DAY
 from app.contract.rows import STATUSES, decode_attributed, decode_dead_letter
 from app.desk.calendar import Calendar
 from app.desk.cases import LATE, Claim, Paid, Part, Refused, Truth, refused_conversion
 from app.desk.fold import Input
 from app.desk.refusals import judge_row
+from app.policy.model import DAY_MS, Version
 
 # (advertiser, order), or (advertiser, user, action, event) of a conversion without an order. No part holds its case: a million
 # conversions are a gigabyte of them as it is.
@@ -27,6 +31,22 @@ def case_of(part: Part) -> Case:
     if part.order_id:
         return (part.advertiser_id, part.order_id)
     return (part.advertiser_id, part.user_id, part.conversion_name, part.event_id)
+
+
+def case_of_order(key: bytes) -> Case | None:
+    """The case of a key of `revenue.orders`; None where it is none."""
+    try:
+        found = msgspec.json.decode(key, type=tuple[str, str])
+    except (msgspec.DecodeError, ValueError):
+        return None
+    return found
+
+
+def time_of(part: Part) -> int:
+    """When it happened, epoch ms; of a refused conversion the begin of its day."""
+    if isinstance(part, Paid):
+        return part.order.time_ms
+    return (part.day - FIRST_DAY) * DAY_MS if isinstance(part, Refused) else part.time_ms
 
 
 def claim_of(record: Input, calendar: Calendar) -> Claim | Rejection:
@@ -54,8 +74,8 @@ def claim_of(record: Input, calendar: Calendar) -> Claim | Rejection:
     )
 
 
-def truth_of(record: Input, calendar: Calendar) -> Truth | Rejection:
-    """A row of `conversions.journeys`."""
+def truth_of(record: Input, calendar: Calendar, version: Version, max_touches: int) -> Truth | Rejection:
+    """A row of `conversions.journeys`. `version`: the policy's; `max_touches`: as many as the row has room for."""
     row = judge_row(decode_journey, record.value)
     if isinstance(row, Rejection):
         return row
@@ -76,7 +96,21 @@ def truth_of(record: Input, calendar: Calendar) -> Truth | Rejection:
         intern(row.status),
         to_micros(row.value),
         intern(row.currency or ""),
+        intern(outside_window_of(row, version, max_touches)),
     )
+
+
+def outside_window_of(row: JourneyRow, version: Version, max_touches: int) -> str:
+    """The platform that has a touch in the journey which is older than its window; "" where none is known.
+
+    Of the touches that count for nobody the row names the first one only. It is one of them where the platform's method credits
+    its kind, and the row has no creditable touch of that platform: where it may have left one out, nothing is known.
+    """
+    first = row.first_touch
+    rule = version.platforms.get(first.platform) if first is not None else None
+    if first is None or rule is None or first.touch_type not in rule.windows_ms or len(row.touches) >= max_touches:
+        return ""
+    return "" if any(touch.platform == first.platform for touch in row.touches) else first.platform
 
 
 def refusal_of(status: str, value: float, day: int | None) -> Rejection | None:

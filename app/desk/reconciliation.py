@@ -12,12 +12,14 @@ from app.contract import reasons
 from app.contract.events import Rejection
 from app.contract.money import TO_DATE, Report, judge_order, judge_report, reconciliation_key
 from app.contract.rows import ALL, encode
+from app.desk.aging import Aging
 from app.desk.calendar import WEEK_DAYS, Calendar, monday, week_name
-from app.desk.cases import Paid, Part, Place, contributions
+from app.desk.cases import Claim, Paid, Part, Place, Refused, Truth, contributions
 from app.desk.comparison import Reach, Scope, claimed, difference_ratio, make_row, restricted
 from app.desk.fold import Input, Output
-from app.desk.parts import NO_KEY, Case, case_of, claim_of, refused_of, truth_of
-from app.desk.records import Latest, Rows
+from app.desk.packed import Packed
+from app.desk.parts import NO_KEY, Case, case_of, case_of_order, claim_of, refused_of, time_of, truth_of
+from app.desk.records import Change, Latest, Rows, name_of
 from app.desk.refusals import Refusals
 from app.desk.totals import Measures, Total, add, together
 from app.policy.desk import Desk
@@ -37,7 +39,9 @@ class Reconciliation:
     def __init__(self, settings: Settings, policy: Policy, desk: Desk) -> None:
         self._take: dict[str, Callable[[Input], Rejection | None]] = {
             settings.attributed_topic: self._part(lambda record: claim_of(record, self._calendar)),
-            settings.journeys_topic: self._part(lambda record: truth_of(record, self._calendar)),
+            settings.journeys_topic: self._part(
+                lambda record: truth_of(record, self._calendar, self._version, self._max_touches)
+            ),
             settings.orders_topic: self._part(self._paid),
             settings.dlq_topic: self._letter,
             settings.reported_topic: self._report,
@@ -52,9 +56,15 @@ class Reconciliation:
         self._platforms = frozenset(policy.platforms())
         journeys = policy.bounds.journeys
         self._paid_actions = frozenset(journeys.orders if journeys else ())
+        self._max_touches = journeys.max_touches if journeys else 0
         self._parts: Latest[Part] = Latest()
         self._reports: Latest[Report] = Latest()
         self._cases: dict[Case, dict[bytes, Part]] = {}
+        self._packed: Packed[Case, Part] = Packed(self._parts, self._cases, (Claim, Truth, Refused, Paid))
+        self._conversions = (settings.attributed_topic, settings.journeys_topic)
+        self._orders = settings.orders_topic
+        self._aging: Aging[Case] = Aging(policy.count_retention_ms(), self._conversions)
+        self._sought: dict[bytes, int] = {}  # offsets by names: deletions, of packed parts perhaps
         self._changed_cases: set[Case] = set()
         self._slots: dict[Field, dict[int, dict[str, Slots]]] = {}  # by week (its Monday) and campaign
         self._changed: dict[Field, set[tuple[int, str]]] = defaultdict(set)
@@ -94,9 +104,19 @@ class Reconciliation:
         return take
 
     def _hold(self, record: Input, key: bytes, part: Part | None) -> None:
+        case = case_of(part) if part is not None else case_of_order(key) if record.topic == self._orders else None
+        was_packed = case is not None and self._packed.unpack(case)
+        if case is None and not self._parts.knows(name_of(record.topic, key)):
+            self._sought[name_of(record.topic, key)] = record.offset
         change = self._parts.put(record, key, part)
-        if change is None:
-            return
+        if change is not None:
+            self._change(change)
+        if was_packed and case in self._cases:
+            self._pack(case)
+        if part is not None:
+            self._grow_old(record, part)
+
+    def _change(self, change: Change[Part]) -> None:
         for each, is_new in ((change.before, False), (change.after, True)):
             if each is None:
                 continue
@@ -109,6 +129,43 @@ class Reconciliation:
             if isinstance(each, Paid):
                 self._order_days[case[0]][each.day] += 1 if is_new else -1
                 self._stale_orders.add(case[0])
+        if change.before is not None and not self._cases[case_of(change.before)]:
+            self._drop(case_of(change.before))
+
+    def _drop(self, case: Case) -> None:
+        """Nothing is left of the case, nor of whose it was. What it had added is taken back already."""
+        del self._cases[case]
+        self._changed_cases.discard(case)
+        self._aging.discard(case)
+
+    def _grow_old(self, record: Input, part: Part) -> None:
+        is_conversion = record.topic in self._conversions
+        self._aging.put(record.partition if is_conversion else None, time_of(part), case_of(part))
+        over = self._aging.move(record, time_of(part)) if is_conversion else set()
+        if over:
+            self._delete_packed()
+            for case in over | self._aging.move_unknown():
+                if case in self._cases:
+                    self._pack(case)
+
+    def _pack(self, case: Case) -> None:
+        if case in self._changed_cases:
+            self._changed_cases.discard(case)
+            self._add_case(case, 1)
+        self._packed.pack(case)
+
+    def _delete_packed(self) -> None:
+        """Deletions name no order, so the cases that they are of are sought, all at once."""
+        sought, self._sought = self._sought, {}
+        for case in self._packed.owners_of(sought) if sought else ():
+            self._packed.unpack(case)
+            for name in sought.keys() & self._cases[case].keys():
+                part = self._cases[case][name]
+                if sought[name] > self._parts.take_out(name):
+                    self._parts.put_back(name, sought[name], None)
+                    self._change(Change(name, part, None))
+            if case in self._cases:
+                self._pack(case)
 
     def _open(self, case: Case) -> None:
         """What the case added so far is taken back until the next rows."""
@@ -186,10 +243,9 @@ class Reconciliation:
 
     def rows(self, now_ms: int) -> Iterator[Output]:
         """The rows that differ from those given out before; the time changes none of them."""
+        self._delete_packed()
         for case in self._changed_cases:
             self._add_case(case, 1)
-            if not self._cases.get(case):
-                self._cases.pop(case, None)
         self._changed_cases.clear()
         weeks: dict[str, set[int]] = defaultdict(set)
         for advertiser_id in self._apply_scopes():

@@ -19,6 +19,11 @@ class Change(NamedTuple, Generic[Item]):
     after: Item | None
 
 
+def name_of(topic: str, key: bytes) -> bytes:
+    """What stands for a key of a topic: a digest, 16 bytes."""
+    return xxhash.xxh3_128_digest(b"%s\0%s" % (topic.encode(), key))
+
+
 class Latest(Generic[Item]):
     """What each key of some topics holds: that of the record with the largest offset, in whatever order they come."""
 
@@ -27,12 +32,24 @@ class Latest(Generic[Item]):
 
     def put(self, record: Input, key: bytes, item: Item | None) -> Change[Item] | None:
         """Takes a record whose value is `item`, None where it deletes; None where it changes nothing."""
-        name = xxhash.xxh3_128_digest(b"%s\0%s" % (record.topic.encode(), key))
+        name = name_of(record.topic, key)
         offset, before = self._held.get(name, (-1, None))
         if record.offset <= offset:
             return None
         self._held[name] = (record.offset, item)  # a deletion too: an older record may come after it
         return Change(name, before, item) if item != before else None
+
+    def take_out(self, name: bytes) -> int:
+        """Lets go of what a key holds; its offset."""
+        return self._held.pop(name)[0]
+
+    def put_back(self, name: bytes, offset: int, item: Item) -> None:
+        """Holds what was taken out."""
+        self._held[name] = (offset, item)
+
+    def knows(self, name: bytes) -> bool:
+        """Whether a key, by its name, is held or was deleted."""
+        return name in self._held
 
     def __len__(self) -> int:
         """How many keys are held, deleted ones too."""

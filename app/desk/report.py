@@ -18,7 +18,8 @@ from app.contract.rows import ALL
 FILE_WIDTH: Final = 150  # characters, where the report goes to a file or a pipe
 _WORDS: Final = {  # each cause, as it explains what a platform claims beyond what is counted
     "duplicates": "reported twice",
-    "unattributed": "no touch in the window",
+    "outside_window": "before its window",
+    "unattributed": "no touch found",
     "uncounted": "beyond one a touch",
     "retracted": "taken back",
     "late": "came too late",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from sys import intern
 from typing import Final, NamedTuple, TypeAlias
 
+import msgspec
+
 from app.contract import reasons
 from app.contract.events import MAX_AMOUNT, Rejection, from_micros, to_micros
 from app.contract.journeys import decode_journey
@@ -25,9 +27,11 @@ from app.contract.money import (
 )
 from app.contract.rollups import split_count_key
 from app.contract.rows import ALL, decode_count, encode
+from app.desk.aging import Aging
 from app.desk.calendar import WEEK_DAYS, Calendar, day_name, monday, week_name
 from app.desk.earnings import Found, Origin, Touched, Unit, Won, day_costs, origin_of, user_brings
 from app.desk.fold import Input, Output
+from app.desk.packed import Packed
 from app.desk.parts import NO_DAY, NO_KEY, refusal_of
 from app.desk.records import Change, Latest, Recent, Rows
 from app.desk.refusals import Refusals, judge_row
@@ -51,7 +55,8 @@ _PER: Final = (
 User: TypeAlias = tuple[str, str]  # (advertiser, user)
 PlatformDay: TypeAlias = tuple[str, str, int]  # (advertiser, platform, day)
 Period: TypeAlias = tuple[str, int]  # a kind, and the first day (0 of to date)
-Part: TypeAlias = tuple[User, Won] | tuple[PlatformDay, Touched] | tuple[PlatformDay, Spend]
+Part: TypeAlias = tuple[PlatformDay, Touched] | tuple[PlatformDay, Spend]
+_NO_JOURNEY_KEY: Final = Rejection(reasons.KEY_MISMATCH, "", "the key is no key of a journey")
 
 
 class Place(NamedTuple):
@@ -66,9 +71,9 @@ class Returns:
 
     def __init__(self, settings: Settings, policy: Policy, desk: Desk) -> None:
         self._take: dict[str, Callable[[Input], Rejection | None]] = {
-            settings.journeys_topic: self._upsert(self._won),
+            settings.journeys_topic: self._journey,
             settings.counts_topic: self._count,
-            settings.spend_topic: self._upsert(self._spent),
+            settings.spend_topic: self._spend,
         }
         self.inputs = tuple(self._take)
         self.outputs = (settings.return_topic, settings.desk_dlq_topic)
@@ -79,10 +84,13 @@ class Returns:
         self._platforms = frozenset(policy.platforms())
         journeys = policy.bounds.journeys
         self._paid_actions = frozenset(journeys.orders if journeys else ())
-        self._latest: Latest[Part] = Latest()
+        self._conversions: Latest[Won] = Latest()
+        self._spends: Latest[Part] = Latest()
         self._windows: Recent[Part] = Recent(policy.count_retention_ms())
         self._origins: dict[Origin, Origin] = {}
         self._won_by: dict[User, dict[bytes, Won]] = {}
+        self._packed: Packed[User, Won] = Packed(self._conversions, self._won_by, (Won,))
+        self._aging: Aging[User] = Aging(policy.count_retention_ms(), (settings.journeys_topic,))
         self._touched_on: dict[PlatformDay, dict[Origin, list[int]]] = {}  # views, clicks, cost
         self._spent_on: dict[PlatformDay, dict[bytes, Spend]] = {}
         self._changed_users: set[User] = set()
@@ -104,18 +112,53 @@ class Returns:
         if refusal is not None:
             self.refusals.add(record, refusal)
 
-    def _upsert(self, judge: Callable[[Input], Part | Rejection]) -> Callable[[Input], Rejection | None]:
-        """Takes a record of which the last of a key holds, by the function that judges it."""
+    def _journey(self, record: Input) -> Rejection | None:
+        user = _user_of(record.key)
+        if user is None:
+            return NO_KEY if record.key is None else _NO_JOURNEY_KEY
+        found = self._won(record) if record.value is not None else None
+        refusal, won = (found, None) if isinstance(found, Rejection) else (None, found)
+        was_packed = self._packed.unpack(user)
+        change = self._conversions.put(record, record.key or b"", won)
+        if change is not None:
+            self._change_user(user, change)
+        if won is not None:
+            self._aging.put(record.partition, won.time_ms, user)
+            for each in self._aging.move(record, won.time_ms):
+                if each in self._won_by:
+                    self._pack(each)
+        if was_packed and user in self._won_by:
+            self._pack(user)
+        return refusal
 
-        def take(record: Input) -> Rejection | None:
-            if record.key is None:
-                return NO_KEY
-            found = judge(record) if record.value is not None else None
-            refusal, part = (found, None) if isinstance(found, Rejection) else (None, found)
-            self._change(self._latest.put(record, record.key, part))
-            return refusal
+    def _change_user(self, user: User, change: Change[Won]) -> None:
+        """What the user brought so far is taken back until the next rows."""
+        if user not in self._changed_users:
+            self._changed_users.add(user)
+            self._add_user(user, -1)
+        own = self._won_by.setdefault(user, {})
+        if change.after is not None:
+            own[change.name] = change.after
+        else:
+            del own[change.name]
+        if not own:  # nothing is left of somebody who is forgotten
+            del self._won_by[user]
+            self._changed_users.discard(user)
+            self._aging.discard(user)
 
-        return take
+    def _pack(self, user: User) -> None:
+        if user in self._changed_users:
+            self._changed_users.discard(user)
+            self._add_user(user, 1)
+        self._packed.pack(user)
+
+    def _spend(self, record: Input) -> Rejection | None:
+        if record.key is None:
+            return NO_KEY
+        found = self._spent(record) if record.value is not None else None
+        refusal, part = (found, None) if isinstance(found, Rejection) else (None, found)
+        self._change(self._spends.put(record, record.key, part))
+        return refusal
 
     def _count(self, record: Input) -> Rejection | None:
         """A row of `conversions.counts`; those of conversions are passed over, as these are taken from the journeys."""
@@ -136,19 +179,17 @@ class Returns:
             if held is not None:
                 self._hold(change.name, *held, sign)
 
-    def _hold(self, name: bytes, owner: User | PlatformDay, each: Won | Touched | Spend, sign: int) -> None:
-        """What the owner brought or cost so far is taken back until the next rows."""
-        if isinstance(each, Won):
-            if owner not in self._changed_users:
-                self._changed_users.add(owner)
-                self._add_user(owner, -1)
-            _set(self._won_by.setdefault(owner, {}), name, each, sign)
-            return
+    def _hold(self, name: bytes, owner: PlatformDay, each: Touched | Spend, sign: int) -> None:
+        """What the day cost so far is taken back until the next rows."""
         if owner not in self._changed_days:
             self._changed_days.add(owner)
             self._add_day(owner, -1)
         if isinstance(each, Spend):
-            _set(self._spent_on.setdefault(owner, {}), name, each, sign)
+            held = self._spent_on.setdefault(owner, {})
+            if sign > 0:
+                held[name] = each
+            else:
+                del held[name]
             return
         sums = self._touched_on.setdefault(owner, {}).setdefault(each.origin, [0, 0, 0])
         for number, amount in enumerate((each.views, each.clicks, each.cost)):
@@ -156,7 +197,7 @@ class Returns:
         if not any(sums):
             del self._touched_on[owner][each.origin]
 
-    def _won(self, record: Input) -> tuple[User, Won] | Rejection:
+    def _won(self, record: Input) -> Won | Rejection:
         row = judge_row(decode_journey, record.value)
         if isinstance(row, Rejection):
             return row
@@ -164,7 +205,7 @@ class Returns:
         refusal = refusal_of(row.status, row.value, day)
         if refusal is not None or day is None:
             return refusal or NO_DAY
-        return (row.advertiser_id, row.user_id), Won(
+        return Won(
             row.event_time,
             row.event_id,
             intern(row.conversion_name),
@@ -272,11 +313,13 @@ class Returns:
         self._rows.put(key, encode(row))
 
 
-def _set(held: dict[bytes, Won] | dict[bytes, Spend], name: bytes, each: Won | Spend, sign: int) -> None:
-    if sign > 0:
-        held[name] = each  # type: ignore[assignment]
-    else:
-        del held[name]
+def _user_of(key: bytes | None) -> User | None:
+    """Whose conversion a key of `conversions.journeys` names; None where it is none."""
+    try:
+        advertiser_id, user_id, _, _ = msgspec.json.decode(key or b"", type=tuple[str, str, str, str])
+    except (msgspec.DecodeError, ValueError):
+        return None
+    return intern(advertiser_id), user_id
 
 
 def _put(totals: dict[Period, Total], period: Period, total: Total | None) -> None:

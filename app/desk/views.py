@@ -1,6 +1,7 @@
 """What the web views answer: the rows of the output topics, filtered, the most urgent first."""
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -8,8 +9,16 @@ import orjson
 
 from app.contract.events import parse_time_ms
 from app.contract.leads import STATES, LeadRow, OverdueRow, decode_lead, decode_overdue
+from app.contract.money import (
+    LEVELS,
+    TO_DATE,
+    ReconciliationRow,
+    ReturnRow,
+    decode_reconciliation,
+    decode_return,
+)
 from app.contract.rollups import PERIODS, RollupRow, decode_rollup
-from app.contract.rows import SCOPES
+from app.contract.rows import ALL, SCOPES
 
 MOST_ROWS: Final = 10_000
 DEFAULT_ROWS: Final = 100
@@ -22,7 +31,7 @@ class View(NamedTuple):
     decode: Callable[[bytes], Any]
     fields: Mapping[str, tuple[str, ...]]
     order: Callable[[Any], Any]
-    dated: str = ""  # the field that `from` and `to` bound
+    dated: str = ""  # the field that `from` and `to` bound; "": they may not be asked for
 
 
 class AskedWrongly(Exception):
@@ -42,6 +51,23 @@ def _newest(row: RollupRow) -> tuple[Any, ...]:
     return (-row.period_start, PERIODS.index(row.period), *names, row.conversion_name, row.currency)
 
 
+def _best(row: ReturnRow) -> tuple[Any, ...]:
+    """Of a period and level first what brought the most new customers, then the most conversions and leads."""
+    brought = (-row.new_customers, -row.conversions, -row.leads, -row.clicks)
+    names = (row.platform or "", row.value or "")
+    return (row.advertiser_id, *_latest(row), LEVELS.index(row.level), *brought, *names)
+
+
+def _furthest(row: ReconciliationRow) -> tuple[Any, ...]:
+    """Of a period and platform the campaigns that are furthest off first; the sum over all platforms last."""
+    places = (row.platform == ALL, row.platform, row.campaign_id is not None, -abs(row.difference or 0))
+    return (row.advertiser_id, *_latest(row), *places, row.campaign_id or "")
+
+
+def _latest(row: ReturnRow | ReconciliationRow) -> tuple[Any, ...]:
+    return (row.period != TO_DATE, -date.fromisoformat(row.from_day).toordinal(), row.period)
+
+
 _WHOSE: Final[dict[str, tuple[str, ...]]] = {"advertiser_id": (), "user_id": (), "conversion_name": (), "platform": ()}
 _TEMPERATURES: Final = ("hot", "cool")
 LEADS: Final = View(
@@ -54,16 +80,26 @@ ROLLUPS: Final = View(
     _newest,
     "period_start",
 )
+RETURN: Final = View(
+    decode_return, {"advertiser_id": (), "period": (), "level": LEVELS, "platform": (), "value": ()}, _best
+)
+RECONCILIATION: Final = View(
+    decode_reconciliation,
+    {"advertiser_id": (), "period": (), "scope": SCOPES, "platform": (), "campaign_id": ()},
+    _furthest,
+)
 
 
 def answer(view: View, rows: Iterable[bytes], query: Mapping[str, str]) -> bytes:
     """The answer as JSON: `total`, how many rows fit the query, and the first `limit` of them. Raises `AskedWrongly`."""
     asked = dict(query)
+    dates = ("from", "to") if view.dated else ()
+    for name in asked:
+        if name not in (*view.fields, *dates, "limit"):
+            raise AskedWrongly(f"{name!r}: one of {', '.join((*view.fields, *dates, 'limit'))}")
     limit = _limit(asked.pop("limit", str(DEFAULT_ROWS)))
     from_ms, to_ms = _moment(asked.pop("from", None), 0), _moment(asked.pop("to", None), _NEVER_MS)
     for name, value in asked.items():
-        if name not in view.fields:
-            raise AskedWrongly(f"{name!r}: one of {', '.join((*view.fields, 'from', 'to', 'limit'))}")
         if view.fields[name] and value not in view.fields[name]:
             raise AskedWrongly(f"{name} {value!r}: one of {', '.join(view.fields[name])}")
     found = []
@@ -72,7 +108,7 @@ def answer(view: View, rows: Iterable[bytes], query: Mapping[str, str]) -> bytes
             row = view.decode(raw)
         except msgspec.DecodeError:
             continue  # somebody else wrote to the topic
-        if from_ms <= getattr(row, view.dated) < to_ms and all(
+        if (not view.dated or from_ms <= getattr(row, view.dated) < to_ms) and all(
             (getattr(row, name) or "") == value for name, value in asked.items()
         ):
             found.append(row)

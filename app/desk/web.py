@@ -15,7 +15,7 @@ from faust.web.drivers.aiohttp import Web
 from app.desk.desk import Desk, Give
 from app.desk.log import Batch
 from app.desk.session import Session
-from app.desk.views import LEADS, OVERDUE, ROLLUPS, AskedWrongly, View, answer
+from app.desk.views import LEADS, OVERDUE, RECONCILIATION, RETURN, ROLLUPS, AskedWrongly, View, answer
 from app.settings import Settings
 
 TICK_S: Final = 1.0
@@ -74,6 +74,8 @@ def application(settings: Settings, desk: Desk) -> tuple[faust.App, Give]:
         ("/leads", settings.leads_topic, LEADS),
         ("/leads/overdue", settings.overdue_topic, OVERDUE),
         ("/rollups", settings.rollups_topic, ROLLUPS),
+        ("/return", settings.return_topic, RETURN),
+        ("/reconciliation", settings.reconciliation_topic, RECONCILIATION),
     ):
         app.page(path, name=path)(_page(desk, topic, view))
 

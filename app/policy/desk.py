@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 DEFAULT_TOLERANCE: Final = 0.05
+CLOSED_KEPT_MS: Final = 90 * 86_400_000
 
 
 class FollowUp(msgspec.Struct, frozen=True):
@@ -24,6 +25,7 @@ class Desk(msgspec.Struct, frozen=True):
     cost_currencies: dict[str, str] = {}
     follow_ups: dict[str, FollowUp] = {}
     tolerances: dict[str, float] = {}
+    closed_kept_ms: int = CLOSED_KEPT_MS  # how long a lead that is won or lost stays on `leads`
 
     def zone(self, advertiser_id: str) -> ZoneInfo:
         """Where the advertiser's days and weeks begin; UTC where nothing is said."""

@@ -12,7 +12,7 @@ import yaml
 
 from app.contract.events import parse_time_ms, to_micros
 from app.contract.rows import ALL
-from app.policy.desk import Desk, FollowUp
+from app.policy.desk import CLOSED_KEPT_MS, Desk, FollowUp
 from app.policy.model import DAY_MS, MAX_LOOKBACK_MS, METHODS, Action, Bounds, Journeys, Platform, Policy, Version
 
 _UNITS_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": DAY_MS}
@@ -80,6 +80,7 @@ def parse_policy(document: object, name: str = "policy") -> tuple[Policy, int | 
     )
     policy = Policy(bounds, (version,))
     _refuse_impossible(policy, name)
+    parse_desk(document, version, name)
     effective_from_ms = None
     if "effective_from" in document:
         effective_from_ms = parse_time_ms(document["effective_from"])
@@ -95,8 +96,12 @@ def load_desk(path: Path | str) -> Desk:
 
 
 def parse_desk(document: dict[str, Any], version: Version, name: str = "policy") -> Desk:
-    """The `desk` section of a policy document that keeps the schema. Raises `PolicyError`."""
+    """The `desk` section of a policy document that keeps the schema. Raises `PolicyError` where a rule of it could never apply."""
     desk = document.get("desk", {})
+    if desk and "journeys" not in document:
+        raise PolicyError(
+            f"{name}: desk needs journeys, of which leads, revenue and return are made: add `journeys: {{}}`"
+        )
     advertisers = desk.get("advertisers", {})
     zones = {key: value.get("time_zone", "UTC") for key, value in advertisers.items()}
     currencies = {key: value["cost_currency"] for key, value in advertisers.items() if "cost_currency" in value}
@@ -108,16 +113,29 @@ def parse_desk(document: dict[str, Any], version: Version, name: str = "policy")
     follow_ups = {
         key: FollowUp(rule["what"], duration_ms(rule["within"])) for key, rule in desk.get("follow_ups", {}).items()
     }
-    for action in follow_ups:
+    orders = document.get("journeys", {}).get("orders", [])
+    for action, rule in follow_ups.items():
         if version.counted_action(action) is None:
             raise PolicyError(
                 f"{name}: desk: follow_ups: {action!r} is no action of the catalogue that names an outcome"
             )
+        if action in orders:
+            raise PolicyError(
+                f"{name}: desk: follow_ups: {action!r} is one of journeys.orders: a paid order closes leads and is none, so "
+                "nobody would ever be told to follow it up"
+            )
+        if rule.within_ms <= 0:
+            raise PolicyError(f"{name}: desk: follow_ups: {action}: within must be above 0, or it is overdue at once")
     tolerances = desk.get("tolerances", {})
     for platform in tolerances:
         if platform != "default" and platform not in version.platforms:
             raise PolicyError(f"{name}: desk: tolerances: the policy has no platform {platform!r}")
-    return Desk(time_zones=zones, cost_currencies=currencies, follow_ups=follow_ups, tolerances=tolerances)
+    closed_kept_ms = duration_ms(desk["closed_leads_kept"]) if "closed_leads_kept" in desk else CLOSED_KEPT_MS
+    if closed_kept_ms < DAY_MS:
+        raise PolicyError(
+            f"{name}: desk: closed_leads_kept must be at least 1d, so that a reader sees how a lead ended"
+        )
+    return Desk(zones, currencies, follow_ups, tolerances, closed_kept_ms)
 
 
 def warnings(policy: Policy) -> list[str]:
@@ -232,5 +250,16 @@ def _refuse_journeys(journeys: Journeys, version: Version, name: str) -> None:
             raise PolicyError(
                 f"{name}: journeys: {action!r} is no action of the catalogue that names an outcome, so it is never counted"
             )
+    both = sorted({*journeys.orders} & {*journeys.abandoned_actions})
+    if both:
+        raise PolicyError(
+            f"{name}: journeys: {', '.join(both)} cannot be both in orders and in abandonment: what completes a cart is not left "
+            "behind itself"
+        )
+    if journeys.abandoned_actions and journeys.abandon_after_ms > journeys.window_ms:
+        raise PolicyError(
+            f"{name}: journeys: abandonment: after is longer than window, which is as far back as an abandoned action is "
+            "looked for: none would ever be taken up again"
+        )
     if journeys.abandoned_actions and not journeys.orders:
         raise PolicyError(f"{name}: journeys: abandonment needs orders, the actions that complete what was abandoned")

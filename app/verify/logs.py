@@ -28,6 +28,8 @@ _LOADING: Final = (
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
 )
+# A partition that was just made, or whose leader has just changed.
+_MOVING: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 _POLL_S: Final = 0.5
 
 
@@ -54,8 +56,15 @@ def fix_spans(settings: Settings, topics: Iterable[str]) -> Spans:
     ]
 
     def offsets(spec: OffsetSpec, isolation: IsolationLevel) -> dict[tuple[str, int], int]:
-        futures = admin.list_offsets(dict.fromkeys(where, spec), isolation_level=isolation, request_timeout=timeout_s)
-        return {(each.topic, each.partition): future.result().offset for each, future in futures.items()}
+        until_s = time.monotonic() + timeout_s
+        while True:
+            asked = admin.list_offsets(dict.fromkeys(where, spec), isolation_level=isolation, request_timeout=timeout_s)
+            try:
+                return {(each.topic, each.partition): answer.result().offset for each, answer in asked.items()}
+            except KafkaException as error:
+                if error.args[0].code() not in _MOVING or time.monotonic() > until_s:
+                    raise
+            time.sleep(_POLL_S)
 
     firsts = offsets(OffsetSpec.earliest(), IsolationLevel.READ_COMMITTED)
     written = offsets(OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)

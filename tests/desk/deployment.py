@@ -25,6 +25,7 @@ from app.settings import Settings
 from tests.desk import money_oracle, oracle
 from tests.desk.made import ORDERS, count, journey, key_of, told
 from tests.desk.money import SETTINGS, numbered
+from tests.integration.deployment import names_of
 
 POLICY = Path(__file__).with_name("policy.yaml")
 PATIENCE_S = 60.0
@@ -37,16 +38,7 @@ class Desks:
     """One deployment's desks. What was produced is kept, so that the oracle knows it."""
 
     def __init__(self, bootstrap: str, name: str, folder: Path, **settings: object) -> None:
-        names = {
-            f"{each}_topic": f"{name}.{each}"
-            for each in (
-                "dlq", "rekeyed", "deltas", "policy", "attributed", "counts", "journeys", "models", "rollups", "leads",
-                "overdue", "followups", "orders", "reported", "spend", "reconciliation", "return", "desk_dlq",
-            )
-        }  # fmt: skip
-        groups = {f"{each}_group": f"{name}.{each}" for each in ("counter", "aggregator", "desk")}
-        own = {
-            "events_topics": f"{name}.events",
+        own = names_of(name) | {
             "bootstrap": bootstrap,
             "policy": str(POLICY),
             "worker_id": name,
@@ -55,7 +47,7 @@ class Desks:
             "desk_port": 0,
             "namespace": name[-20:],
         }
-        values = names | groups | own | settings
+        values = own | settings
         self.environment = {f"ONECOUNT_{key.upper()}": str(value) for key, value in values.items()}
         self.settings = Settings(**values)  # type: ignore[arg-type]
         self.policy, self.desk_policy = load_policy(POLICY)[0], load_desk(POLICY)
@@ -252,7 +244,7 @@ class Desks:
         )
         held_ms = self.policy.count_retention_ms() + 8 * DAY_MS
         return {
-            self.settings.leads_topic: leads,
+            self.settings.leads_topic: oracle.kept(leads, self.desk_policy, now_ms),
             self.settings.overdue_topic: oracle.overdue(leads, now_ms),
             self.settings.rollups_topic: oracle.rollups(self.counts.values(), self.desk_policy, held_ms),
         } | self._wanted_of_money()

@@ -100,3 +100,18 @@ class Reader:
     def rows(self, topic: str) -> dict[tuple[Any, ...], dict[str, Any]]:
         """The rows by key."""
         return {tuple(orjson.loads(key)): orjson.loads(row) for key, row in self.published.rows[topic].items()}
+
+
+def holds(thing: Any, text: str, seen: set[int] | None = None) -> bool:
+    """Whether a text is anywhere in what an object refers to."""
+    seen = seen if seen is not None else set()
+    if id(thing) in seen or isinstance(thing, type):
+        return False
+    seen.add(id(thing))
+    if isinstance(thing, (str, bytes)):
+        return text in thing if isinstance(thing, str) else text.encode() in thing
+    parts = list(thing) if isinstance(thing, (set, frozenset, list, tuple)) else []
+    parts += [*thing.keys(), *thing.values()] if isinstance(thing, dict) else []
+    parts += [getattr(thing, name) for name in getattr(type(thing), "__slots__", ()) if hasattr(thing, name)]
+    parts += [getattr(thing, "__dict__", None)]
+    return any(holds(each, text, seen) for each in parts)

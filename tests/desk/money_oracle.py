@@ -20,6 +20,7 @@ COST_CURRENCIES = {"shop": "EUR"}
 PAID = "purchase"
 ACTIONS = {"purchase", "signup"}
 PLATFORMS = {"meta", "google_ads"}
+KINDS = {"meta": {"click", "view"}, "google_ads": {"click"}}  # what each one's method credits
 LEVELS = {
     "source": ("source", False),
     "campaign": ("campaign_id", True),
@@ -94,9 +95,28 @@ class World:
             row["platform"], row["campaign_id"] = credited.get("platform") or "", credited.get("campaign_id")
         for row in self.reports:
             row["day"] = date.fromisoformat(row["day"])
+        self.outside = self.find_outside()
         self.refused = self.find_refused(records, names.dlq_topic)
         for row in self.orders:
             self.place(row)
+
+    def find_outside(self) -> list[Row]:
+        """Who had a touch of a platform that was too old for it: notes it with its claims, and gives the others."""
+        found = []
+        for truth in self.truths:
+            touch = truth["first_touch"]
+            platform = touch["platform"] if touch else None
+            if not touch or touch["touch_type"] not in KINDS[platform]:
+                continue
+            if platform in {each["platform"] for each in truth["touches"]}:
+                continue
+            own = [each for each in self.claims if each["platform"] == platform and is_one_order(each, truth)]
+            for claim in own:
+                if claim["status"] == "unattributed" and truth["event_time"] <= claim["event_time"]:
+                    claim["why"] = "outside_window"
+            if not own:
+                found.append({**truth, "platform": platform, "campaign_id": None, "cause": "outside_window"})
+        return found
 
     def find_refused(self, records: list[Input], topic: str) -> list[Row]:
         """Conversions that were refused and accepted nowhere, each once."""
@@ -178,7 +198,7 @@ def reconciliation(records: list[Input]) -> Rows:
     world = World(records)
     truths = [each for each in world.truths if each["status"] == "counted"]
     reports = [each for each in world.reports if each["conversions"] or each.get("value") is not None]
-    facts = [*world.claims, *truths, *world.orders, *world.refused, *reports]
+    facts = [*world.claims, *truths, *world.orders, *world.refused, *world.outside, *reports]
     rows: Rows = {}
     for advertiser in {each["advertiser_id"] for each in facts}:
         mine = [each for each in facts if each["advertiser_id"] == advertiser]
@@ -193,6 +213,14 @@ def reconciliation(records: list[Input]) -> Rows:
             if within:
                 put(rows, world, advertiser, period, "all", None, within)
     return rows
+
+
+def is_one_order(one: Row, other: Row) -> bool:
+    """Whether two rows are of one order of one user."""
+    if any(one[name] != other[name] for name in ("advertiser_id", "user_id", "conversion_name")):
+        return False
+    orders = one["order_id"] or "", other["order_id"] or ""
+    return orders[0] == orders[1] if any(orders) else one["event_id"] == other["event_id"]
 
 
 def campaign_of(fact: Row) -> str:
@@ -254,9 +282,10 @@ def put(
         "without_order_id": sum(each["conversion_name"] == PAID and not each["order_id"] for each in paying),
         "counted_refunded": sum(is_refunded(order) for each in paying if (order := world.order_of(each))),
     }  # fmt: skip
-    causes = dict.fromkeys(("duplicates", "unattributed", "uncounted", "retracted", "late", "refused"), 0)
+    names = ("duplicates", "outside_window", "unattributed", "uncounted", "retracted", "late", "refused")
+    causes = dict.fromkeys(names, 0)
     for each in (*by_kind["claim"], *by_kind["refused"]):
-        name = each.get("cause") or {"duplicate": "duplicates"}.get(each["status"], each["status"])
+        name = each.get("cause") or each.get("why") or {"duplicate": "duplicates"}.get(each["status"], each["status"])
         told = is_compared(world, each) or (platform != "all" and not world.reach(advertiser, each["platform"]))
         if name in causes and told:
             causes[name] += 1

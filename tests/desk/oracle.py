@@ -49,10 +49,10 @@ def leads(
             elif isinstance(step, Told):
                 for action, lead in open_leads.items():
                     if step.action in (None, action):
-                        follow_up(lead, step)
+                        follow_up(lead, step, desk)
             elif step.conversion_name in orders:
                 for lead in open_leads.values():
-                    close(lead, "won", step.event_time, step.conversion_name)
+                    close(lead, "won", step.event_time, step.conversion_name, desk)
             else:
                 convert(open_leads, step, desk)
         found |= {(*who, action): lead for action, lead in open_leads.items()}
@@ -90,16 +90,18 @@ def convert(open_leads: dict[str, Row], row: JourneyRow, desk: Desk) -> None:
         lead["due_time"] = row.event_time + rule.within_ms if rule else None
 
 
-def follow_up(lead: Row, told: Told) -> None:
+def follow_up(lead: Row, told: Told, desk: Desk) -> None:
     if told.kind in ("won", "lost"):
-        close(lead, told.kind, told.time_ms, told.kind)
+        close(lead, told.kind, told.time_ms, told.kind, desk)
         return
     lead["answered_time"] = told.time_ms
     if lead["state"] == "waiting":
         lead.update(state="answered", waiting_since=None, due_time=None)
 
 
-def close(lead: Row, state: str, time_ms: int, label: str) -> None:
+def close(lead: Row, state: str, time_ms: int, label: str, desk: Desk) -> None:
+    if lead["closed_time"] is not None and time_ms > lead["closed_time"] + desk.closed_kept_ms:
+        return  # it was let go by then
     closed = (lead["state"] == "won", lead["closed_time"], lead["closed_by"])
     if (
         lead["closed_time"] is None
@@ -107,6 +109,15 @@ def close(lead: Row, state: str, time_ms: int, label: str) -> None:
         or (lead["state"] == state and (time_ms, label) < closed[1:])
     ):
         lead.update(state=state, closed_time=time_ms, closed_by=label, waiting_since=None, due_time=None)
+
+
+def kept(found: dict[tuple[str, str, str], Row], desk: Desk, now_ms: int) -> dict[tuple[str, str, str], Row]:
+    """Those that are not closed for so long that they are let go."""
+    return {
+        key: lead
+        for key, lead in found.items()
+        if lead["closed_time"] is None or now_ms - lead["closed_time"] <= desk.closed_kept_ms
+    }
 
 
 def overdue(found: dict[tuple[str, str, str], Row], now_ms: int) -> dict[tuple[str, str, str], Row]:

@@ -10,18 +10,22 @@ from typing import Any
 import orjson
 import pytest
 
+from app.contract.money import ReturnRow, decode_reconciliation
 from app.contract.rollups import rollup_key
 from app.contract.rows import encode
 from app.desk import session as session_module
 from app.desk.fold import Input, Output
 from app.desk.log import Batch
 from app.desk.published import LeadTally, Published, missing
+from app.desk.reconciliation import Reconciliation
+from app.desk.report import sorted_rows
 from app.desk.session import MOST_ROWS, DeskEnded, Session
 from app.desk.views import LEADS as LEADS_VIEW
 from app.desk.views import OVERDUE as OVERDUE_VIEW
-from app.desk.views import AskedWrongly, answer
+from app.desk.views import RECONCILIATION, RETURN, AskedWrongly, answer
 from app.policy.load import load_desk, load_policy
 from app.settings import Settings
+from tests.desk import money
 from tests.desk.made import FOLLOWUPS, JOURNEYS, LEADS, OVERDUE, Reader, journey
 from tests.desk.test_leads import HOUR_MS, desk_of, journeys
 
@@ -241,6 +245,64 @@ def test_the_most_urgent_lead_comes_first_and_those_without_a_time_last(reader: 
 def test_a_question_that_makes_no_sense_is_refused_and_told_why(reader: Reader, query: dict[str, str]) -> None:
     with pytest.raises(AskedWrongly):
         answer(LEADS_VIEW, reader.published.rows[LEADS].values(), query)
+
+
+def returned(value: str | None, period: str = "to_date", level: str = "source", **fields: Any) -> bytes:
+    """A row of returns of which only what is ordered by varies."""
+    numbers = dict.fromkeys(
+        ("views", "clicks", "conversions", "micro", "macro", "leads", "new_customers", "returning_orders", "micro_users",
+         "micro_to_macro_users"), 0,
+    )  # fmt: skip
+    empty = dict.fromkeys(("platform", "micro_to_macro", "share_of_leads", "share_of_new_customers"))
+    row = ReturnRow(
+        **{
+            "advertiser_id": "shop", "period": period, "level": level, "value": value, "from_day": "2026-11-16",
+            "to_day": "2026-11-22", "time_zone": "UTC", "money": [], **numbers, **empty, **fields,
+        }
+    )  # fmt: skip
+    return encode(row)
+
+
+def values(rows: list[bytes], **query: str) -> list[str | None]:
+    return [row["value"] for row in orjson.loads(answer(RETURN, rows, query))["rows"]]
+
+
+def test_what_brings_the_most_customers_comes_first() -> None:
+    rows = [
+        returned("mail", conversions=90, leads=200),
+        returned("search", new_customers=7, conversions=9),
+        returned("news", new_customers=8, conversions=8),
+        returned(None, new_customers=8),
+        returned("old", "2026-W46", from_day="2026-11-09"),
+        returned("new", "2026-W47"),
+        returned("/a", level="landing_page"),
+    ]
+    assert values(rows, level="source", period="to_date") == ["news", None, "search", "mail"]
+    assert values(rows, level="source") == ["news", None, "search", "mail", "new", "old"]
+    assert values(rows, value="/a") == ["/a"]
+    for query in ({"level": "colour"}, {"from": "0"}, {"state": "won"}):
+        with pytest.raises(AskedWrongly):
+            answer(RETURN, rows, query)
+
+
+def test_the_revenue_check_is_shown_as_the_command_prints_it() -> None:
+    fold = Reconciliation(money.SETTINGS, money.POLICY, money.DESK)
+    for each in money.numbered(
+        [
+            *money.conversion("2026-11-16T12:00", "c1"),
+            *money.conversion("2026-11-17T12:00", "c2", platform="google_ads", campaign_id="brand"),
+            money.report("2026-11-16", 5, campaign="fall"),
+            money.report("2026-11-16", 1),
+        ]
+    ):
+        fold.take(each)
+    rows = [output.value for output in fold.rows(0) if output.value is not None]
+    shown = orjson.loads(answer(RECONCILIATION, rows, {"period": "2026-W47"}))["rows"]
+    wanted = sorted_rows(row for row in map(decode_reconciliation, rows) if row.period == "2026-W47")
+    assert [(row["platform"], row["campaign_id"]) for row in shown] == [
+        (row.platform, row.campaign_id) for row in wanted
+    ]
+    assert orjson.loads(answer(RECONCILIATION, rows, {"scope": "all"}))["total"] == 2
 
 
 # --- The names

@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from app.contract.journeys import JourneyRow
 from app.contract.leads import FollowedUp, LeadRow, decode_follow_up
 from app.desk.fold import Input
 from app.desk.leads import CLOSINGS_KEPT, LeadsFold
+from app.policy.desk import Desk
 from tests.desk import oracle
 from tests.desk.made import (
     DESK,
@@ -25,6 +27,7 @@ from tests.desk.made import (
     REFUSED,
     Reader,
     as_input,
+    holds,
     journey,
     key_of,
     told,
@@ -33,11 +36,12 @@ from tests.desk.made import (
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 LATER_MS = 40 * DAY_MS
 ACTIONS = ("demo_booked", "newsletter", "signup", "purchase")
+KINDS = ("contacted", "sent", "won", "lost")
 KEY = ("shop", "u1", "demo_booked")
 
 
-def new_fold() -> LeadsFold:
-    return LeadsFold(JOURNEYS, FOLLOWUPS, LEADS, OVERDUE, REFUSED, DESK, ORDERS, 300_000)
+def new_fold(desk: Desk = DESK, held_ms: int = 180 * DAY_MS) -> LeadsFold:
+    return LeadsFold(JOURNEYS, FOLLOWUPS, LEADS, OVERDUE, REFUSED, desk, ORDERS, 300_000, held_ms)
 
 
 def desk_of(*records: Input, now_ms: int = LATER_MS) -> Reader:
@@ -223,10 +227,11 @@ tells = st.lists(
 )
 
 
-@given(changes, tells, st.randoms(use_true_random=False), st.integers(0, 4))
+@given(changes, tells, st.randoms(use_true_random=False), st.integers(0, 4), st.sampled_from([4, 24, 90 * 24]))
 def test_any_order_any_repeat_and_any_cut_end_in_the_oracles_rows(
-    changes: list[Any], tells: list[Any], random: random.Random, cuts: int
+    changes: list[Any], tells: list[Any], random: random.Random, cuts: int, kept_hours: int
 ) -> None:
+    desk = msgspec.structs.replace(DESK, closed_kept_ms=kept_hours * HOUR_MS)
     latest: dict[bytes, JourneyRow | None] = {}
     records = []
     for offset, ((advertiser, user), action, event_id, time_ms, status) in enumerate(changes):
@@ -242,7 +247,7 @@ def test_any_order_any_repeat_and_any_cut_end_in_the_oracles_rows(
     records += random.choices(records, k=5) if records else []
     random.shuffle(records)
     now_ms = 0
-    fold, reader = new_fold(), Reader((LEADS, OVERDUE, REFUSED))
+    fold, reader = new_fold(desk), Reader((LEADS, OVERDUE, REFUSED))
     reader.begin([fold], now_ms)
     for cut in range(cuts + 1):
         for record in records[cut :: cuts + 1]:
@@ -251,7 +256,7 @@ def test_any_order_any_repeat_and_any_cut_end_in_the_oracles_rows(
                 now_ms += random.randrange(4 * HOUR_MS)
                 reader.read(fold.rows(now_ms))
         if random.random() < 0.5:  # the desk begins anew, and reads again all that there is by now
-            fold = new_fold()
+            fold = new_fold(desk)
             so_far = [record for other in range(cut + 1) for record in records[other :: cuts + 1]]
             random.shuffle(so_far)
             for record in so_far:
@@ -259,10 +264,174 @@ def test_any_order_any_repeat_and_any_cut_end_in_the_oracles_rows(
             reader.begin([fold], now_ms)
     now_ms += random.randrange(10 * DAY_MS)
     reader.read(fold.rows(now_ms))
-    wanted = oracle.leads([row for row in latest.values() if row], every, DESK, ORDERS)
+    wanted = oracle.kept(oracle.leads([row for row in latest.values() if row], every, desk, ORDERS), desk, now_ms)
     assert reader.rows(LEADS) == wanted
     assert reader.rows(OVERDUE) == oracle.overdue(wanted, now_ms)
     assert reader.rows(REFUSED) == {}
     for row in reader.rows(LEADS).values():
         assert tuple(row) == LeadRow.__struct_fields__
     assert all(orjson.loads(key) for key in reader.published.rows[LEADS])
+
+
+# --- What is let go
+
+
+def closing(kind: str, time_ms: int) -> Input:
+    return followups(told(kind, time_ms, "u1", "demo_booked"))[0]
+
+
+def test_a_closed_lead_goes_after_its_time_and_a_new_conversion_opens_one() -> None:
+    fold, reader = new_fold(), Reader((LEADS, OVERDUE, REFUSED))
+    fold.take(journeys(journey("u1", "demo_booked", "c1", 0))[0])
+    fold.take(closing("lost", HOUR_MS))
+    reader.read(fold.rows(HOUR_MS + 90 * DAY_MS))
+    assert reader.rows(LEADS)[KEY]["state"] == "lost"
+    reader.read(fold.rows(HOUR_MS + 90 * DAY_MS + 1))
+    assert reader.rows(LEADS) == {}
+    fold.take(as_input(FOLLOWUPS, 1, b"k", told("won", 100 * DAY_MS, "u1", "demo_booked")))
+    reader.read(fold.rows(100 * DAY_MS))
+    assert reader.rows(LEADS) == {}, "it was let go before it was won"
+    fold.take(
+        as_input(JOURNEYS, 1, b'["shop","u1","demo_booked","c2"]', journey("u1", "demo_booked", "c2", 101 * DAY_MS))
+    )
+    reader.read(fold.rows(101 * DAY_MS))
+    lead = reader.rows(LEADS)[KEY]
+    assert (lead["state"], lead["opened_by"], lead["conversions"]) == ("waiting", "c2", 1)
+
+
+def test_who_has_no_open_lead_and_nothing_that_can_change_is_held_no_more() -> None:
+    fold = new_fold()
+    for number in range(400):  # a day each: one in four is never closed
+        rows = [journey(f"u{number}", "demo_booked", "c1", number * DAY_MS)]
+        rows += [journey(f"u{number}", "purchase", "o1", number * DAY_MS + 1)] if number % 4 else []
+        for each in rows:
+            fold.take(as_input(JOURNEYS, number, key_of(each), each))
+        fold.take(as_input(FOLLOWUPS, number, b"k", told("contacted", number * DAY_MS, f"stranger{number}", None)))
+    list(fold.rows(400 * DAY_MS))
+    open_ones = [user for _, user in fold._people if user.startswith("u") and int(user[1:]) % 4 == 0]
+    assert len(open_ones) == 100, "no open lead goes to waste"
+    assert len(fold) - len(open_ones) < 1.8 * 182, "closed ones and strangers of the last 180 days"
+
+
+def test_an_old_row_that_is_written_once_more_makes_no_lead_of_who_was_let_go() -> None:
+    fold = new_fold()
+    rows = [journey("u1", "demo_booked", "c1", 0), journey("u1", "purchase", "o1", HOUR_MS)]
+    for record in journeys(*rows, journey("u2", "signup", "c2", 200 * DAY_MS), rows[0]):
+        fold.take(record)
+    assert [output.key for output in fold.rows(200 * DAY_MS)] == [b'["shop","u2","signup"]']
+
+
+@pytest.mark.parametrize("is_active", [True, False])
+def test_of_a_person_who_is_forgotten_nothing_is_held_any_more(is_active: bool) -> None:
+    fold, reader = new_fold(), Reader((LEADS, OVERDUE, REFUSED))
+    rows = [
+        journey("somebody", "demo_booked", "c1", HOUR_MS),
+        journey("somebody", "newsletter", "c2", 20 * DAY_MS),
+        journey("somebody", "signup", "c3", HOUR_MS, status="retracted"),
+        journey("other", "signup", "c4", HOUR_MS),
+    ]
+    for record in journeys(*rows):
+        fold.take(record)
+    if is_active:
+        reader.read(fold.rows(DAY_MS))
+        assert len(reader.rows(LEADS)) == 3
+    assert holds(fold.__dict__, "somebody")
+    for offset, row in enumerate(rows[:3]):
+        fold.take(as_input(JOURNEYS, 10 + offset, key_of(row), None))
+    if is_active:
+        reader.read(fold.rows(DAY_MS))
+        assert [key[1] for key in reader.rows(LEADS)] == ["other"]
+        assert not holds(reader.published.rows, "somebody")
+    assert not holds(fold.__dict__, "somebody")
+    assert holds(fold.__dict__, "other")
+    fold.take(journeys(*rows)[0])  # of before the deletion
+    assert not holds(fold.__dict__, "somebody")
+
+
+# --- A log as counters write it: a conversion comes within the horizon of the newest one, changes within the time of a
+# correction, and follow-ups are of any age
+
+HORIZON_MS, CORRECTED_MS, KEPT_MS = DAY_MS, 3 * DAY_MS, 2 * DAY_MS
+WHAT = ("convert", "convert", "convert", "buy", "buy", "retract", "tell", "tell", "rows", "rows", "forget")
+PASSES_H, BACK_H = (0, 1, 12, 30), (0, 0, 0, 3, 20, 60, 500)
+
+
+class Log:
+    """What a desk with other times is told, step by step, and what a reader of its topics holds."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.desk = msgspec.structs.replace(DESK, closed_kept_ms=KEPT_MS)
+        self.fold, self.reader = self.new_fold(), Reader((LEADS, OVERDUE, REFUSED))
+        self.reader.begin([self.fold], 0)
+        self.latest: dict[bytes, JourneyRow] = {}
+        self.told: list[oracle.Told] = []
+        self.records: list[Input] = []
+        self.now_ms, self.stream_ms = 100 * DAY_MS, 0
+        self._chance = chance
+
+    def new_fold(self) -> LeadsFold:
+        return new_fold(self.desk, max(CORRECTED_MS + HORIZON_MS, 2 * KEPT_MS))
+
+    def step(self) -> None:
+        self.now_ms += self._chance.choice(PASSES_H) * HOUR_MS
+        getattr(self, self._chance.choice(WHAT))()
+
+    def rows(self) -> None:
+        self.reader.read(self.fold.rows(self.now_ms))
+
+    def convert(self, actions: tuple[str, ...] = ACTIONS[:2]) -> None:
+        time_ms = max(self._back_ms(), self.stream_ms - HORIZON_MS)
+        self.stream_ms = max(self.stream_ms, time_ms)
+        self._write(journey(self._user(), self._chance.choice(actions), f"e{len(self.records)}", time_ms))
+
+    def buy(self) -> None:
+        self.convert(("purchase",))
+
+    def retract(self) -> None:
+        able = [row for row in self.latest.values() if row.event_time >= self.stream_ms - CORRECTED_MS]
+        if able:
+            self._write(msgspec.structs.replace(self._chance.choice(able), status="retracted"))
+
+    def tell(self) -> None:
+        kind, action = self._chance.choice(KINDS), self._chance.choice((*ACTIONS[:2], None))
+        each = oracle.Told(kind, self._back_ms(), "shop", self._user(), action)
+        self.told.append(each)
+        self._take(FOLLOWUPS, b"k", told(each.kind, each.time_ms, each.user_id, each.action))
+
+    def forget(self) -> None:
+        user = self._user()
+        for key in [key for key, row in self.latest.items() if row.user_id == user]:
+            del self.latest[key]
+            self._take(JOURNEYS, key, None)
+
+    def _user(self) -> str:
+        return self._chance.choice(("u1", "u1", "u2"))
+
+    def _back_ms(self) -> int:
+        return self.now_ms - self._chance.choice(BACK_H) * HOUR_MS
+
+    def _write(self, row: JourneyRow) -> None:
+        self.latest[key_of(row)] = row
+        self._take(JOURNEYS, key_of(row), row)
+
+    def _take(self, topic: str, key: bytes, value: Any) -> None:
+        self.records.append(as_input(topic, len(self.records), key, value))
+        self.fold.take(self.records[-1])
+
+
+def test_what_is_let_go_changes_no_row_whatever_comes_later() -> None:
+    for seed in range(600):
+        log = Log(random.Random(seed))
+        for _ in range(20):
+            log.step()
+        log.rows()
+        wanted = oracle.kept(oracle.leads(log.latest.values(), log.told, log.desk, ORDERS), log.desk, log.now_ms)
+        assert log.reader.rows(LEADS) == wanted, seed
+        assert log.reader.rows(OVERDUE) == oracle.overdue(wanted, log.now_ms), seed
+        for order in (lambda each: 0, lambda each: each.topic == JOURNEYS, lambda each: each.topic == FOLLOWUPS):
+            again = log.new_fold()  # a desk that begins: its topics come in any order, each in its own
+            for record in sorted(log.records, key=order):
+                again.take(record)
+            before = log.reader.offset
+            log.reader.begin([again], log.now_ms)
+            assert log.reader.offset == before, f"{seed}: nothing is published that is right already"

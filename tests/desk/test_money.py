@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from app.desk.fold import DeskFold, Input
 from app.desk.reconciliation import Reconciliation
 from app.desk.returns import Returns
+from app.policy.load import parse_policy
+from app.policy.model import DAY_MS
+from tests.desk.made import holds
 from tests.desk.money import (
     DESK,
+    DOCUMENT,
     POLICY,
     SETTINGS,
     Entry,
@@ -25,6 +29,7 @@ from tests.desk.money import (
     letter,
     numbered,
     order,
+    record,
     report,
     spend,
     touch,
@@ -78,10 +83,13 @@ origins = st.builds(
     source=st.sampled_from([None, "news", "search"]),
     landing_page=st.sampled_from([None, "/a", "/b"]),
 )
+kinds = st.builds(touch, platforms, campaigns, touch_type=st.sampled_from(["click", "view", "engaged_view"]))
 truths = entries(
     journey,
     moments,
     credited=st.one_of(st.none(), origins),
+    first_touch=st.one_of(st.none(), kinds, kinds),
+    touches=st.one_of(st.just([]), st.just([]), st.lists(kinds, max_size=2)),
     customer=st.sampled_from([None, "new", "returning"]),
     action_class=st.sampled_from(["macro", "micro"]),
     **conversions,
@@ -146,8 +154,8 @@ FOLDS: dict[str, tuple[Callable[[], DeskFold], Callable[[list[Input]], Rows], An
 def published(fold: DeskFold, records: list[Input], pauses: set[int]) -> dict[bytes, Any]:
     """What lies on the output topic after the records, rows being given out at the pauses and at the end."""
     there: dict[bytes, Any] = {}
-    for number, record in enumerate([*records, None]):
-        if number in pauses or record is None:
+    for number, each in enumerate([*records, None]):
+        if number in pauses or each is None:
             for row in fold.rows(number):
                 if row.topic != fold.outputs[0]:
                     continue
@@ -156,8 +164,8 @@ def published(fold: DeskFold, records: list[Input], pauses: set[int]) -> dict[by
                 else:
                     assert there.get(row.key) != row.value, "nothing is given out twice"
                     there[row.key] = row.value
-        if record is not None:
-            fold.take(record)
+        if each is not None:
+            fold.take(each)
     return {key: json.loads(value) for key, value in there.items()}
 
 
@@ -190,3 +198,147 @@ def test_rows_are_those_of_the_oracle_whatever_the_order_the_repeats_and_the_res
         assert published(make(), compacted(records), set()) == expected
 
     check()
+
+
+# --- What is over is packed, and nothing is lost by it
+
+LOG_POLICY, _ = parse_policy(
+    {key: value for key, value in DOCUMENT.items() if key != "desk"}
+    | {"correction_horizon": "1d", "adjustment_window": "1d"}
+)
+BEGIN_MS = at("2026-10-01T12:00")
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["convert", "convert", "convert", "change", "order", "refund", "forget", "letter", "rows"]),
+        st.integers(0, 3),  # the user
+        st.sampled_from([None, "o1", "o2"]),
+        st.sampled_from(["purchase", "signup"]),
+        st.sampled_from(["counted", "unattributed", "retracted"]),
+        st.sampled_from([0, 5, 30, 100]),  # hours until the next step
+        st.integers(0, 50),
+    ),
+    min_size=6,
+    max_size=30,
+)
+
+
+def log_of(made: list[Any]) -> tuple[list[Input], set[int]]:
+    """What counters, a shop and platforms write: times go on, a row changes within two days, an order and a forget come at any
+    time. And after which records rows are asked for.
+    """
+    records: list[Input] = []
+    pauses: set[int] = set()
+    now_ms = BEGIN_MS
+    rows: list[tuple[int, dict[str, Any]]] = []  # conversions and their times
+
+    def write(*entries: Entry) -> None:
+        records.extend(
+            record(topic, len(records) + number, key, value) for number, (topic, key, value) in enumerate(entries)
+        )
+
+    def rows_of(time_ms: int, fields: dict[str, Any]) -> list[Entry]:
+        platform = fields["platform"]
+        common = {name: fields[name] for name in ("status", "order_id", "conversion_name", "value")}
+        claim = attributed(time_ms, fields["event_id"], fields["user"], platform, **common)
+        near = touch("meta", "fall") if fields["number"] % 3 == 0 else None
+        return [
+            claim,
+            journey(
+                time_ms, fields["event_id"], fields["user"], first_touch=near, customer=fields["customer"], **common
+            ),
+        ]
+
+    for number, (what, user, order_id, action, status, hours, chance) in enumerate(made):
+        if what == "convert":
+            fields = {
+                "user": f"u{user}", "event_id": f"c{number}", "order_id": order_id, "conversion_name": action, "status": status,
+                "value": float(number), "platform": ("meta", "google_ads")[chance % 2], "number": number,
+                "customer": "new" if action == "purchase" else None,
+            }  # fmt: skip
+            rows.append((now_ms, fields))
+            write(*rows_of(now_ms, fields))
+        elif what == "change":
+            able = [each for each in rows if now_ms - each[0] <= 2 * DAY_MS]
+            if able:
+                time_ms, fields = able[chance % len(able)]
+                fields |= {"status": status, "value": 100.0 + number}
+                write(*rows_of(time_ms, fields))
+        elif what in ("order", "refund"):
+            write(order(order_id or "o3", BEGIN_MS + 3_600_000 * (chance % 30), 20.0, 5.0 if what == "refund" else 0.0))
+        elif what == "letter":
+            write(letter("too_old", now_ms - 3_600_000 * chance, f"c{chance % 12}", f"u{user}", order_id=order_id))
+        elif what == "forget":
+            for time_ms, fields in [each for each in rows if each[1]["user"] == f"u{user}"]:
+                rows.remove((time_ms, fields))
+                write(*((topic, key, None) for topic, key, _ in rows_of(time_ms, fields)))
+        else:
+            pauses.add(len(records))
+        now_ms += 3_600_000 * hours
+    return records, pauses
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_what_is_packed_changes_no_row_whatever_comes_later(name: str) -> None:
+    _, oracle, _ = FOLDS[name]
+    make: Callable[[], Any] = {
+        "reconciliation": lambda: Reconciliation(SETTINGS, LOG_POLICY, DESK),
+        "returns": lambda: Returns(SETTINGS, LOG_POLICY, DESK),
+    }[name]
+    most_packed = 0
+
+    @settings(max_examples=settings.default.max_examples // 2)
+    @given(steps)
+    def check(made: list[Any]) -> None:
+        nonlocal most_packed
+        log, pauses = log_of(made)
+        records = [each for each in log if each.topic in make().inputs]
+        expected = oracle(records)
+        fold = make()
+        assert published(fold, records, pauses) == expected
+        most_packed = max(most_packed, len(fold._packed))
+        for order_of in (lambda each: each.topic, lambda each: each.topic != SETTINGS.attributed_topic):
+            again = make()  # a desk that begins: topics come one after the other, each in its order
+            assert published(again, sorted(records, key=order_of), set()) == expected
+
+    check()
+    assert most_packed > 1, "so much is tried that something is packed"
+
+
+def test_of_a_person_who_is_forgotten_nothing_is_held_any_more() -> None:
+    for make in (Reconciliation, Returns):
+        for is_active in (True, False):
+            fold = make(SETTINGS, LOG_POLICY, DESK)
+            somebodys = [
+                each
+                for number, order_id in enumerate((None, "o1"))
+                for each in (
+                    attributed(BEGIN_MS + number, f"private{number}", "somebody", order_id=order_id),
+                    journey(BEGIN_MS + number, f"private{number}", "somebody", order_id=order_id),
+                )
+            ]
+            later = [
+                each
+                for day in range(1, 12)
+                for each in (
+                    attributed(BEGIN_MS + day * DAY_MS, f"c{day}", "other"),
+                    journey(BEGIN_MS + day * DAY_MS, f"c{day}", "other"),
+                )
+            ]
+            gone = [(topic, key, None) for topic, key, _ in somebodys]
+            end = [entry(BEGIN_MS + 30 * DAY_MS, "last", "other") for entry in (attributed, journey)]
+            for recent in ([], later):  # forgotten while it could change, and once it is packed
+                for each in numbered([*somebodys, *recent]):
+                    if each.topic in fold.inputs:
+                        fold.take(each)
+                        if is_active:
+                            list(fold.rows(0))
+                assert holds(fold.__dict__, "somebody")
+                for number, (topic, key, value) in enumerate([*gone, *end]):
+                    if topic in fold.inputs:
+                        fold.take(record(topic, 1000 + number, key, value))
+                if is_active:
+                    list(fold.rows(0))
+                assert not holds(fold.__dict__, "somebody"), (make, is_active, recent)
+                assert not holds(fold.__dict__, "private")
+                assert holds(fold.__dict__, "other")
+                fold = make(SETTINGS, LOG_POLICY, DESK)

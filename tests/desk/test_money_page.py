@@ -9,7 +9,19 @@ from rich.console import Console
 from app.contract.money import decode_reconciliation
 from app.desk.reconciliation import Reconciliation
 from app.desk.report import print_report, sorted_rows
-from tests.desk.money import DESK, POLICY, SETTINGS, Entry, attributed, conversion, letter, numbered, order, report
+from tests.desk.money import (
+    DESK,
+    POLICY,
+    SETTINGS,
+    Entry,
+    attributed,
+    conversion,
+    letter,
+    numbered,
+    order,
+    report,
+    touch,
+)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "money.md"
 BEGIN, END = "<!-- example -->\n", "<!-- end -->\n"
@@ -29,7 +41,8 @@ def a_week() -> Iterator[Entry]:
                 yield attributed(time, f"d{number}", user, order_id=order_id, value=0.0, status="duplicate")
             if hour == 10:
                 yield attributed(time, name, user, "google_ads", order_id=order_id, value=40.0, campaign_id="brand")
-        nobody = {"status": "unattributed", "campaign_id": None, "credited": None}
+        old = touch("meta", "spring", time=1) if day % 2 else None
+        nobody = {"status": "unattributed", "campaign_id": None, "credited": None, "first_touch": old}
         yield from conversion(
             f"2026-11-{day}T15:00", f"n{day}", f"v{day}", conversion_name="signup", value=0.0, **nobody
         )

@@ -15,6 +15,7 @@ from tests.desk.money import (
     POLICY,
     SETTINGS,
     Entry,
+    at,
     attributed,
     conversion,
     journey,
@@ -127,6 +128,55 @@ def test_each_cause_explains_its_part_of_a_difference() -> None:
     )  # fmt: skip
     assert (row.reported, row.compared, row.difference, row.unexplained) == (16, 1, 15, 5)
     assert (row.complete, row.within_tolerance) == (False, False)
+
+
+OLD = touch("meta", "fall", time=at("2026-11-01T12:00"))
+
+
+def outside(*entries: Entry) -> tuple[int, int, int]:
+    """What of meta's week is explained by a touch that is too old, by none, and by nothing."""
+    row = Books(claims("2026-11-16", 1), *entries).rows["2026-W47", "meta", None]
+    return row.outside_window, row.unattributed, int(row.unexplained or 0)
+
+
+def test_a_touch_that_is_too_old_is_told_from_none() -> None:
+    nobody = {"status": "unattributed", "campaign_id": None, "credited": None}
+    day = "2026-11-16T12:00"
+    assert outside(*conversion(day, **nobody)) == (0, 1, 0)
+    assert outside(*conversion(day, first_touch=OLD, **nobody)) == (1, 0, 0)
+    both = [*conversion(day, first_touch=OLD, order_id="o1", **nobody)]
+    assert outside(*both, attributed(day, "c2", order_id="o1", status="duplicate")) == (1, 0, 0)
+
+
+def test_it_explains_a_claim_for_an_order_that_names_no_platform_too() -> None:
+    day = "2026-11-16T12:00"
+    nobodys = attributed(day, platform="", status="unattributed", campaign_id=None)
+    assert outside(nobodys, journey(day, status="unattributed", credited=None, first_touch=OLD)) == (1, 0, 0)
+    googles = attributed(day, platform="google_ads", campaign_id="brand")
+    credited = touch("google_ads", "brand")
+    assert outside(googles, journey(day, credited=credited, touches=[credited], first_touch=OLD)) == (1, 0, 0)
+
+
+def test_what_the_row_cannot_tell_is_not_told() -> None:
+    nobody = {"status": "unattributed", "campaign_id": None, "credited": None}
+    day = "2026-11-16T12:00"
+    other = touch("google_ads", "brand")
+    assert outside(*conversion(day, first_touch=other, clicks=2, **nobody)) == (0, 1, 0), "the second may be meta's"
+    engaged = touch("meta", touch_type="engaged_view")
+    assert outside(*conversion(day, first_touch=engaged, **nobody)) == (0, 1, 0), (
+        "a kind that meta's method never credits"
+    )
+    full = [touch("google_ads", event_id=f"t{number}") for number in range(50)]
+    googles = attributed(day, platform="google_ads", campaign_id="brand")
+    assert outside(googles, journey(day, credited=other, touches=full, first_touch=OLD)) == (0, 0, 1), (
+        "some may be left out"
+    )
+
+
+def test_a_touch_that_is_creditable_is_not_too_old() -> None:
+    day, near = "2026-11-16T12:00", touch("meta", "spring", event_id="t2")
+    found = [attributed(day, platform="google_ads"), journey(day, touches=[near], credited=near, first_touch=OLD)]
+    assert outside(*found) == (0, 0, 1)
 
 
 def test_causes_explain_no_claim_that_is_missing() -> None:

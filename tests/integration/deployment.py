@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import orjson
 from confluent_kafka import Consumer, TopicPartition
@@ -32,31 +34,36 @@ TRANSACTIONS_END_S = 20.0
 REDIS_TIMEOUT_S = 10.0
 
 
+TOPICS = (
+    "dlq", "rekeyed", "deltas", "policy", "attributed", "counts", "journeys", "models", "rollups", "leads", "overdue", "followups",
+    "orders", "reported", "spend", "reconciliation", "return", "desk_dlq",
+)  # fmt: skip
+
+
+def names_of(name: str) -> dict[str, str]:
+    """Every topic and group of a deployment, as settings: none is shared with another one."""
+    groups = {f"{each}_group": f"{name}.{each}" for each in ("counter", "aggregator", "desk")}
+    return {"events_topics": f"{name}.events"} | {f"{each}_topic": f"{name}.{each}" for each in TOPICS} | groups
+
+
 class Deployment:
     """Addresses, names and processes of one test's onecount. `environment` is what its processes get."""
 
     def __init__(self, bootstrap: str, redis_url: str, name: str, folder: Path, **settings: object) -> None:
-        names = {
-            "events_topics": f"{name}.events",
-            "dlq_topic": f"{name}.dlq",
-            "rekeyed_topic": f"{name}.rekeyed",
-            "deltas_topic": f"{name}.deltas",
-            "policy_topic": f"{name}.policy",
-            "attributed_topic": f"{name}.attributed",
-            "counts_topic": f"{name}.counts",
-            "journeys_topic": f"{name}.journeys",
-            "models_topic": f"{name}.models",
-            "counter_group": f"{name}.counter",
-            "aggregator_group": f"{name}.aggregator",
-            "namespace": name[-20:],
-            "bootstrap": bootstrap,
-            "redis_url": redis_url,
-            "policy": str(POLICY),
-            "worker_id": name,
-            # a killed worker's partitions must move on within a test's patience
-            "session_timeout_ms": 6_000,
-            "transaction_timeout_ms": 5_000,
-        } | settings
+        names = (
+            names_of(name)
+            | {
+                "namespace": name[-20:],
+                "bootstrap": bootstrap,
+                "redis_url": redis_url,
+                "policy": str(POLICY),
+                "worker_id": name,
+                # a killed worker's partitions must move on within a test's patience
+                "session_timeout_ms": 6_000,
+                "transaction_timeout_ms": 5_000,
+            }
+            | settings
+        )
         self.environment = {f"ONECOUNT_{key.upper()}": str(value) for key, value in names.items()}
         self.settings = Settings(**names)  # type: ignore[arg-type]
         self.folder = folder
@@ -83,16 +90,34 @@ class Deployment:
         return worker
 
     def desk(self, **environment: str) -> subprocess.Popen[bytes]:
-        """One `onecount desk`; its log is `desk-0.log`."""
+        """One `onecount desk` on a free port; its log is `desk-0.log`."""
         with (self.folder / "desk-0.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "app", "desk"],
-                env=os.environ | self.environment | environment,
+                env=os.environ | {"ONECOUNT_DESK_PORT": "0"} | self.environment | environment,
                 stdout=log,
                 stderr=log,
             )
         self.running.append(process)
         return process
+
+    def shown(self, path: str) -> dict[str, Any]:
+        """What the last desk answers, once it has read everything."""
+        found: list[dict[str, Any]] = []
+
+        def is_answered() -> bool:
+            urls = [event["url"] for event in self.events("desk") if "url" in event]
+            if not urls:
+                return False
+            try:
+                with urlopen(urls[-1].removesuffix("/leads") + path, timeout=10) as answer:
+                    found.append(orjson.loads(answer.read()))
+            except URLError:  # it does not listen yet, or has not read everything
+                return False
+            return True
+
+        self.wait_until(is_answered, f"the desk answers {path}")
+        return found[-1]
 
     def serve(self) -> tuple[subprocess.Popen[bytes], str]:
         """One `onecount serve` on a free port, and its address."""

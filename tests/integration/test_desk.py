@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from app.policy.load import load_desk
 from tests.conftest import Services
 from tests.desk import oracle
-from tests.desk.deployment import HOUR_MS, Desks, desks
+from tests.desk.deployment import HOUR_MS, POLICY, Desks, desks
 from tests.desk.made import journey
 
 pytestmark = [pytest.mark.timeout(180)]
@@ -90,7 +91,7 @@ def metrics(port: int) -> str:
         return answer.read().decode()
 
 
-def test_what_is_no_more_true_when_a_desk_begins_is_taken_back(deployment: Desks) -> None:
+def test_what_is_no_more_true_when_a_desk_begins_is_taken_back(deployment: Desks, tmp_path: Path) -> None:
     with deployment.transaction():
         gone, stays = (journey(user, "demo_booked", "e", now() - 9 * HOUR_MS) for user in ("gone", "stays"))
         deployment.convert(gone)
@@ -113,6 +114,21 @@ def test_what_is_no_more_true_when_a_desk_begins_is_taken_back(deployment: Desks
     )
     (active,) = [event for event in deployment.events(second) if event["event"] == "active"]
     assert active["rows"] == changed  # and nothing that was right already
+
+    # a lead that was closed for longer than the policy keeps it is let go by the next desk
+    with deployment.transaction():
+        deployment.tell(oracle.Told("lost", now() - 30 * HOUR_MS, "shop", "stays", None))
+        deployment.convert(journey("stays", "newsletter", "e", now() - 40 * HOUR_MS))
+    deployment.assert_exact()
+    assert deployment.stop(second) == 0
+    policy = tmp_path / "kept.yaml"
+    policy.write_text(POLICY.read_text() + "  closed_leads_kept: 1d\n")
+    deployment.desk_policy = load_desk(policy)
+    stood = deployment.published(deployment.settings.leads_topic)
+    deployment.start(ONECOUNT_POLICY=str(policy))
+    deployment.assert_exact()
+    left = deployment.published(deployment.settings.leads_topic)
+    assert set(stood) - set(left) == {("shop", "stays", "newsletter")}
 
 
 def test_a_desk_without_its_topics_waits_and_a_policy_without_journeys_is_refused(

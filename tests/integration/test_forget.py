@@ -16,7 +16,7 @@ from app.privacy.rows import row_topics
 from app.verify.partition import owner_of
 from tests.conftest import Services
 from tests.integration.deployment import Deployment, deployed
-from tests.integration.letters import click, conversion, send
+from tests.integration.letters import click, conversion, now_ms, send
 
 OLD_MS = 200 * 86_400_000
 
@@ -106,6 +106,61 @@ def test_a_person_is_forgotten_for_good_and_every_count_stays(deployment: Deploy
     again = deployment.onecount("forget", "u1", "--advertiser", "a1")
     assert again.returncode == 0
     assert "There was none." in again.stdout
+
+
+def desk_rows(deployment: Deployment) -> dict[str, dict[str, int]]:
+    """Of each user how many rows stand on the topics of leads, by topic."""
+    clients, settings = KafkaClients(deployment.settings), deployment.settings
+    found: dict[str, dict[str, int]] = {}
+    for topic in (settings.leads_topic, settings.overdue_topic):
+        latest = {message.key(): message.value() for message in read_partition(clients, topic, 0, 0, None)}
+        for key in [key for key, value in latest.items() if value]:
+            users = found.setdefault(topic.rpartition(".")[2], {})
+            users[orjson.loads(key)[1]] = users.get(orjson.loads(key)[1], 0) + 1
+    return found
+
+
+@pytest.mark.timeout(180)
+def test_what_a_desk_made_of_a_person_is_gone_within_seconds(deployment: Deployment) -> None:
+    settings = deployment.settings
+    deployment.start("counter")
+    desk = deployment.desk()
+    demo = {
+        "conversion_name": "demo_booked",
+        "event_time": now_ms() - 5 * 3_600_000,
+    }  # owed an answer within four hours
+    events = [
+        conversion("c1", **demo),
+        conversion("c2", conversion_name="signup"),
+        conversion("c3", user_id="u2", **demo),
+    ]
+    send(deployment, ((str(event["user_id"]).encode(), orjson.dumps(event)) for event in events))
+    told = {"kind": "sent", "event_time": now_ms(), "advertiser_id": "a1", "user_id": "u1", "conversion_name": "signup"}
+    producer = Producer(settings.client())
+    producer.produce(settings.followups_topic, orjson.dumps(told), b"u1")
+    assert producer.flush(30) == 0
+    stood = {"leads": {"u1": 2, "u2": 1}, "overdue": {"u1": 1, "u2": 1}}
+    deployment.wait_until(lambda: desk_rows(deployment) == stood, "the leads")
+    deployment.wait_until(lambda: deployment.shown("/leads?user_id=u1&state=answered")["total"] == 1, "it is answered")
+    deployment.wait_until(lambda: deployment.shown("/leads/overdue?user_id=u1")["total"] == 1, "it is overdue")
+
+    found = deployment.onecount("forget", "u1", "--advertiser", "a1")
+    begun = time.monotonic()
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "still stand" not in found.stdout
+    left = {"leads": {"u2": 1}, "overdue": {"u2": 1}}
+    assert desk_rows(deployment) == left
+    for view in ("/leads", "/leads/overdue"):
+        deployment.wait_until(lambda view=view: deployment.shown(f"{view}?user_id=u1")["total"] == 0, "it is not shown")
+        assert deployment.shown(view)["total"] == 1
+    assert time.monotonic() - begun < 10
+    assert deployment.stop(desk) == 0
+
+    again = deployment.desk()  # it reads the follow-up anew, and makes no lead of it
+    deployment.wait_until(lambda: [e["event"] for e in deployment.events("desk")].count("active") == 2, "it is active")
+    assert deployment.shown("/leads?user_id=u1")["total"] == 0
+    assert desk_rows(deployment) == left
+    assert deployment.stop(again) == 0
 
 
 @pytest.mark.timeout(120)

@@ -28,9 +28,6 @@ from tests.unit.test_alarms import FOLDER, RULES
 from tests.unit.test_dashboards import FOUR, panels
 
 LOAD_S = 12.0
-DESK_TOPICS = (
-    "rollups", "leads", "overdue", "followups", "orders", "reported", "spend", "reconciliation", "return", "desk_dlq",
-)  # fmt: skip
 CALM = {"metrics", "started", "partitions", "librdkafka"}  # what a healthy worker logs
 # Grafana's variables as its own defaults fill them in; four scrapes are its shortest rate.
 VARIABLES = [(r"\$__rate_interval", "4s"), (r"\$(job|stage|instance|platform)\b", ".*")]
@@ -122,10 +119,7 @@ def test_every_question_of_a_panel_and_an_alarm_is_answered_of_a_real_run(
     services: Services, own_redis: LocalRedis, topic_prefix: str, tmp_path: Path
 ) -> None:
     first, second, third, fourth = pick_ports(4)
-    own = {f"{each}_topic": f"{topic_prefix}.{each}" for each in DESK_TOPICS} | {"desk_group": f"{topic_prefix}.desk"}
-    with deployed(
-        services.bootstrap, own_redis.url, topic_prefix, tmp_path, request_timeout_ms=3_000, desk_port=0, **own
-    ) as deployment:
+    with deployed(services.bootstrap, own_redis.url, topic_prefix, tmp_path, request_timeout_ms=3_000) as deployment:
         # the port is that of the slot, so the second counter is told one less
         deployment.start("counter", ONECOUNT_METRICS_PORT=str(first))
         deployment.start("counter", slot=1, ONECOUNT_METRICS_PORT=str(second - 1))

@@ -14,10 +14,12 @@ from confluent_kafka.admin import AclBinding, AdminClient
 
 from app.verify.logs import fix_spans
 from tests.integration.deployment import Deployment, deployed
+from tests.integration.deployment import names_of as settings_of
 from tests.security.acls import grant, least_privilege, revoke
 
 PRINCIPALS = tuple(
-    f"onecount-{role}" for role in ("counter", "aggregator", "producer", "importer", "operator", "page", "gateway")
+    f"onecount-{role}"
+    for role in ("counter", "aggregator", "producer", "importer", "operator", "page", "gateway", "desk", "crm")
 )
 MARK = "s3cr3t"  # begins every secret, so that it is known where one is printed
 ADMIN = "admin"  # of Redis
@@ -99,9 +101,9 @@ class SecuredDeployment:
             self.onecount.environment = before
 
     def start(self, role: str, **environment: str) -> subprocess.Popen[bytes]:
-        """A worker, as its own principal."""
+        """A worker or a desk, as its own principal."""
         with self.acting_as(f"onecount-{role}", **environment):
-            return self.onecount.start(role)
+            return self.onecount.desk() if role == "desk" else self.onecount.start(role)
 
     def run(self, principal: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A command, as the principal runs it."""
@@ -148,8 +150,12 @@ class SecuredDeployment:
     def published(self, role: str) -> int:
         """How many records of a role's output are committed."""
         settings = self.onecount.settings
-        topic = settings.attributed_topic if role == "counter" else settings.counts_topic
-        return sum(end for _, end in fix_spans(settings, [topic]).values())
+        topics = {
+            "counter": settings.attributed_topic,
+            "aggregator": settings.counts_topic,
+            "desk": settings.leads_topic,
+        }
+        return sum(end for _, end in fix_spans(settings, [topics[role]]).values())
 
     def _secrets(self, principal: str, user: str) -> Path:
         folder = self.onecount.folder / f"secrets-{principal}"
@@ -163,11 +169,7 @@ class SecuredDeployment:
 
 def names_of(name: str) -> dict[str, str]:
     """The topics and groups of a deployment, as the ONECOUNT_* variables that deploy/kafka-acls.sh reads."""
-    names = {"ONECOUNT_EVENTS_TOPICS": f"{name}.events", "ONECOUNT_COUNTER_GROUP": f"{name}.counter"}
-    names |= {"ONECOUNT_AGGREGATOR_GROUP": f"{name}.aggregator"}
-    for topic in ("dlq", "rekeyed", "deltas", "policy", "attributed", "counts", "journeys", "models"):
-        names[f"ONECOUNT_{topic.upper()}_TOPIC"] = f"{name}.{topic}"
-    return names
+    return {f"ONECOUNT_{key.upper()}": value for key, value in settings_of(name).items()}
 
 
 @contextmanager

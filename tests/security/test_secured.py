@@ -5,16 +5,20 @@ worker says when that is too little; and that no secret is told on the way.
 import json
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
+from confluent_kafka import Producer
 
 from app.local.kafka import tool_command
 from tests.gateway.harness import Gateway, conversion, taken
 from tests.security.acls import given, least_privilege, run_script
-from tests.security.secured import MARK, Secured, SecuredDeployment, names_of, secured_deployment
+from tests.security.secured import MARK, Secured, SecuredDeployment, names_of, password_of, secured_deployment
 
 ROOT = Path(__file__).resolve().parents[2]
 A_PART_OF = {"cluster|slots": "cluster"}  # what is allowed is a part of the command
@@ -42,6 +46,28 @@ def assert_the_page_shows_counts(scram: SecuredDeployment) -> None:
     assert scram.onecount.stop(page) == 0
 
 
+def told_of_leads(scram: SecuredDeployment) -> list[CompletedProcess[str]]:
+    """A desk as its own principal, which a CRM tells of a lead as another one, and the revenue check as the operator."""
+    desk = scram.start("desk")
+    scram.onecount.wait_until(lambda: scram.published("desk"), "leads are published")
+    (lead,) = scram.onecount.shown("/leads?state=waiting&limit=1")["rows"]
+    told = {name: lead[name] for name in ("advertiser_id", "user_id", "conversion_name")}
+    properties = scram.secured.kafka_of("SCRAM", "onecount-crm") | {"sasl.password": password_of("onecount-crm")}
+    producer = Producer(properties | {"bootstrap.servers": scram.secured.addresses["SCRAM"]})
+    event = told | {"kind": "contacted", "event_time": time.time_ns() // 1_000_000}
+    producer.produce(scram.onecount.settings.followups_topic, json.dumps(event), lead["user_id"])
+    assert producer.flush(30) == 0
+    asked = "&".join(f"{name}={quote(value)}" for name, value in told.items())
+    scram.onecount.wait_until(
+        lambda: [row["state"] for row in scram.onecount.shown(f"/leads?{asked}")["rows"]] == ["answered"],
+        "it is answered",
+    )
+    said = scram.run("onecount-operator", "reconcile", "--to-date")
+    assert scram.onecount.stop(desk) == 0
+    assert {event["level"] for event in scram.onecount.events("desk")} == {"info"}, scram.log("desk")
+    return [said]
+
+
 @pytest.mark.timeout(180)
 def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: SecuredDeployment) -> None:
     workers = [scram.start("counter"), scram.start("aggregator")]
@@ -59,13 +85,14 @@ def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: Secur
     workers = [scram.start("counter"), scram.start("aggregator")]
     scram.onecount.assert_exact()
     assert_the_page_shows_counts(scram)
+    said += told_of_leads(scram)
     said += [
         scram.run("onecount-operator", "forget", "nobody", "--advertiser", "shop"),
         scram.run("onecount-operator", "dlq", "list"),
         scram.run("onecount-operator", "dlq", "drop", "--limit", "1", "--yes"),
         scram.run("onecount-operator", "dlq", "retry", "--limit", "2", "--force", "--yes"),
     ]
-    assert [command.returncode for command in said[-4:]] == [0] * 4, said
+    assert [command.returncode for command in said[-5:]] == [0] * 5, said
     assert said[-1].stdout.splitlines()[-1].startswith("2 sent again")
     scram.onecount.assert_exact()
     assert [scram.onecount.stop(worker) for worker in workers] == [0, 0]
@@ -74,7 +101,8 @@ def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: Secur
     assert said[-1].stdout.count("deleted the group") == 2
     assert scram.secured.denied_by_redis() == []
     assert_no_secret(
-        *(command.stdout + command.stderr for command in said), scram.log("counter"), scram.log("aggregator")
+        *(command.stdout + command.stderr for command in said),
+        *(scram.log(role) for role in ("counter", "aggregator", "desk")),
     )
 
 
@@ -184,6 +212,31 @@ def test_a_missing_right_in_kafka_is_said_and_nothing_is_counted_until_it_is_giv
         assert all(worker.poll() is None for worker in workers)
     scram.onecount.assert_exact()
     assert [scram.onecount.stop(worker) for worker in workers] == [0, 0]
+
+
+DESK_RIGHTS = [
+    "journeys READ", "attributed READ", "dlq READ", "orders READ", "followups READ", "leads READ", "leads WRITE", "rollups WRITE",
+    "return WRITE", "desk_dlq READ", "desk READ", "desk WRITE", "counter.read DESCRIBE",
+]  # fmt: skip
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("right", DESK_RIGHTS)
+def test_a_right_that_a_desk_misses_is_said_and_nothing_is_published_until_it_is_given(
+    scram: SecuredDeployment, right: str
+) -> None:
+    sent = scram.run("onecount-producer", "generate", "--count", "1000", "--seed", "7")
+    assert sent.returncode == 0, sent.stderr
+    workers = [scram.start(each) for each in ("counter", "aggregator")]
+    scram.onecount.assert_exact()
+    with scram.without("onecount-desk", right):
+        desk = scram.start("desk")
+        scram.wait_for("desk", "is missing: deploy/kafka-acls.sh")
+        assert scram.published("desk") == 0
+        assert desk.poll() is None
+    scram.onecount.wait_until(lambda: scram.published("desk"), "leads are published")
+    assert [scram.onecount.stop(each) for each in (*workers, desk)] == [0, 0, 0]
 
 
 @pytest.mark.faults
