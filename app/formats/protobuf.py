@@ -2,9 +2,9 @@
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from google.protobuf import (
     any_pb2,
@@ -16,7 +16,7 @@ from google.protobuf import (
     timestamp_pb2,
     wrappers_pb2,
 )
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -54,14 +54,14 @@ def reader(text: str, referenced: Sequence[tuple[str, str]]) -> Read:
         pool.FindFileByName(own.name)
     except (TypeError, KeyError, ValueError, DecodeError) as error:
         raise SchemaUnfit(f"protobuf does not read it: {type(error).__name__}: {str(error)[:200]}") from error
-    classes: dict[tuple[int, ...], type[Message]] = {}
+    kinds: dict[tuple[int, ...], _Kind] = {}
 
     def read(data: bytes) -> Mapping[str, Any]:
         path, begin = _message_indexes(data)
-        if path not in classes:
-            classes[path] = GetMessageClass(pool.FindMessageTypeByName(_type_name(own, path)))
+        if path not in kinds:
+            kinds[path] = _kind(pool.FindMessageTypeByName(_type_name(own, path)))
         try:
-            return _values(classes[path].FromString(data[begin:]))
+            return _values(kinds[path], data[begin:])
         except (DecodeError, UnicodeDecodeError) as error:
             raise SchemaUnfit(f"{type(error).__name__}: {str(error)[:200]}") from error
 
@@ -117,23 +117,48 @@ def _type_name(file: FileDescriptorProto, path: tuple[int, ...]) -> str:
     return ".".join(names)
 
 
-def _values(message: Message) -> dict[str, Any]:
+class _Kind(NamedTuple):
+    """A message's class, and of its fields that the contract knows the names, and what makes a plain value of theirs, by number."""
+
+    parse: Callable[[bytes], Message]
+    fields: Mapping[int, tuple[str, Callable[[Any], Any] | None]]
+
+
+def _kind(descriptor: Descriptor) -> _Kind:
+    fields = {field.number: (field.name, _plain(field)) for field in descriptor.fields if field.name in FIELDS}
+    return _Kind(GetMessageClass(descriptor).FromString, fields)
+
+
+def _values(kind: _Kind, data: bytes) -> dict[str, Any]:
     """The fields that are set: of those without presence (proto3 without `optional`) the ones that are not zero or empty."""
-    return {field.name: _value(field, value) for field, value in message.ListFields() if field.name in FIELDS}
+    values = {}
+    for field, value in kind.parse(data).ListFields():
+        known = kind.fields.get(field.number)
+        if known is not None:
+            name, plain = known
+            values[name] = value if plain is None else plain(value)
+    return values
 
 
-def _value(field: FieldDescriptor, value: Any) -> Any:
-    if field.enum_type is not None and type(value) is int:
-        known = field.enum_type.values_by_number.get(value)
-        return known.name if known is not None else value
+def _plain(field: FieldDescriptor) -> Callable[[Any], Any] | None:
+    """What makes a plain value of a field's; None where it is one, or none can be made of it."""
+    if field.is_repeated:
+        return None
+    if field.enum_type is not None:
+        names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
+        return lambda number: names.get(number, number)
     kind = field.message_type
-    if kind is None or not isinstance(value, Message):
-        return value
+    if kind is None:
+        return None
     if kind.full_name == "google.protobuf.Timestamp":
-        try:
-            return _EPOCH + timedelta(seconds=value.seconds, microseconds=value.nanos // 1000)
-        except OverflowError as error:
-            raise SchemaUnfit(f"{field.name}: no year has this moment") from error
+        return _moment
     if kind.file.name == wrappers_pb2.DESCRIPTOR.name and kind.name in _WRAPPERS:
-        return value.value
-    return value
+        return lambda wrapper: wrapper.value
+    return None
+
+
+def _moment(stamp: Any) -> datetime:
+    try:
+        return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+    except OverflowError as error:
+        raise SchemaUnfit("no year has a moment of the event") from error

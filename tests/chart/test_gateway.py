@@ -22,13 +22,16 @@ from tests.chart.conftest import Render, environment_of, of, pods_of
 from tests.chart.test_web import container, deployment, probes, status
 
 PORT = Settings.model_fields["gateway_port"].default
-ON = {"gateway.enabled": True, "gateway.config": "keys: {}"}
+ON = {"gateway.enabled": True, "gateway.config": "keys: {}", "gateway.secret": "onecount-gateway"}
 
 
 def test_it_is_off_unless_told_and_then_needs_its_file(render: Render) -> None:
     assert of("Deployment", render()) == {}
     with pytest.raises(helm.HelmError, match=r"gateway\.config is not given"):
         render(changes={"gateway.enabled": True})
+    with pytest.raises(helm.HelmError, match=r"gateway\.secret is not given"):
+        render(changes=ON | {"gateway.secret": ""})
+    assert render(changes=ON | {"gateway.secret": "", "secret": "onecount"})
     assert set(of("Deployment", render(changes=ON))) == {"shop-onecount-gateway"}
 
 
@@ -62,7 +65,8 @@ def test_it_reads_the_given_file_and_another_one_restarts_it(render: Render, tmp
     (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
     held = of("ConfigMap", text)[volume["configMap"]["name"]]["data"][path.name]
     (tmp_path / path.name).write_text(held)
-    assert set(load_config(Settings(gateway_config=tmp_path / path.name)).keys) == {"shop-2026a"}
+    told = Settings(gateway_config=tmp_path / path.name, gateway_secret="s" * 32)
+    assert set(load_config(told).keys) == {"shop-2026a"}
     for name, other in pods_of(text).items():
         assert ("config" in {volume["name"] for volume in other["volumes"]}) == (name == "shop-onecount-gateway")
 

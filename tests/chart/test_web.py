@@ -225,7 +225,11 @@ def test_the_network_lets_in_who_is_named_and_nobody_else(render: Render) -> Non
 
     given = values_of("all-on")["networkPolicy"]
     named = (*WEB, "gateway")
-    on = {f"{role}.enabled": True for role in named} | {"gateway.config": "keys: {}", "networkPolicy.enabled": True}
+    on = {f"{role}.enabled": True for role in named} | {
+        "gateway.config": "keys: {}",
+        "gateway.secret": "gateway",
+        "networkPolicy.enabled": True,
+    }
     assert let_in(render("all-on")) == {"metrics": "anyone", **{role: given[role]["from"] for role in named}}
     assert let_in(render(changes=on)) == {"metrics": "anyone"}
     assert let_in(render("all-on", changes={f"{role}.enabled": False for role in named})) == {"metrics": "anyone"}

@@ -215,6 +215,9 @@ securityContext:
 {{- if and $gateway.enabled (not $gateway.config) }}
 {{- fail "gateway.enabled: gateway.config is not given, the text of the file that says whom it takes events from: --set-file gateway.config=gateway.yaml" }}
 {{- end }}
+{{- if and $gateway.enabled (not (or $gateway.secret .Values.secret)) }}
+{{- fail "gateway.enabled: gateway.secret is not given, the name of a Secret with the key onecount_gateway_secret: 32 characters or more" }}
+{{- end }}
 {{- if and $gateway.enabled $gateway.autoscaling.enabled }}
 {{- if gt (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas) }}
 {{- fail (printf "gateway.autoscaling.minReplicas is %d, which is more than the most, %d" (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas)) }}
