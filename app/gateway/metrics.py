@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from app import __version__
-from app.contract.reasons import EVENT_REASONS
+from app.contract.reasons import EVENT_REASONS, SCHEMA_REASONS
 from app.gateway.admission import GATEWAY_REASONS
 from app.observe.catalogue import CATALOGUE, KAFKA_CLIENTS, LEVELS
 from app.observe.dead_letters import DeadLetterRatio
@@ -21,6 +21,7 @@ from app.observe.metrics import family
 OUTCOMES: Final = ("accepted", "rejected", "unavailable")
 PIXEL_OUTCOMES: Final = ("taken", "rejected", "limited", "lost")
 STATUSES: Final = ("400", "401", "403", "408", "413", "415", "429", "503")
+_REASONS: Final = (*(reason for reason in EVENT_REASONS if reason not in SCHEMA_REASONS), *GATEWAY_REASONS)
 # What others count anyway: it is asked for when it is shown.
 _TOLD: Final = ("onecount_gateway_lost_pixels_total", "onecount_gateway_limiter_failures_total")
 
@@ -47,7 +48,7 @@ class Metrics:
         self._refused, self._lock = DeadLetterRatio(limit), Lock()  # it is shown by another thread
         for name, values in {
             "onecount_gateway_events_total": (tuple(doors), OUTCOMES),
-            "onecount_gateway_rejected_events_total": ((*EVENT_REASONS, *GATEWAY_REASONS),),
+            "onecount_gateway_rejected_events_total": (_REASONS,),
             "onecount_gateway_refused_requests_total": (STATUSES,),
             "onecount_gateway_waiting_events": (("answered", "pixels"),),
             "onecount_kafka_log_lines_total": (KAFKA_CLIENTS, LEVELS),
