@@ -71,7 +71,7 @@ COMPILE := pip compile --quiet --universal --generate-hashes --no-emit-index-url
 lock: setup ## Choose the newest versions for Python 3.11 to 3.13 anew, with hashes: requirements*.lock
 	@test -x $(UV)/bin/uv || { $(RUN) -m venv $(UV) && $(UV)/bin/pip install --quiet --disable-pip-version-check uv; }
 	@$(UV)/bin/uv $(COMPILE) --upgrade --all-extras pyproject.toml --output-file requirements.lock
-	@$(UV)/bin/uv $(COMPILE) --no-annotate --constraint requirements.lock pyproject.toml \
+	@$(UV)/bin/uv $(COMPILE) --no-annotate --extra registry --constraint requirements.lock pyproject.toml \
 	  --output-file requirements-runtime.lock
 
 clean: ## Remove everything that was made here, the virtual environment and the jars too

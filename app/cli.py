@@ -20,11 +20,14 @@ from app.engine.clients import KafkaClients, explained, why_unreachable
 from app.engine.session import SessionEnded
 from app.engine.state import StateRefused
 from app.engine.store import StoreRefused, StoreUnavailable, look_at, open_store, unsafe_settings
+from app.formats.opening import OF_A_REGISTRY, open_formats
+from app.formats.schemas import RegistryRefused, RegistryUnavailable
 from app.gateway import GatewayError
 from app.gateway.commands import app as gateway_app
 from app.letters.commands import app as dlq_app
 from app.letters.refusal import LettersError
 from app.policy.load import PolicyError, duration_ms, load_policy, warnings
+from app.policy.model import Policy
 from app.settings import Settings, from_environment
 
 app = typer.Typer(
@@ -80,6 +83,8 @@ def main() -> None:
         LettersError,
         LocalServiceError,
         PageError,
+        RegistryRefused,
+        RegistryUnavailable,
         ForgetRefused,
         ReplayRefused,
         VerifyError,
@@ -163,8 +168,9 @@ def check() -> None:
     )
     for warning in warnings(policy):
         console.print(f"[yellow]note[/] policy: {warning}")
-    found = [*_kafka_findings(settings), *_redis_findings(settings)]
-    _report(found, "Kafka, its topics, the recorded policy and Redis are fit for counting")
+    found = [*_kafka_findings(settings), *_redis_findings(settings), *_registry_findings(settings, policy)]
+    registry = "" if set(policy.formats()).isdisjoint(OF_A_REGISTRY) else ", the schema registry"
+    _report(found, f"Kafka, its topics, the recorded policy{registry} and Redis are fit for counting")
 
 
 def _kafka_findings(settings: Settings) -> list[str]:
@@ -200,6 +206,16 @@ def _redis_findings(settings: Settings) -> list[str]:
             return [f"Redis: {line}" for line in unsafe_settings(look_at(store))]
     except (StoreUnavailable, StoreRefused) as error:
         return [str(error)]
+
+
+def _registry_findings(settings: Settings, policy: Policy) -> list[str]:
+    try:
+        formats = open_formats(policy.formats(), settings.registry, settings.request_timeout_ms / 1000)
+        if formats is not None:
+            formats.probe()
+    except (RegistryRefused, RegistryUnavailable) as error:
+        return [str(error)]
+    return []
 
 
 def _report(found: list[str], fine: str) -> None:

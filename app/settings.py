@@ -39,6 +39,11 @@ class Settings(BaseSettings):
     kafka_password: SecretStr | None = Field(None, description="sasl.password")
     kafka_key_password: SecretStr | None = Field(None, description="ssl.key.password, of the client certificate's key")
     kafka_client_secret: SecretStr | None = Field(None, description="sasl.oauthbearer.client.secret")
+    schema_registry: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict,
+        description="where the schemas of Avro and Protobuf events are, as JSON: "
+        '{"url": "https://registry:8081"} and further properties of Confluent\'s client; only their names are printed',
+    )
     redis_password: SecretStr | None = Field(None, description="joins redis_url, in place of a password in it")
     redis_url: SecretStr = Field(
         SecretStr("redis://localhost:6379/0"),
@@ -147,7 +152,7 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("kafka", mode="before")
+    @field_validator("kafka", "schema_registry", mode="before")
     @classmethod
     def _decode(cls, value: object) -> object:
         try:
@@ -210,6 +215,11 @@ class Settings(BaseSettings):
         if len({self.counter_group, self.aggregator_group, self.desk_group}) < 3:
             raise ValueError("counter_group, aggregator_group and desk_group must differ")
         return self
+
+    @property
+    def registry(self) -> dict[str, str]:
+        """The properties of the schema registry's client, its secrets in clear."""
+        return {name: value.get_secret_value() for name, value in self.schema_registry.items()}
 
     @property
     def handled_topic(self) -> str:

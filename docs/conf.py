@@ -10,7 +10,7 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 html_title = f"onecount {release}"
 
 NAVIGATION = {
-    "What it does": ["docs/counting", "docs/contract", "docs/real-data"],
+    "What it does": ["docs/counting", "docs/contract", "docs/formats", "docs/real-data"],
     "In production": [
         "docs/deploy",
         "deploy/helm/onecount/README",

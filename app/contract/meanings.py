@@ -261,7 +261,9 @@ MEANINGS: Final = {
         "key_base64": "The record's key, its first 1,024 bytes; null for none.",
         "size_bytes": "The length of the whole value, bytes.",
         "sha256": "SHA-256 of the whole value, hex.",
-        "truncated": "Whether `value_base64` is not all of the value.",
+        "truncated": "Whether `value_base64` is not all of the value, or `headers_base64` lacks headers of the event.",
         "value_base64": "The value's first 16 KiB; null for a record without a value.",
+        "headers_base64": "The headers that are part of a CloudEvent (`content-type`, `ce_...`), by name; left out where there are none, "
+        "where they are more than 4 KiB, or one stands twice.",
     },
 } | MONEY_MEANINGS

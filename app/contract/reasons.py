@@ -11,6 +11,9 @@ INVALID_JSON: Final = "invalid_json"
 TOO_DEEP: Final = "too_deep"
 NOT_AN_OBJECT: Final = "not_an_object"
 DUPLICATE_KEY: Final = "duplicate_key"
+# It is written by a schema of a registry, and that does not help.
+UNKNOWN_SCHEMA: Final = "unknown_schema"
+UNDECODABLE: Final = "undecodable"
 # A field breaks its rule.
 MISSING_FIELD: Final = "missing_field"
 INVALID_FIELD: Final = "invalid_field"
@@ -37,6 +40,8 @@ EVENT_REASONS: Final = (
     TOO_DEEP,
     NOT_AN_OBJECT,
     DUPLICATE_KEY,
+    UNKNOWN_SCHEMA,
+    UNDECODABLE,
     MISSING_FIELD,
     INVALID_FIELD,
     INVALID_TIME,
@@ -47,6 +52,7 @@ EVENT_REASONS: Final = (
     IN_THE_FUTURE,
     BEYOND_CORRECTION_HORIZON,
 )
+SCHEMA_REASONS: Final = (UNKNOWN_SCHEMA, UNDECODABLE)  # of the event reasons those that no JSON can cause
 ADJUSTMENT_REASONS: Final = (ADJUSTMENT_TWICE, ADJUSTMENT_TOO_OLD, ADJUSTMENT_PRECEDES_CONVERSION)
 ALL_REASONS: Final = EVENT_REASONS + ADJUSTMENT_REASONS
 
@@ -82,6 +88,16 @@ EXPLAINED: Final = {
     NOT_AN_OBJECT: Explanation("the JSON is no object", "one event a record, as {...}", _SAME_BYTES),
     DUPLICATE_KEY: Explanation(
         "a key stands twice, so nobody knows which value is meant", "write each key once", _SAME_BYTES
+    ),
+    UNKNOWN_SCHEMA: Explanation(
+        "the schema registry does not have the schema that the record names",
+        "register the schema before the first event of it is sent, in the registry that ONECOUNT_SCHEMA_REGISTRY names",
+        "yes, once the registry has the schema, within dedup_window of the record; later a recount would take record and retry for two",
+    ),
+    UNDECODABLE: Explanation(
+        "the bytes are no event of the schema that the record names",
+        "write by the schema whose id is sent; docs/formats.md says what a schema must have",
+        _SAME_BYTES,
     ),
     MISSING_FIELD: Explanation(
         "a field that this type of event needs is not there", "send it: docs/contract/event.schema.json", _SAME_BYTES

@@ -6,6 +6,7 @@ they are kept. Amounts are numbers in the row's currency. Times are epoch millis
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ from app.contract.events import Rejection
 
 KEPT_BYTES: Final = 16 * 1024  # of a dead letter's value, so that a 10 MB poison can't make a transaction fail for ever
 KEPT_KEY_BYTES: Final = 1024
+KEPT_HEADER_BYTES: Final = 4 * 1024
 
 # The statuses of a conversion. Only `counted` is in the counts; the others say why not.
 COUNTED: Final = "counted"
@@ -100,12 +102,13 @@ class CountRow(msgspec.Struct, frozen=True, gc=False):
     scope: str = "platform"
 
 
-class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+class DeadLetter(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A refused event (topic `ads.events.dlq`): why, where it came from, and its first 16 KiB.
 
     `topic`, `partition`, `offset` and `timestamp_ms` are the record's first coordinates, before any re-keying.
     `sha256` (hex) and `size_bytes` are of the whole value; `value_base64` holds its first `KEPT_BYTES` bytes, null for
-    a null record.
+    a null record. `headers_base64`: the headers that are part of a CloudEvent, by name; left out where there are none, or
+    where they are more than `KEPT_HEADER_BYTES` or one stands twice, which `truncated` tells then.
     """
 
     reason: str
@@ -120,6 +123,7 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     sha256: str
     truncated: bool
     value_base64: str | None
+    headers_base64: dict[str, str] = {}
 
 
 encode = msgspec.json.Encoder().encode
@@ -164,9 +168,13 @@ def dead_letter(
     timestamp_ms: int,
     key: bytes | None,
     value: bytes | None,
+    headers: Iterable[tuple[str, bytes | None]] = (),
 ) -> DeadLetter:
-    """The bounded envelope of a refused record."""
+    """The bounded envelope of a refused record. `headers`: those that are part of the event."""
     raw = value or b""
+    said = list(headers)
+    kept = {name: base64.b64encode(text or b"").decode() for name, text in said}
+    fits = len(kept) == len(said) and sum(map(len, (*kept, *kept.values()))) <= KEPT_HEADER_BYTES
     return DeadLetter(
         reason=rejection.reason,
         field=rejection.field,
@@ -178,6 +186,7 @@ def dead_letter(
         key_base64=None if key is None else base64.b64encode(key[:KEPT_KEY_BYTES]).decode(),
         size_bytes=len(raw),
         sha256=hashlib.sha256(raw).hexdigest(),
-        truncated=len(raw) > KEPT_BYTES,
+        truncated=len(raw) > KEPT_BYTES or not fits,
         value_base64=None if value is None else base64.b64encode(raw[:KEPT_BYTES]).decode(),
+        headers_base64=kept if fits else {},
     )

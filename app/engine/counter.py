@@ -20,6 +20,7 @@ from app.engine.fold import Batch, Fold, Published, Record, Run
 from app.engine.paths import FreshVisits
 from app.engine.reconcile import known, oldest_conversion_ms, reconcile_partition
 from app.engine.settlement import FreshTouches, name_code, settle_users
+from app.formats.opening import Formats
 from app.intake.decode import CONVERSION, FORGET, TOUCH_CODES, VISIT, Decoded, decode_batch
 from app.intake.partitioner import owners
 from app.intake.shapes import Shapes
@@ -36,13 +37,22 @@ class CounterStage:
 
     rebuilds_from_log = True
 
-    def __init__(self, settings: Settings, policy: Policy, partitions: int, delta_partitions: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        partitions: int,
+        delta_partitions: int,
+        formats: Formats | None = None,
+    ) -> None:
+        """`formats`: what reads records that are no plain JSON; None where the policy takes none."""
         self.settings = settings
         self.tag = settings.tag("c")
         self.policy = policy
         self.platforms = policy.platforms()
         self.partitions = partitions
         self.delta_partitions = delta_partitions
+        self.formats = formats
         self.rebuild_ms = policy.conversion_retention_ms()
         # a topic's records come after another's in a batch, and must not be too late by that
         self.span_ms = policy.bounds.correction_horizon_ms / 8
@@ -88,16 +98,18 @@ class CounterStage:
     def _intake(self, messages: list[Record], parts: np.ndarray, suppressed: set[int], fold: Fold) -> Decoded:
         stamps = np.fromiter([message.timestamp()[1] for message in messages], dtype=np.int64, count=len(messages))
         fold.stamps_ms = stamps[~np.isin(parts, list(suppressed))] if suppressed else stamps
-        decoded = decode_batch(
-            [message.value() for message in messages],
-            [message.key() for message in messages],
-            stamps,
-            self.platforms,
-            self.policy.bounds,
-            self.shapes,
-        )
+        values = [message.value() for message in messages]
+        keys = [message.key() for message in messages]
+        unread: dict[int, Rejection] = {}
+        if self.formats is not None:
+            bodies = self.formats.open_all(values, [message.headers() for message in messages], stamps.tolist())
+            unread = {row: body for row, body in enumerate(bodies) if isinstance(body, Rejection)}
+            values = [
+                b"" if isinstance(body, Rejection) else body for body in bodies
+            ]  # nothing is refused, as they are
+        decoded = decode_batch(values, keys, stamps, self.platforms, self.policy.bounds, self.shapes)
         for row, rejection in decoded.rejections:
-            self._reject(messages[row], int(parts[row]), rejection, suppressed, fold)
+            self._reject(messages[row], int(parts[row]), unread.get(row, rejection), suppressed, fold)
         return decoded
 
     def _reject(self, message: Record, partition: int, rejection: Rejection, suppressed: set[int], fold: Fold) -> None:

@@ -27,6 +27,7 @@ from app.engine.session import Session, SessionEnded
 from app.engine.stages import make_stage
 from app.engine.state import OffsetsRefused, StateRefused
 from app.engine.store import ClusterStore, RedisStore, Server, StoreUnavailable, look_at, open_store, unsafe_settings
+from app.formats.schemas import RegistryUnavailable
 from app.policy.model import Policy
 from app.settings import Settings
 
@@ -93,7 +94,7 @@ class Worker:
                 has_doubt = True
                 self.observer.session("kafka", f"asking the group once more: {error}")
                 self.stop.wait(ASK_AGAIN_S)
-            except (SessionEnded, StoreUnavailable, StateDamaged, KafkaException) as error:
+            except (SessionEnded, StoreUnavailable, StateDamaged, RegistryUnavailable, KafkaException) as error:
                 if session is not None and session.unsettled is not None:
                     self.observer.transaction(session.unsettled)
                 self.observer.session(cause_of(error), explained(error))
@@ -145,7 +146,8 @@ def cause_of(error: Exception) -> str:
     """Why a session ended, as it is counted."""
     if isinstance(error, SessionEnded):
         return error.cause
-    return "redis" if isinstance(error, StoreUnavailable) else "state" if isinstance(error, StateDamaged) else "kafka"
+    causes = {StoreUnavailable: "redis", StateDamaged: "state", RegistryUnavailable: "registry"}
+    return next((cause for kind, cause in causes.items() if isinstance(error, kind)), "kafka")
 
 
 def step(session: Session, settings: Settings, observer: Observer) -> int:

@@ -8,6 +8,8 @@ from app.engine.counter import CounterStage
 from app.engine.fold import Stage
 from app.engine.session import Reading
 from app.engine.state import StateRefused
+from app.formats.opening import open_formats
+from app.formats.schemas import RegistryRefused
 from app.policy.model import Policy
 from app.settings import Settings
 
@@ -15,14 +17,20 @@ ROLES: Final = ("counter", "aggregator")
 
 
 def make_stage(role: str, settings: Settings, policy: Policy, clients: Clients) -> tuple[Stage, Reading]:
-    """The stage of a role, and its group and topics. Raises `StateRefused` where the topics are missing."""
+    """The stage of a role, and its group and topics. Raises `StateRefused` where the topics are missing, or what
+    reads the policy's formats.
+    """
     if role == "aggregator":
         # a record holds up to 2,000 changes of rows, each of which takes ten times its bytes in memory
         return AggregatorStage(settings, policy), Reading(
             settings.aggregator_group, (settings.deltas_topic,), {settings.counts_topic: 0}, share=8, slice_records=20
         )
     counts = partition_counts(settings, clients)
-    stage = CounterStage(settings, policy, counts[settings.events_topics[0]], counts[settings.deltas_topic])
+    try:
+        formats = open_formats(policy.formats(), settings.registry, settings.request_timeout_ms / 1000)
+    except RegistryRefused as error:
+        raise StateRefused(str(error)) from error
+    stage = CounterStage(settings, policy, counts[settings.events_topics[0]], counts[settings.deltas_topic], formats)
     published = {settings.attributed_topic: 0}
     journeys = policy.bounds.journeys
     if journeys is not None:

@@ -8,6 +8,7 @@ import msgspec
 
 from app.contract import reasons
 from app.contract.events import Event, Rejection, judge_age, judge_bytes, judge_fields
+from app.formats.cloudevents import with_fields
 from app.gateway import privacy
 from app.gateway.config import Site
 from app.policy.model import Policy
@@ -131,21 +132,10 @@ def _complete(raw: bytes, given: _Given, door: Door, rules: Rules, now_ms: int) 
         if type(age_ms) is not int or not 0 <= age_ms <= rules.max_event_age_ms:
             return Rejection(reasons.INVALID_FIELD, "age_ms", f"whole milliseconds up to {rules.max_event_age_ms}")
         fills["event_time"] = b"%d" % (now_ms - age_ms)
-    event = judge_bytes(_with(raw, fills))
+    event = judge_bytes(with_fields(raw, fills))
     if isinstance(event, Event) and door.sets:
         event = msgspec.structs.replace(event, **door.sets)
     return event
-
-
-def _with(raw: bytes, fills: Mapping[str, bytes]) -> bytes:
-    """A JSON object with more fields before its own."""
-    if not fills:
-        return raw
-    begin = raw.index(b"{") + 1
-    separator = b"" if raw[begin:].lstrip().startswith(b"}") else b","
-    return (
-        b"{" + b",".join(b'"%s":%s' % (name.encode(), value) for name, value in fills.items()) + separator + raw[begin:]
-    )
 
 
 def _disguised(event: Event, given: _Given, door: Door, rules: Rules) -> Event | Rejection:

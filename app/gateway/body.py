@@ -9,8 +9,8 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from app.contract.events import Rejection
-from app.gateway import cloudevents
-from app.gateway.cloudevents import Opened
+from app.formats import cloudevents
+from app.formats.cloudevents import Opened
 
 JSON: Final = ("application/json", "text/plain")  # browsers' beacons are text/plain, which needs no preflight
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")

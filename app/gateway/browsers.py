@@ -17,11 +17,11 @@ from starlette.responses import Response
 
 from app.contract import reasons
 from app.contract.events import Event, Rejection
+from app.formats.cloudevents import Opened
 from app.gateway import keys
 from app.gateway.admission import DENIED, GRANTED, NOT_ALLOWED, Door, Refused, admit
 from app.gateway.answers import GIF, problem
 from app.gateway.body import Problem, read_events
-from app.gateway.cloudevents import Opened
 from app.gateway.config import Site
 from app.gateway.gateway import Gateway
 from app.gateway.metrics import PIXEL_OUTCOMES

@@ -102,6 +102,7 @@ class Gateway:
         settings = self.settings
         secret, salt = settings.gateway_secret, settings.gateway_user_salt
         self._policy = policy
+        self.metrics.policy(policy.versions[-1].number)
         self._rules = rules_of(
             policy,
             self.config.sites,
@@ -122,4 +123,4 @@ class Gateway:
 
         self.broker = broker(settings.gateway_ack_timeout_ms, LINGER_MS)
         self.pixels = broker(PIXEL_PATIENCE_MS, PIXEL_LINGER_MS)
-        self.metrics.watch(self.broker, self.pixels, self.limiter)
+        self.metrics.watch(self.broker, self.pixels, self.limiter, lambda: not self.why_unfit())

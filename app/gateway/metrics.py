@@ -1,16 +1,29 @@
-"""What the gateway tells Prometheus of itself; docs/gateway.md lists it."""
+"""What the gateway tells Prometheus of itself, by the catalogue."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+from threading import Lock
 from typing import Final, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+import numpy as np
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
-from app.contract.reasons import EVENT_REASONS
+from app import __version__
+from app.contract.reasons import EVENT_REASONS, SCHEMA_REASONS
 from app.gateway.admission import GATEWAY_REASONS
+from app.observe.catalogue import CATALOGUE, KAFKA_CLIENTS, LEVELS
+from app.observe.dead_letters import DeadLetterRatio
+from app.observe.metric import GATEWAYS, Metric
+from app.observe.metrics import family
 
 OUTCOMES: Final = ("accepted", "rejected", "unavailable")
 PIXEL_OUTCOMES: Final = ("taken", "rejected", "limited", "lost")
-BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+STATUSES: Final = ("400", "401", "403", "408", "413", "415", "429", "503")
+_REASONS: Final = (*(reason for reason in EVENT_REASONS if reason not in SCHEMA_REASONS), *GATEWAY_REASONS)
+# What others count anyway: it is asked for when it is shown.
+_TOLD: Final = ("onecount_gateway_lost_pixels_total", "onecount_gateway_limiter_failures_total")
 
 
 class _Waits(Protocol):
@@ -23,79 +36,94 @@ class _Fails(Protocol):
 
 
 class Metrics:
-    """One instance a process."""
+    """One instance a process. `limit`: the share of refused events above which there is an alarm."""
 
-    def __init__(self, doors: Iterable[str]) -> None:
+    def __init__(self, doors: Iterable[str], limit: float, worker: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._events = Counter(
-            "onecount_gateway_events", "Events by door and outcome.", ("door", "outcome"), registry=self.registry
-        )
-        self._rejected = Counter(
-            "onecount_gateway_rejected_events", "Events refused, by reason.", ("reason",), registry=self.registry
-        )
-        self._pixels = Counter("onecount_gateway_pixels", "Pixels by outcome.", ("outcome",), registry=self.registry)
-        self._refused = Counter(
-            "onecount_gateway_refused_requests",
-            "Requests refused as a whole, by status.",
-            ("status",),
-            registry=self.registry,
-        )
-        self._acknowledged = Histogram(
-            "onecount_gateway_kafka_seconds",
-            "How long Kafka took for a request.",
-            buckets=BUCKETS_S,
-            registry=self.registry,
-        )
-        self._lines = Counter(
-            "onecount_gateway_kafka_log_lines", "Lines of librdkafka.", ("client", "level"), registry=self.registry
-        )
-        for door in doors:
-            for outcome in OUTCOMES:
-                self._events.labels(door, outcome)
-        for reason in (*EVENT_REASONS, *GATEWAY_REASONS):
-            self._rejected.labels(reason)
-        self._by_outcome = {outcome: self._pixels.labels(outcome) for outcome in PIXEL_OUTCOMES}
+        mine = {metric.name: metric for metric in CATALOGUE if GATEWAYS[0] in metric.roles}
+        self._told = _Told([mine.pop(name) for name in _TOLD])
+        self.registry.register(self._told)
+        self._families = {name: family(metric, self.registry) for name, metric in mine.items()}
+        self._refused, self._lock = DeadLetterRatio(limit), Lock()  # it is shown by another thread
+        for name, values in {
+            "onecount_gateway_events_total": (tuple(doors), OUTCOMES),
+            "onecount_gateway_rejected_events_total": (_REASONS,),
+            "onecount_gateway_refused_requests_total": (STATUSES,),
+            "onecount_gateway_waiting_events": (("answered", "pixels"),),
+            "onecount_kafka_log_lines_total": (KAFKA_CLIENTS, LEVELS),
+        }.items():
+            for labels in product(*values):
+                self._families[name].labels(*labels)
+        pixels = self._families["onecount_gateway_pixels_total"]
+        self._by_outcome = {outcome: pixels.labels(outcome) for outcome in PIXEL_OUTCOMES}
+        self._families["onecount_worker_info"].labels(GATEWAYS[0], worker, __version__).set(1)
+        self._families["onecount_dead_letter_ratio_limit"].set(limit)
+        self._families["onecount_dead_letter_ratio"].set_function(self._ratio)
 
     def events(self, door: str, *, accepted: int, unavailable: int, refused: Iterable[str]) -> None:
         """What became of a request's events."""
         reasons = list(refused)
+        counted = self._families["onecount_gateway_events_total"]
         for outcome, count in zip(OUTCOMES, (accepted, len(reasons), unavailable), strict=True):
-            self._events.labels(door, outcome).inc(count)
-        for reason in reasons:
-            self._rejected.labels(reason).inc()
+            counted.labels(door, outcome).inc(count)
+        self._judged(accepted + unavailable + len(reasons), reasons)
 
     def pixel(self, outcome: str, reason: str | None = None) -> None:
         """What became of a pixel."""
         self._by_outcome[outcome].inc()
-        if reason is not None:
-            self._rejected.labels(reason).inc()
+        self._judged(1, () if reason is None else (reason,))
+
+    def _judged(self, judged: int, reasons: Iterable[str]) -> None:
+        refused = 0
+        for reason in reasons:
+            self._families["onecount_gateway_rejected_events_total"].labels(reason).inc()
+            refused += 1
+        with self._lock:
+            self._refused.add(judged, refused)
+
+    def _ratio(self) -> float:
+        with self._lock:
+            return self._refused.ratio()
 
     def refused(self, status: int) -> None:
         """A request was refused as a whole."""
-        self._refused.labels(str(status)).inc()
+        self._families["onecount_gateway_refused_requests_total"].labels(str(status)).inc()
 
     def acknowledged(self, seconds: float) -> None:
         """Kafka acknowledged a request's events."""
-        self._acknowledged.observe(seconds)
+        self._families["onecount_gateway_kafka_seconds"].observe(np.array([seconds]))
 
     def kafka_line(self, client: str, level: str) -> None:
         """librdkafka logged a line."""
-        self._lines.labels(client, level).inc()
+        self._families["onecount_kafka_log_lines_total"].labels(client, level).inc()
 
-    def watch(self, broker: _Waits, pixels: _Waits, limiter: _Fails) -> None:
-        """Shows what these hold whenever it is asked for."""
-        waiting = Gauge(
-            "onecount_gateway_waiting_events", "Events that wait for Kafka.", ("way",), registry=self.registry
-        )
+    def policy(self, version: int) -> None:
+        """The newest version of the policy that is known."""
+        self._families["onecount_policy_version"].set(version)
+
+    def watch(self, broker: _Waits, pixels: _Waits, limiter: _Fails, is_fit: Callable[[], bool]) -> None:
+        """Shows what these hold whenever it is asked for. `is_fit`: whether events would be taken now."""
+        waiting = self._families["onecount_gateway_waiting_events"]
         waiting.labels("answered").set_function(lambda: broker.waiting)
         waiting.labels("pixels").set_function(lambda: pixels.waiting)
-        lost = Gauge("onecount_gateway_lost_pixels", "Pixels that Kafka never took.", registry=self.registry)
-        lost.set_function(lambda: pixels.lost)
-        failures = Gauge("onecount_gateway_limiter_failures", "Looks at Redis that failed.", registry=self.registry)
-        failures.set_function(lambda: limiter.failures)
+        self._families["onecount_ready"].set_function(lambda: float(is_fit()))
+        self._told.ask = (lambda: pixels.lost, lambda: limiter.failures)
 
     def serve(self, port: int) -> int:
         """Answers /metrics on the port (0: any free one), which it returns."""
         server, _ = start_http_server(port, registry=self.registry)
         return server.server_port
+
+
+class _Told(Collector):
+    """Counters that are somebody else's attributes; 0 until it is known whose."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+        self.ask: tuple[Callable[[], int], ...] = tuple(int for _ in metrics)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """What prometheus-client asks for."""
+        for metric, ask in zip(self._metrics, self.ask, strict=True):
+            yield CounterMetricFamily(metric.name, metric.help, value=ask())

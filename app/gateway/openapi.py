@@ -9,7 +9,7 @@ import orjson
 from app import __version__
 from app.contract.document import schema_of
 from app.contract.events import EVENT_TYPES, REQUIRED
-from app.gateway import cloudevents
+from app.formats import cloudevents
 from app.gateway.answers import JSON, PROBLEM, Answer, EventAnswer, Health, ProblemAnswer
 from app.gateway.body import NDJSON
 from app.gateway.config import BROWSER_EVENTS

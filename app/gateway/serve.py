@@ -36,7 +36,7 @@ def serve(settings: Settings) -> int:
     load_policy(settings.policy)
     config = load_config(settings)
     listener = _listen(settings.gateway_host, settings.gateway_port, settings.gateway_share_port)
-    metrics = Metrics((*DOORS, "/v1/browser"))
+    metrics = Metrics((*DOORS, "/v1/browser"), settings.dead_letter_ratio_limit, settings.worker_id)
     if settings.metrics_port is not None:
         _log.info("metrics", port=metrics.serve(settings.metrics_port))
 

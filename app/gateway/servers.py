@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.contract.events import Event, Rejection
+from app.formats.cloudevents import Opened
 from app.gateway import keys
 from app.gateway.admission import NOT_ALLOWED, Door, Record, Refused, Rules, admit, only
 from app.gateway.answers import RETRY_AFTER_S, answer, problem
 from app.gateway.body import Problem, read_events
-from app.gateway.cloudevents import Opened
 from app.gateway.config import Key, Rate
 from app.gateway.gateway import Gateway
 from app.gateway.limiter import LimiterUnavailable

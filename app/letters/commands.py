@@ -14,14 +14,16 @@ import orjson
 import typer
 from rich.console import Console
 
+from app.contract.events import Rejection
 from app.contract.reasons import ALL_REASONS
 from app.engine.clients import KafkaClients
+from app.formats.schemas import RegistryRefused, RegistryUnavailable
 from app.letters import words
 from app.letters.desk import AGAIN, Desk, carry_out
-from app.letters.judging import judge_again, policy_in_force
+from app.letters.judging import body_of, formats_in_force, judge_again, policy_in_force
 from app.letters.log import Letter, LetterLog, Selection, parse_moment, parse_source
 from app.letters.marks import DROPPED, OPEN, RETRIED, Marks, read_marks
-from app.letters.original import RawLog, kept_part
+from app.letters.original import Original, RawLog, kept_part
 from app.letters.plan import Examine, Plan, chosen, deeds, dropping, make_plan, retrying
 from app.letters.refusal import LettersError
 from app.policy.load import PolicyError
@@ -154,13 +156,24 @@ def _show(
     if again is not None:
         became = f", sent again as {again}" + (f", refused again as {refused_again}" if refused_again else "")
     words.print_letter(console, letter, known, became, retry)
-    console.print(words.event_text(whole), highlight=False, soft_wrap=True)
+    console.print(words.event_text(_shown(settings, clients, whole)), highlight=False, soft_wrap=True)
 
 
-def _retry_words(settings: Settings, clients: KafkaClients, letter: Letter, original: Any) -> str:
+def _shown(settings: Settings, clients: KafkaClients, original: Original) -> bytes | None:
+    """The event's JSON where it can be read, else the record's bytes."""
     try:
-        refusal = judge_again(letter.content, original, policy_in_force(settings, clients), _now_ms()).refusal
-    except PolicyError as error:
+        body = body_of(original, formats_in_force(settings, policy_in_force(settings, clients)), _now_ms())
+    except (PolicyError, RegistryRefused, RegistryUnavailable):
+        return original.value
+    return original.value if isinstance(body, Rejection) else body
+
+
+def _retry_words(settings: Settings, clients: KafkaClients, letter: Letter, original: Original) -> str:
+    try:
+        policy = policy_in_force(settings, clients)
+        formats = formats_in_force(settings, policy)
+        refusal = judge_again(letter.content, original, policy, _now_ms(), formats).refusal
+    except (PolicyError, RegistryRefused, RegistryUnavailable) as error:
         return f"not judged: {error}"
     if refusal is None:
         return "would be accepted now, as far as can be known beforehand"
@@ -197,7 +210,7 @@ def retry(
             settings,
             _selection(reason, since, until, source),
             (str(state),),
-            retrying(settings, policy, raw, force, _now_ms),
+            retrying(settings, policy, formats_in_force(settings, policy), raw, force, _now_ms),
             lambda states, tell: Desk(settings, policy.bounds.partitioner, states, tell),
             ("send again", "sent again"),
             min(budget, limit or budget),

@@ -132,8 +132,8 @@ class Desk:
         self._producer.begin_transaction()
         for number, deed in enumerate(batch):
             if deed.record is not None:
-                topic, (key, value) = deed.letter.topic, deed.record
-                self._producer.produce(topic, value, key, on_delivery=reported(number))
+                topic, (key, value, headers) = deed.letter.topic, deed.record
+                self._producer.produce(topic, value, key, on_delivery=reported(number), headers=list(headers))
         acknowledged()
         passing("letters_produced")
         marks = [

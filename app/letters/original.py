@@ -9,6 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from app.contract.rows import KEPT_KEY_BYTES, DeadLetter
 from app.engine.clients import reader_properties
+from app.formats.cloudevents import is_of_event
 from app.settings import Settings
 
 _GONE: Final = (
@@ -22,10 +23,11 @@ _GONE: Final = (
 
 
 class Original(NamedTuple):
-    """A record's key and value as they were."""
+    """A record's key and value as they were, and its headers, if they are part of the event."""
 
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 class RawLog:
@@ -46,7 +48,8 @@ class RawLog:
         message = self._fetch(letter)
         if message is None or hashlib.sha256(message.value() or b"").hexdigest() != letter.sha256:
             return None
-        return Original(message.key(), message.value())
+        headers = tuple(header for header in message.headers() or () if is_of_event(header[0]))
+        return Original(message.key(), message.value(), headers)
 
     def _fetch(self, letter: DeadLetter) -> Any:
         if self._consumer is None:
@@ -73,4 +76,5 @@ class RawLog:
 def kept_part(letter: DeadLetter) -> Original:
     """As much of the record as its letter keeps."""
     key = None if letter.key_base64 is None else base64.b64decode(letter.key_base64)
-    return Original(key, None if letter.value_base64 is None else base64.b64decode(letter.value_base64))
+    value = None if letter.value_base64 is None else base64.b64decode(letter.value_base64)
+    return Original(key, value, tuple((name, base64.b64decode(said)) for name, said in letter.headers_base64.items()))

@@ -5,7 +5,9 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from app.contract.reasons import UNKNOWN_SCHEMA
 from app.contract.rows import DeadLetter
+from app.formats.opening import Formats
 from app.letters.judging import judge_again
 from app.letters.log import Letter, LetterLog, Selection
 from app.letters.marks import Marks
@@ -44,8 +46,15 @@ def dropping(letter: DeadLetter) -> Deed | Left:
     return Deed(letter, None)
 
 
-def retrying(settings: Settings, policy: Policy, raw: RawLog, force: bool, clock_ms: Callable[[], int]) -> Examine:
-    """Sends again what would be accepted now; with `force` also what would be refused once more."""
+def retrying(
+    settings: Settings,
+    policy: Policy,
+    formats: Formats | None,
+    raw: RawLog,
+    force: bool,
+    clock_ms: Callable[[], int],
+) -> Examine:
+    """Sends again what would be accepted now; with `force` also what would be refused once more, or might count twice."""
 
     def examine(letter: DeadLetter) -> Deed | Left:
         if letter.topic not in settings.events_topics:
@@ -55,13 +64,21 @@ def retrying(settings: Settings, policy: Policy, raw: RawLog, force: bool, clock
             return Left(
                 f"{letter.topic} no longer has the record, and the letter only its beginning: send it from its source"
             )
-        again = judge_again(letter, original, policy, clock_ms())
-        if again.refusal is None:
+        now_ms = clock_ms()
+        again = judge_again(letter, original, policy, now_ms, formats)
+        why = f"would be refused again as {again.refusal.reason}" if again.refusal else _twice(letter, policy, now_ms)
+        if not why:
             return Deed(letter, again.record)
-        why = f"would be refused again as {again.refusal.reason}"
         return Deed(letter, again.record, why) if force else Left(why)
 
     return examine
+
+
+def _twice(letter: DeadLetter, policy: Policy, now_ms: int) -> str:
+    """Why an event might count twice: a schema that is known by now makes its first record an event too, in every recount."""
+    if letter.reason != UNKNOWN_SCHEMA or now_ms - letter.timestamp_ms <= policy.bounds.dedup_window_ms:
+        return ""
+    return "its record is older than dedup_window: a rebuild, which knows the schema, would count record and retry"
 
 
 def chosen(log: LetterLog, marks: Marks, selection: Selection, states: Container[str]) -> Iterator[Letter]:

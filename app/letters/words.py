@@ -115,12 +115,12 @@ def sent_again(letter: Letter, known: Known | None) -> str | None:
     return f"{letter.content.topic}:{known.mark.partition}:{known.mark.offset}"
 
 
-def event_text(original: Original) -> str:
+def event_text(value: bytes | None) -> str:
     """The event for people: its JSON laid out, or its bytes as they are; the beginning of a long one."""
-    if original.value is None:
+    if value is None:
         return "(no value)"
-    text = original.value.decode("utf-8", "backslashreplace")
-    if len(original.value) <= MAX_EVENT_BYTES:
+    text = value.decode("utf-8", "backslashreplace")
+    if len(value) <= MAX_EVENT_BYTES:
         with suppress(ValueError, RecursionError):
             event = json.loads(text)
             if isinstance(event, dict):
@@ -139,8 +139,10 @@ def _shortened(value: object) -> object:
 
 
 def value_object(original: Original) -> dict[str, Any]:
-    """Key and value for scripts, every byte."""
+    """Key, value and the headers that are part of the event for scripts, every byte."""
+    headers = {name: base64.b64encode(said or b"").decode() for name, said in original.headers}
     return {
+        "headers_base64": headers,
         "key_base64": None if original.key is None else base64.b64encode(original.key).decode(),
         "value_base64": None if original.value is None else base64.b64encode(original.value).decode(),
     }

@@ -3,37 +3,23 @@ dashboards and alarms are held against it.
 """
 
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Final
 
-# Steps take from parts of a millisecond to the longest wait for an answer.
-STEP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+from app.observe.catalogue_gateway import GATEWAY
+from app.observe.metric import AGGREGATORS, ALL, COUNTERS, DESKS, GATEWAYS, STEP_BUCKETS_S, WORKERS, Metric
+
 # A batch is closed after 0.2 s by default; an hour is a standstill.
 LATENCY_BUCKETS_S: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 
 # From an impulse to the windows that platforms offer. Few, since there is a histogram a platform and action.
 CONVERT_BUCKETS_S: Final = (600.0, 3600.0, 21_600.0, 86_400.0, 259_200.0, 604_800.0, 2_592_000.0)
 
-SESSION_CAUSES: Final = ("kafka", "redis", "ownership", "topics", "policy", "state")
+SESSION_CAUSES: Final = ("kafka", "redis", "ownership", "topics", "policy", "state", "registry")
 RESULTS: Final = ("committed", "aborted", "ambiguous")
 STEPS: Final = ("read", "watch", "fold", "publish", "write")
 MODES: Final = ("live", "replay", "rebuild")
 KAFKA_CLIENTS: Final = ("consumer", "producer", "reader", "admin")
 LEVELS: Final = ("error", "warning", "info")
-
-
-class Metric(NamedTuple):
-    """One metric family. `labels` are few-valued by design: no user, campaign or offset. `remedy` is what an operator
-    does. `role`: the only one that has it; empty for all.
-    """
-
-    name: str
-    kind: str  # counter, gauge or histogram
-    labels: tuple[str, ...]
-    help: str
-    meaning: str
-    remedy: str
-    role: str = ""
-    buckets: tuple[float, ...] = ()
 
 
 GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
@@ -46,7 +32,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "`outcome`: `accepted` or `duplicate`; `platform` is empty for visits, adjustments, forgets and conversions that name none. What is "
             "folded again in a replay or rebuild is counted again",
             "a jump of duplicates: a producer sends twice; no accepted ones: see the rejected ones and the lag",
-            "counter",
+            COUNTERS,
         ),
         Metric(
             "onecount_rejected_events_total",
@@ -55,16 +41,17 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Events refused, by reason; each is on the dead-letter topic.",
             "the event broke the contract or its time is out of bounds; nothing was counted for it",
             "`onecount dlq list --reason REASON` and `dlq show` tell which events; mend their producer",
-            "counter",
+            COUNTERS,
         ),
         Metric(
             "onecount_dead_letter_ratio",
             "gauge",
             (),
-            "Dead letters by judged events, over the last minute.",
-            "0 to 1; 0 while fewer than 20 events came in that minute",
-            "above its limit: `onecount_rejected_events_total` names the reasons, `onecount dlq list` the sources",
-            "counter",
+            "Refused by judged events, over the last minute.",
+            "0 to 1; 0 while fewer than 20 events came in that minute. A gateway's: what it rejected, which is told to the sender and is no letter",
+            "above its limit: `onecount_rejected_events_total` names the reasons, `onecount dlq list` the sources; a gateway's: "
+            "`onecount_gateway_rejected_events_total`",
+            (*COUNTERS, *GATEWAYS),
         ),
         Metric(
             "onecount_dead_letter_ratio_limit",
@@ -73,7 +60,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "The ratio above which there is an alarm.",
             "the setting `ONECOUNT_DEAD_LETTER_RATIO_LIMIT`",
             "set it to what is normal here, and a little more",
-            "counter",
+            (*COUNTERS, *GATEWAYS),
         ),
         Metric(
             "onecount_noise_conversions_total",
@@ -82,7 +69,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Conversions of unknown actions, or of actions without a business outcome.",
             "they are in no count",
             "add the action to the policy with its outcome, or stop sending it",
-            "counter",
+            COUNTERS,
         ),
         Metric(
             "onecount_forgotten_events_total",
@@ -91,7 +78,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Conversions and adjustments of forgotten persons that came after the forget, of before it.",
             "ignored: in no row and no count",
             "many for long: a source still sends what somebody asked to be forgotten; have it stop there too",
-            "counter",
+            COUNTERS,
         ),
         Metric(
             "onecount_conversions_total",
@@ -100,7 +87,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Conversion rows published, by platform, its counting method, and status.",
             "counts publications, so a corrected conversion counts again; the exact counts are in `conversions.counts`",
             "many `unattributed`: touches are missing, or their user ids differ",
-            "counter",
+            COUNTERS,
         ),
         Metric(
             "onecount_time_to_convert_seconds",
@@ -109,7 +96,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "From the credited touch to the conversion, when a conversion is counted first.",
             "corrections are left out; the exact times are `time_to_convert_ms` in `conversions.attributed`",
             "much near a platform's window: a longer window would count more; near zero: clicks that are made by the purchase itself",
-            "counter",
+            COUNTERS,
             CONVERT_BUCKETS_S,
         ),
         Metric(
@@ -119,7 +106,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Touches older than a conversion of their user that was settled already.",
             "their users are settled again",
             "a steady share is normal; a jump means that a producer is behind",
-            "counter",
+            COUNTERS,
         ),
         Metric(
             "onecount_corrections_total",
@@ -128,7 +115,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Published decisions that a later event changed.",
             "each left a row with a higher revision, and deltas",
             "many: events come late, or adjustments are many",
-            "counter",
+            COUNTERS,
         ),
         Metric(
             "onecount_rekeyed_events_total",
@@ -137,7 +124,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Events found on a partition that does not own their user.",
             "they are sent to their owner, and go through Kafka twice",
             "set the producers' partitioner to the policy's",
-            "counter",
+            COUNTERS,
         ),
         Metric(
             "onecount_count_rows_total",
@@ -146,7 +133,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Rows of `conversions.counts` upserted.",
             "one for each row that changed in a batch, and one when its window becomes final",
             "none while the counters publish: see the aggregator's lag and its log",
-            "aggregator",
+            AGGREGATORS,
         ),
     ),
     "Whether it is on time": (
@@ -158,7 +145,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "counter: from the producer to `conversions.attributed` and the deltas; aggregator: from there to `conversions.counts`. "
             "Both added up is end to end. Records that are only replayed are left out",
             "`onecount_batch_seconds` says which step is slow; imported history has old timestamps and looks slow",
-            "",
+            WORKERS,
             LATENCY_BUCKETS_S,
         ),
         Metric(
@@ -201,7 +188,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "`read` waits for records; `watch`: one round trip to Redis; `fold` counts; `publish`: the Kafka transaction; "
             "`write`: the Redis transaction",
             "`publish`: the brokers are slow; `watch` or `write`: Redis is slow; `fold`: more workers",
-            "",
+            WORKERS,
             STEP_BUCKETS_S,
         ),
     ),
@@ -210,9 +197,10 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "onecount_ready",
             "gauge",
             (),
-            "1 while partitions are owned and open.",
+            "1 while partitions are owned and open; of a gateway while events would be taken.",
             "0 during outages and rebalances, for a worker too many, and for a desk that stands by",
             "see the log line",
+            ALL,
         ),
         Metric(
             "onecount_owned_partitions",
@@ -245,7 +233,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             ("cause",),
             "Sessions that ended before the worker was told to stop; a new one begins each time.",
             "`cause`: `kafka`, `redis` (no answer, or an error), `ownership` (taken over after a pause), `topics`, `policy` (changed), "
-            "`state` (damaged)",
+            "`state` (damaged), `registry` (the schema registry did not answer)",
             "the log line `session ended, beginning anew` says why",
         ),
         Metric(
@@ -261,8 +249,9 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "gauge",
             (),
             "The newest policy version known.",
-            "the same on all workers; 0 before the first session",
+            "the same on all; 0 before it is read first",
             "restart one that differs for longer than 10 s",
+            ALL,
         ),
         Metric(
             "onecount_worker_info",
@@ -271,6 +260,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "1; its labels tell who the worker is.",
             "one series a worker",
             "several versions at once, but for a rolling upgrade: deploy the newer one",
+            ALL,
         ),
     ),
     "Kafka": (
@@ -281,6 +271,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Lines that librdkafka logged, by client and level.",
             "quiet when healthy; each is in the log as `librdkafka`, with its text",
             "errors: brokers go, or refuse; the lines say which",
+            ALL,
         ),
     ),
     "The desk": (
@@ -291,7 +282,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Leads by state and temperature.",
             "rows of `leads`; every desk shows them, so take the largest and not the sum",
             "many `waiting`: nobody follows up, or the CRM does not tell",
-            "desk",
+            DESKS,
         ),
         Metric(
             "onecount_leads_overdue",
@@ -300,7 +291,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Leads that wait for longer than the policy allows, by action.",
             "rows of `leads.overdue`; every desk shows them, so take the largest and not the sum",
             "`/leads/overdue` of the desk says who waits for what; see the runbook",
-            "desk",
+            DESKS,
         ),
         Metric(
             "onecount_reported_difference_ratio",
@@ -310,7 +301,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "of the advertiser where it is furthest off; 0.1: a tenth more is reported; 0 where no week is reported in full. "
             "Every desk shows them, so take the largest and not the sum",
             "beyond the tolerance: `onecount reconcile` says of which week and campaign, and why; see the runbook",
-            "desk",
+            DESKS,
         ),
         Metric(
             "onecount_reported_tolerance_ratio",
@@ -319,7 +310,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "How far it may be off.",
             "the policy's `desk.tolerances`",
             "set it to what is normal between the platform's rules and yours, and a little more",
-            "desk",
+            DESKS,
         ),
         Metric(
             "onecount_desk_rows_total",
@@ -328,7 +319,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Rows that the desk published.",
             "leads, overdue ones, rollups and the rest; one for each that changed",
             "none while the counts change: see whether a desk is ready, and its log",
-            "desk",
+            DESKS,
         ),
         Metric(
             "onecount_desk_refused_records",
@@ -337,9 +328,10 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Records that the desk refused, since it last read its topics from their start.",
             "follow-ups and other input of others that broke the contract; nothing else waits for them",
             "the topic with `.dlq` behind its name says which, and why; mend who sends them and send them again",
-            "desk",
+            DESKS,
         ),
     ),
+    "The gateway": GATEWAY,
     "Redis": (
         Metric(
             "onecount_redis_latency_seconds",
@@ -380,7 +372,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Records in the owned partitions' tables in Redis: ids of accepted events, and touches.",
             "Redis's memory by all workers' ids is the bytes per event; ids and touches expire by stream time",
             "growing without an end: stream time stands still, see the watermark delay",
-            "counter",
+            COUNTERS,
         ),
     ),
 }

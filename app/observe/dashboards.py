@@ -54,7 +54,7 @@ OVERVIEW: Final = Dashboard(
                     "Partitions without an owner", "Their events are counted by nobody. 0, but for seconds in a rebalance.",
                     ((f"max by (stage) (onecount_topic_partitions{{{_ON}}}) - sum by (stage) (onecount_owned_partitions{{{_ON}}})",
                       "{{stage}}"),),
-                    kind="stat", width=6, height=4, limits=(1,), alarm="OnecountPartitionsWithoutOwner",
+                    kind="stat", width=6, height=4, limits=(1,), alarm="OnecountStandsStill",
                 ),
                 Panel(
                     "Partitions that are rebuilt", "State that Redis lost is folded again from the log; these publish late.",
@@ -62,14 +62,14 @@ OVERVIEW: Final = Dashboard(
                     kind="stat", width=6, height=4, limits=(1,), alarm="OnecountStateLost",
                 ),
                 Panel(
-                    "Refused events", "Dead letters by judged events of the last minute, of the worst counter.",
+                    "Refused events", "Refused by judged events of the last minute, of the worst counter or gateway.",
                     ((f"max(onecount_dead_letter_ratio{{{_ON}}})", ""),),
-                    "percentunit", "stat", 4, 4, (0.01, 0.05), "OnecountDeadLetters",
+                    "percentunit", "stat", 4, 4, (0.01, 0.05), "OnecountEventsRefused",
                 ),
                 Panel(
                     "Policy version", "How many workers judge by which version; more than one only for seconds.",
                     ((f'count_values("version", onecount_policy_version{{{_ON}}} > 0)', "version {{version}}"),),
-                    kind="stat", width=4, height=4, alarm="OnecountPolicyDiffers",
+                    kind="stat", width=4, height=4, alarm="OnecountWorkerUnfit",
                 ),
                 Panel(
                     "Events by outcome",
@@ -102,7 +102,7 @@ OVERVIEW: Final = Dashboard(
                 Panel(
                     "Log used up", "The share of what Kafka still holds that is not counted yet. At 100 % events are deleted uncounted.",
                     ((f"max by (stage) (onecount_lag_retention_ratio{{{_ON}}})", "{{stage}}"),),
-                    "percentunit", "stat", 6, 4, (0.2, 0.5), "OnecountRetentionRunsOut", most=1,
+                    "percentunit", "stat", 6, 4, (0.2, 0.5), "OnecountFallsBehind", most=1,
                 ),
                 Panel(
                     "Watermark delay", "How old the newest counted event is, of the slowest partition; windows become final behind it.",
@@ -119,6 +119,44 @@ OVERVIEW: Final = Dashboard(
                     "Records behind", "Records in Kafka that are not counted yet.",
                     ((f"sum by (stage) (onecount_lag_records{{{_ON}}})", "{{stage}}"),),
                     "short", alarm="OnecountFallsBehind",
+                ),
+            ),
+        ),
+        (
+            "What comes in over HTTP?",
+            (
+                Panel(
+                    "Events of requests", "accepted: Kafka has it; rejected: told to the sender; unavailable: to be sent again.",
+                    ((_rate("onecount_gateway_events_total", _ON, "outcome"), "{{outcome}}"),
+                     (_rate("onecount_gateway_refused_requests_total", _ON, "status"), "requests refused: {{status}}")),
+                    "eps", width=8, alarm="OnecountEventsNotTaken",
+                ),
+                Panel(
+                    "Pixels", "lost: no room to wait for Kafka, or it did not take them within 5 minutes. Nobody sends a pixel again.",
+                    ((_rate("onecount_gateway_pixels_total", _ON, "outcome"), "{{outcome}}"),
+                     (_rate("onecount_gateway_lost_pixels_total", _ON), "lost later")),
+                    "eps", width=8, alarm="OnecountEventsNotTaken",
+                ),
+                Panel(
+                    "Rejected by reason", "Requests and pixels. A jump: a sender or a page's tag changed.",
+                    ((_rate("onecount_gateway_rejected_events_total", _ON, "reason"), "{{reason}}"),),
+                    "eps", width=8, alarm="OnecountEventsRefused",
+                ),
+                Panel(
+                    "Kafka takes", "Until all in-sync replicas have a request's events: half of them, and 99 %.",
+                    ((f"histogram_quantile(0.5, {_rate('onecount_gateway_kafka_seconds_bucket', _ON, 'le')})", "half"),
+                     (f"histogram_quantile(0.99, {_rate('onecount_gateway_kafka_seconds_bucket', _ON, 'le')})", "99 %")),
+                    "s", width=8,
+                ),
+                Panel(
+                    "Waiting for Kafka", "At ONECOUNT_GATEWAY_MAX_WAITING (20,000) of a way no more is taken of it.",
+                    ((f"sum by (way) (onecount_gateway_waiting_events{{{_ON}}})", "{{way}}"),),
+                    width=8, alarm="OnecountEventsNotTaken",
+                ),
+                Panel(
+                    "Rates not looked up, last hour", "Redis did not answer; rates then let everything in, or nothing.",
+                    ((_gained("onecount_gateway_limiter_failures_total", _ON, "instance"), "{{instance}}"),),
+                    width=8,
                 ),
             ),
         ),
@@ -228,13 +266,13 @@ COUNTING: Final = Dashboard(
                 Panel(
                     "Refused events by reason", "Each is on the dead-letter topic with its reason and its first 16 KiB.",
                     ((_rate("onecount_rejected_events_total", _ON, "reason"), "{{reason}}"),),
-                    "eps", stacked=True, alarm="OnecountDeadLetters",
+                    "eps", stacked=True, alarm="OnecountEventsRefused",
                 ),
                 Panel(
                     "Refused events by limit", "Dead letters by judged events of the last minute, by counter, and the limit of the alarm.",
                     ((f"onecount_dead_letter_ratio{{{_ON}}}", "{{instance}}"),
                      (f"max(onecount_dead_letter_ratio_limit{{{_ON}}})", "limit")),
-                    "percentunit", width=6, alarm="OnecountDeadLetters",
+                    "percentunit", width=6, alarm="OnecountEventsRefused",
                 ),
                 Panel(
                     "Noise and forgotten", "Conversions of unknown actions, or without a business outcome: add the action to the policy, or stop sending "
@@ -277,17 +315,17 @@ WORKERS: Final = Dashboard(
                 Panel(
                     "Workers", "Who they are. Several versions at once only in a rolling upgrade.",
                     ((f"onecount_worker_info{{{_WHO}}}", ""),),
-                    kind="table", width=8, height=7, alarm="OnecountWorkerDown",
+                    kind="table", width=8, height=7, alarm="OnecountWorkerUnfit",
                 ),
                 Panel(
                     "Reached and ready", "up: Prometheus reaches it; ready: it owns partitions. A worker too many is never ready.",
                     ((f"sum(up{{{_WHO}}})", "up"), (f"sum(onecount_ready{{{_WHO}}})", "ready")),
-                    kind="stat", width=4, height=7, alarm="OnecountNothingCounts",
+                    kind="stat", width=4, height=7, alarm="OnecountStandsStill",
                 ),
                 Panel(
                     "Partitions by owner", "How many each worker has, by how they are folded. Replay and rebuild publish nothing.",
                     ((f"sum by (instance, mode) (onecount_owned_partitions{{{_WHO}}}) > 0", "{{instance}} {{mode}}"),),
-                    width=12, height=7, stacked=True, alarm="OnecountPartitionsWithoutOwner",
+                    width=12, height=7, stacked=True, alarm="OnecountStandsStill",
                 ),
                 Panel(
                     "Records behind by worker", "One that grows alone: its partitions have more events, or its host is slow.",
@@ -350,7 +388,7 @@ WORKERS: Final = Dashboard(
                 Panel(
                     "Running for", "Since each worker's process started.",
                     ((f"time() - process_start_time_seconds{{{_WHO}}}", "{{instance}}"),),
-                    "s", alarm="OnecountWorkerDown",
+                    "s", alarm="OnecountWorkerUnfit",
                 ),
             ),
         ),

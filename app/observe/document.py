@@ -5,7 +5,8 @@ committed with the code.
 import sys
 from pathlib import Path
 
-from app.observe.catalogue import FOREIGN, GROUPS, Metric
+from app.observe.catalogue import FOREIGN, GROUPS
+from app.observe.metric import ALL, Metric
 
 _HEAD = """\
 # Metrics
@@ -14,7 +15,7 @@ Made from `app/observe/catalogue.py` by `python -m app.observe.document docs/met
 
 Each worker answers `/metrics` on `ONECOUNT_METRICS_PORT` plus its slot (see [deploy.md](deploy.md)). Every series is there from
 the start, with 0. Labels have few values: platforms, reasons and the like, never a user, a campaign or an offset. Which worker
-it is (`instance`) and its stage (`stage`: counter or aggregator) are added by Prometheus. Alarms and what to do about them:
+it is (`instance`) and its stage (`stage`: counter, aggregator, desk or gateway) are added by Prometheus. Alarms and what to do about them:
 [runbook.md](runbook.md).
 
 A repeat of an event with another payload is dropped like any repeat and not told apart ([decisions.md](decisions.md), 11),
@@ -39,7 +40,7 @@ def _table(metrics: tuple[Metric, ...]) -> str:
     lines = [f"| {' | '.join(_COLUMNS)} |", f"|{' --- |' * len(_COLUMNS)}"]
     for metric in metrics:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
-        who = f"{metric.role}s" if metric.role else "all"
+        who = "all" if metric.roles == ALL else ", ".join(f"{role}s" for role in metric.roles)
         cells = (f"`{metric.name}`", metric.kind, labels, who, metric.help, metric.meaning, metric.remedy)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

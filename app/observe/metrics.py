@@ -72,9 +72,7 @@ class Metrics:
     ) -> None:
         self.registry = CollectorRegistry()
         self.role, self.worker = role, worker
-        self.families = {
-            metric.name: _family(metric, self.registry) for metric in CATALOGUE if metric.role in ("", role)
-        }
+        self.families = {metric.name: family(metric, self.registry) for metric in CATALOGUE if role in metric.roles}
         ProcessCollector(registry=self.registry)
         for name, values in _ZEROS.items():
             for labels in product(*values) if name in self.families else ():
@@ -313,7 +311,7 @@ class Metrics:
         return [orjson.dumps(info)]
 
 
-def _family(metric: Metric, registry: CollectorRegistry) -> Any:
+def family(metric: Metric, registry: CollectorRegistry) -> Any:
     """The family of a catalogue's entry."""
     if metric.kind != "histogram":
         return _KINDS[metric.kind](metric.name.removesuffix("_total"), metric.help, metric.labels, registry=registry)

@@ -77,6 +77,7 @@ def parse_policy(document: object, name: str = "policy") -> tuple[Policy, int | 
         effective_from_ms=0,
         platforms={key: _platform(key, value) for key, value in document["platforms"].items()},
         actions={key: _action(value) for key, value in document["actions"].items()},
+        formats=tuple(sorted(document.get("formats", ()))),
     )
     policy = Policy(bounds, (version,))
     _refuse_impossible(policy, name)

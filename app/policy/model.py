@@ -60,6 +60,7 @@ class Version(msgspec.Struct, frozen=True):
     effective_from_ms: int
     platforms: dict[str, Platform]
     actions: dict[str, Action]
+    formats: tuple[str, ...] = ()  # in which events may be written, beside JSON
 
     def counted_action(self, name: str) -> Action | None:
         """The action if it names its business outcome; None means noise."""
@@ -181,6 +182,12 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
         another one, or names it before, is refused. Once known, it stays so.
         """
         return {name: version.effective_from_ms for version in reversed(self.versions) for name in version.platforms}
+
+    def formats(self) -> dict[str, int]:
+        """Every format beside JSON that any version takes, with the time (epoch ms) of the first that does: a record of before
+        is refused in every replay, as it was at first. Once taken, it stays so.
+        """
+        return {name: version.effective_from_ms for version in reversed(self.versions) for name in version.formats}
 
     def lookback_ms(self, kind: str) -> int:
         """How far back (ms) a touch of this kind may matter: the longest window of it over all platforms and versions, and a

@@ -106,7 +106,11 @@ def fit(
 
 
 def _same_rules(recorded: Version, wanted: Version) -> bool:
-    return recorded.platforms == wanted.platforms and recorded.actions == wanted.actions
+    return (recorded.platforms, recorded.actions, recorded.formats) == (
+        wanted.platforms,
+        wanted.actions,
+        wanted.formats,
+    )
 
 
 def _differences(recorded: Version, wanted: Version) -> list[str]:
@@ -116,4 +120,4 @@ def _differences(recorded: Version, wanted: Version) -> list[str]:
         ("action", recorded.actions, wanted.actions),
     ):
         found += [f"{label} {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    return found
+    return found + [f"format {name}" for name in sorted({*recorded.formats} ^ {*wanted.formats})]

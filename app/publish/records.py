@@ -1,9 +1,11 @@
 """Records as they are produced: plain dicts of `produce_batch`, by topic, and the coordinates of consumed ones."""
 
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from app.contract import rows
 from app.contract.events import Rejection
+from app.formats.cloudevents import is_of_event
 
 SOURCE_HEADER: Final = "onecount-source"  # topic/partition/offset where a re-keyed event was found
 
@@ -44,23 +46,29 @@ def source_of(message: Consumed) -> tuple[str, int, int, int]:
 
 def dead_letter(message: Consumed, rejection: Rejection) -> dict[str, Any]:
     """The dead letter of a refused record."""
-    return dead_letter_of(source_of(message), message.key(), message.value(), rejection)
+    of_event = [header for header in message.headers() or () if is_of_event(header[0])]
+    return dead_letter_of(source_of(message), message.key(), message.value(), rejection, of_event)
 
 
 def dead_letter_of(
-    source: tuple[str, int, int, int], key: bytes | None, value: bytes | None, rejection: Rejection
+    source: tuple[str, int, int, int],
+    key: bytes | None,
+    value: bytes | None,
+    rejection: Rejection,
+    headers: Iterable[tuple[str, bytes | None]] = (),
 ) -> dict[str, Any]:
     """As `dead_letter`, of a record that was consumed earlier."""
-    letter = rows.dead_letter(rejection, *source, key, value)
+    letter = rows.dead_letter(rejection, *source, key, value, headers)
     return {"value": rows.encode(letter), "key": key[: rows.KEPT_KEY_BYTES] if key is not None else None}
 
 
 def rekeyed(message: Consumed, key: bytes) -> dict[str, Any]:
     """A copy of an event for the partition of its owner; keeps the record's time, by which its age is judged."""
     source = f"{message.topic()}/{message.partition()}/{message.offset()}".encode()
+    own = [header for header in message.headers() or () if header[0] != SOURCE_HEADER]  # they may be part of the event
     return {
         "value": message.value(),
         "key": key,
         "timestamp": message.timestamp()[1],
-        "headers": [(SOURCE_HEADER, source)],
+        "headers": [(SOURCE_HEADER, source), *own],
     }

@@ -13,6 +13,9 @@ from confluent_kafka import KafkaException
 from rich.console import Console
 
 from app.contract import journeys, rows
+from app.contract.events import Rejection
+from app.formats.opening import open_formats
+from app.formats.schemas import RegistryRefused, RegistryUnavailable
 from app.policy.model import Policy
 from app.settings import Settings
 from app.verify.differences import (
@@ -28,7 +31,7 @@ from app.verify.differences import (
     read_letters,
 )
 from app.verify.logs import Spans, fix_spans, read_log, to_record, wait_until_read
-from app.verify.oracle import Answer, answer
+from app.verify.oracle import Answer, answer, opened
 from app.verify.partition import owner_of
 from app.verify.records import Coordinates, Order, Record, VerifyError
 from app.verify.report import Report, print_report
@@ -53,6 +56,8 @@ def verify(
             report = _verify(settings, policy, show, wait_s, started_s)
     except KafkaException as error:
         raise VerifyError(f"Kafka at {settings.bootstrap} does not do as asked: {error}") from error
+    except (RegistryRefused, RegistryUnavailable) as error:
+        raise VerifyError(str(error)) from error
     if console is not None:
         print_report(report, console)
     return report
@@ -64,7 +69,8 @@ def _verify(settings: Settings, policy: Policy, show: int, wait_s: float, starte
     notes: list[str] = []
     records = [to_record(message) for message in read_log(settings, raw)]
     order = _read_order(settings, spans, records, notes)
-    result = answer(records, policy, partitions, order, settings.rekeyed_topic)
+    formats = open_formats(policy.formats(), settings.registry, settings.request_timeout_ms / 1000)
+    result = answer(records, policy, partitions, order, settings.rekeyed_topic, formats)
     if order is None and result.forgets:
         notes.append(
             f"{settings.deltas_topic} no longer holds every batch: a touch that came in one batch with its user's forget, behind it, is taken "
@@ -92,7 +98,10 @@ def _verify(settings: Settings, policy: Policy, show: int, wait_s: float, starte
         seconds=time.monotonic() - started_s,
         differences=Counter(each.topic for each in differences),
         shown=shown,
-        events={record.coordinates: record.value for record in records if record.coordinates in needed},
+        events={
+            record.coordinates: record.value if isinstance(body, Rejection) else body
+            for record, body in opened([each for each in records if each.coordinates in needed], formats)
+        },
         notes=tuple(notes),
     )
 

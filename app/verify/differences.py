@@ -10,6 +10,7 @@ import orjson
 
 from app.contract import rows
 from app.contract.journeys import JourneyRow, ModelRow, PathTouch
+from app.contract.reasons import UNKNOWN_SCHEMA
 from app.contract.rows import AttributedRow, CountRow, DeadLetter
 from app.policy.model import Policy
 from app.verify.oracle import Answer, refusals_over_time, show
@@ -238,8 +239,10 @@ def compare_letters(
     """Every refused record without exactly one dead letter of the same reason, and every letter of another record.
 
     An adjustment's letter may also tell why it was refused at some earlier moment: a letter stays, whatever comes later.
+    A schema that was unknown may be known by now: its record is judged anew, and what is missing shows in the rows.
     `reaches_back` False: retention has removed letters, so a missing one is no difference.
     """
+    knows_schemas = bool(policy.formats())
     written: dict[Coordinates, list[str]] = defaultdict(list)
     for letter in letters:
         written[letter.topic, letter.partition, letter.offset].append(letter.reason)
@@ -248,6 +251,8 @@ def compare_letters(
     for coordinates in sorted(written.keys() | must.keys()):
         reasons, reason = written.get(coordinates, []), must.get(coordinates)
         if reasons == [reason] or (not reasons and not reaches_back):
+            continue
+        if knows_schemas and reasons == [UNKNOWN_SCHEMA]:
             continue
         person = of_person.get(coordinates)
         if len(reasons) == 1 and person and reasons[0] in refusals_over_time(person, policy)[coordinates]:

@@ -130,6 +130,7 @@ def to_record(message: Message) -> Record:
         message.key(),
         message.value(),
         source,
+        message.headers() if source is None else None,
     )
 
 

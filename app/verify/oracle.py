@@ -5,7 +5,7 @@ only the rule of when an id stops being remembered (section 2) is an answer of i
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,7 @@ from app.contract import rows
 from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Rejection, decode_event
 from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
 from app.contract.rows import AttributedRow, CountRow
+from app.formats.opening import Body, Formats
 from app.policy.model import Policy
 from app.verify.door import Door
 from app.verify.journey_rows import journey_row, model_rows
@@ -25,6 +26,7 @@ from app.verify.sequence import Streams, by_batches, by_time
 from app.verify.settlement import Decision, counted_action, settle, to_micros
 
 MICROS: Final = 1_000_000
+AT_A_TIME: Final = 10_000  # records that are read of another format at once
 # Which measure a touch adds 1 to (section 3).
 MEASURE: Final = {"view": "views", "engaged_view": "engaged_views", "click": "clicks"}
 
@@ -82,16 +84,17 @@ def answer(
     partitions: int,
     order: Order | None = None,
     rekeyed_topic: str | None = None,
+    formats: Formats | None = None,
 ) -> Answer:
     """The answer to all `records`: the raw ones, and the copies where `rekeyed_topic` names their topic.
 
     Records may come in any order. `order`: the batches that were committed; without them events are processed by
     offset within a topic-partition and by Kafka timestamp across them. Without `rekeyed_topic` an event on a foreign
-    partition needs no copy. Raises IndexError for a record on a partition that is not below `partitions`.
+    partition needs no copy. `formats`: what reads records that are no plain JSON. Raises IndexError for a record on a partition that is not below `partitions`.
     """
     result = Answer()
     tallies: dict[CountIdentity, Tally] = defaultdict(Tally)
-    streams = route(records, policy, partitions, rekeyed_topic, result)
+    streams = route(records, policy, partitions, rekeyed_topic, result, formats)
     for owner in range(partitions):
         if order is None:
             batches = by_time(streams[owner])
@@ -117,7 +120,12 @@ def answer(
 
 
 def route(
-    records: Iterable[Record], policy: Policy, partitions: int, rekeyed_topic: str | None, result: Answer
+    records: Iterable[Record],
+    policy: Policy,
+    partitions: int,
+    rekeyed_topic: str | None,
+    result: Answer,
+    formats: Formats | None,
 ) -> list[Streams]:
     """Judges every raw record, and lays the records that each owner partition processes in streams by offset."""
     raw: list[Record] = []
@@ -129,7 +137,7 @@ def route(
     result.produced = len(raw)
     streams: list[Streams] = [defaultdict(list) for _ in range(partitions)]
     foreign: dict[Coordinates, tuple[Record, Arrival]] = {}
-    for record, arrival in judge(raw, policy, partitions, result):
+    for record, arrival in judge(raw, policy, partitions, result, formats):
         at_home = arrival is not None and arrival.owner == record.partition
         # What is refused or foreign stays as a step without an event, for a batch must have taken it too.
         streams[record.partition][record.topic, record.partition].append((record, arrival if at_home else None))
@@ -148,14 +156,18 @@ def route(
 
 
 def judge(
-    raw: list[Record], policy: Policy, partitions: int, result: Answer
+    raw: list[Record], policy: Policy, partitions: int, result: Answer, formats: Formats | None
 ) -> Iterable[tuple[Record, Arrival | None]]:
     """Each raw record with its event, or with None where the contract refuses it."""
     bounds, platforms = policy.bounds, policy.platforms()
     owners: dict[str, int] = {}  # users come again and again, and the hash is slow
-    for record in raw:
-        judged = decode_event(
-            record.value, record.key, record.timestamp_ms, platforms, bounds.max_event_age_ms, bounds.max_clock_skew_ms
+    for record, body in opened(raw, formats):
+        judged = (
+            body
+            if isinstance(body, Rejection)
+            else decode_event(
+                body, record.key, record.timestamp_ms, platforms, bounds.max_event_age_ms, bounds.max_clock_skew_ms
+            )
         )
         if isinstance(judged, Rejection):
             result.rejected[record.coordinates] = judged.reason
@@ -165,6 +177,17 @@ def judge(
         if user_id not in owners:
             owners[user_id] = owner_of(user_id, partitions, bounds.partitioner)
         yield record, Arrival(record.coordinates, judged.event, judged.time_ms, owners[user_id])
+
+
+def opened(records: Sequence[Record], formats: Formats | None) -> Iterator[tuple[Record, Body]]:
+    """Each record with its event's JSON, or why there is none."""
+    if formats is None:
+        yield from ((record, record.value) for record in records)
+        return
+    for first in range(0, len(records), AT_A_TIME):
+        some = records[first : first + AT_A_TIME]
+        columns = [[getattr(each, name) for each in some] for name in ("value", "headers", "timestamp_ms")]
+        yield from zip(some, formats.open_all(*columns), strict=True)
 
 
 def claim(copy: Record, foreign: dict[Coordinates, tuple[Record, Arrival]], faults: list[str]) -> Arrival | None:

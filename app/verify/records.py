@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from app.contract.events import Event
+from app.formats.cloudevents import Headers
 
 # Where a record lies: topic, partition, offset.
 Coordinates: TypeAlias = tuple[str, int, int]
@@ -21,7 +22,9 @@ class VerifyError(Exception):
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One record of an input topic. `source`: of a re-keyed copy, where the event was found; None for a raw record."""
+    """One record of an input topic. `source`: of a re-keyed copy, where the event was found; None for a raw record, whose
+    `headers` may be part of the event.
+    """
 
     topic: str
     partition: int
@@ -30,6 +33,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     key: bytes | None
     value: bytes | None
     source: Coordinates | None = None
+    headers: Headers = None
 
     @property
     def coordinates(self) -> Coordinates:

@@ -137,7 +137,7 @@ def accepted(gateway: Gateway) -> int:
     said = gateway.session.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
     answered = re.findall(r'onecount_gateway_events_total\{door="[^"]+",outcome="accepted"\} (\S+)', said)
     taken = re.findall(r'onecount_gateway_pixels_total\{outcome="taken"\} (\S+)', said)
-    lost = re.findall(r"(?m)^onecount_gateway_lost_pixels (\S+)", said)
+    lost = re.findall(r"(?m)^onecount_gateway_lost_pixels_total (\S+)", said)
     return int(sum(map(float, answered + taken)) - sum(map(float, lost)))
 
 

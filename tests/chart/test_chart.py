@@ -43,7 +43,8 @@ OLDEST = re.findall(r"\d+\.\d+", yaml.safe_load((CHART / "Chart.yaml").read_text
 KINDS = {
     "minimal": {"ConfigMap", "PodDisruptionBudget", "Service", "ServiceAccount", "StatefulSet"},
     "secured": {"ConfigMap", "Deployment", "Job", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet"},
-    "all-on": {"ConfigMap", "Deployment", "Job", "NetworkPolicy", "PodDisruptionBudget", "Service", "ServiceAccount", "StatefulSet", *SCHEMAS},
+    "all-on": {"ConfigMap", "Deployment", "Job", "NetworkPolicy", "PodDisruptionBudget", "Service", "ServiceAccount", "StatefulSet",
+        "HorizontalPodAutoscaler", *SCHEMAS},
 }  # fmt: skip
 
 
@@ -227,8 +228,9 @@ def test_a_pod_runs_a_command_of_the_command_line(values: str, render: Render) -
     for pod in pods_of(render(values)).values():
         command: Any = typer.main.get_command(program)
         words = pod["containers"][0]["args"]
-        while hasattr(command, "commands"):
+        while words and hasattr(command, "commands"):
             command, words = command.commands[words[0]], words[1:]
+        assert not hasattr(command, "commands") or command.invoke_without_command
         command.make_context(command.name, list(words))  # parses the arguments, runs nothing
 
 
@@ -274,6 +276,7 @@ def test_each_role_has_the_secrets_of_its_own(render: Render) -> None:
         "shop-onecount-aggregator": ("onecount-aggregator",) * 2,
         "shop-onecount-desk": ("onecount-desk",) * 2,
         "shop-onecount-page": ("onecount-page",) * 2,
+        "shop-onecount-gateway": ("onecount-gateway",) * 2,
         "shop-onecount-topics": ("onecount-operator",) * 2,
         "shop-onecount-check": ("onecount-operator",) * 2,
     }
@@ -498,7 +501,8 @@ def test_a_scraped_worker_has_the_labels_that_alerts_and_dashboards_ask_for(rend
     ]
     assert relabelled["stage"]["sourceLabels"] == ["__meta_kubernetes_service_label_app_kubernetes_io_component"]
     stages = {service["metadata"]["labels"]["app.kubernetes.io/component"] for service in services}
-    assert stages == {group["labels"]["stage"] for group in job["static_configs"]}
+    found = {label["replacement"] for label in job["relabel_configs"] if label["target_label"] == "stage"}
+    assert stages == {group["labels"]["stage"] for group in job["static_configs"]} | found
     wanted = monitor["spec"]["selector"]["matchLabels"].items()
     assert all(wanted <= service["metadata"]["labels"].items() for service in services)
 
@@ -534,6 +538,8 @@ def test_the_notes_say_what_to_do_next() -> None:
     assert "port-forward" not in notes
     assert "kubectl -n ads port-forward service/shop-onecount-desk 8421\n" in silent
     assert "kubectl -n ads port-forward service/shop-onecount-page 8420\n" in silent
+    assert "kubectl -n ads port-forward service/shop-onecount-gateway 8430 " in silent
+    assert "The gateway, which has no login" not in silent
 
 
 def test_changes_are_laid_over_a_copy() -> None:

@@ -70,6 +70,7 @@ def test_they_are_off_unless_told(render: Render) -> None:
         assert set(of("Deployment", text)) == {f"shop-onecount-{role}"}
         assert deployment(role, text)["spec"]["replicas"] == 1
     assert [deployment(role, render("all-on"))["spec"]["replicas"] for role in WEB] == [2, 3]
+    assert of("HorizontalPodAutoscaler", render()) == {}
 
 
 def test_a_desk_needs_journeys(render: Render) -> None:
@@ -223,10 +224,15 @@ def test_the_network_lets_in_who_is_named_and_nobody_else(render: Render) -> Non
         return {rule["ports"][0]["port"]: rule.get("from", "anyone") for rule in rules}
 
     given = values_of("all-on")["networkPolicy"]
-    on = {"desk.enabled": True, "page.enabled": True, "networkPolicy.enabled": True}
-    assert let_in(render("all-on")) == {"metrics": "anyone", **{role: given[role]["from"] for role in WEB}}
+    named = (*WEB, "gateway")
+    on = {f"{role}.enabled": True for role in named} | {
+        "gateway.config": "keys: {}",
+        "gateway.secret": "gateway",
+        "networkPolicy.enabled": True,
+    }
+    assert let_in(render("all-on")) == {"metrics": "anyone", **{role: given[role]["from"] for role in named}}
     assert let_in(render(changes=on)) == {"metrics": "anyone"}
-    assert let_in(render("all-on", changes={"desk.enabled": False, "page.enabled": False})) == {"metrics": "anyone"}
+    assert let_in(render("all-on", changes={f"{role}.enabled": False for role in named})) == {"metrics": "anyone"}
 
 
 def test_its_policy_is_the_release_s(render: Render, tmp_path: Path) -> None:
@@ -235,5 +241,5 @@ def test_its_policy_is_the_release_s(render: Render, tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(policy)
     assert load_desk(tmp_path / "policy.yaml").follow_ups
     for name in workloads(text):
-        (volume,) = [volume for volume in pods_of(text)[name]["volumes"] if "configMap" in volume]
+        (volume,) = [volume for volume in pods_of(text)[name]["volumes"] if volume["name"] == "policy"]
         assert volume["configMap"]["name"] == "shop-onecount-policy"

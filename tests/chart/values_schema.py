@@ -16,15 +16,22 @@ NOT_IN_VALUES: Final = {"policy", "secrets_dir", "worker_id", "metrics_port", "p
     "page_port",
     "desk_host",
     "desk_port",
+    "gateway_host",
+    "gateway_port",
+    "gateway_share_port",
+    "gateway_config",
+    "gateway_secret",
+    "gateway_user_salt",
     "kafka_password",
     "kafka_key_password",
     "kafka_client_secret",
     "redis_password",
-    *(name for name in Settings.model_fields if name.startswith("gateway_")),
 }
 # What all pods must agree on; the others a role may have for itself.
 SHARED_ONLY: Final = {"bootstrap", "partitions", "replication", "namespace"} | {
-    name for name in Settings.model_fields if name.endswith(("_topic", "_topics", "_group"))
+    name
+    for name in Settings.model_fields
+    if name.endswith(("_topic", "_topics", "_group")) and name != "gateway_topic"  # which nobody else asks for
 }
 _KEPT: Final = ("description", "type", "minimum", "maximum", "pattern")
 

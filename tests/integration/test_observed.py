@@ -142,7 +142,7 @@ def test_every_question_of_a_panel_and_an_alarm_is_answered_of_a_real_run(
             deployment.wait_until(lambda: {status(port, "/ready") for port in every} == {503}, "no worker is ready")
             assert {status(port, "/live") for port in every} == {200}
             deployment.wait_until(
-                lambda: asked.values('ALERTS{alertname="OnecountNothingCounts", alertstate="pending"}') == [1, 1],
+                lambda: asked.values('ALERTS{alertname="OnecountStandsStill", alertstate="pending"}') == [1, 1],
                 "Prometheus sees that no stage counts",
             )
             assert sum(asked.values('onecount_session_ends_total{cause="redis"}')) >= 3

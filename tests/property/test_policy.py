@@ -39,9 +39,9 @@ def earliest_ms(policy: Policy, now_ms: int) -> int:
     return now_ms + record.NOTICE_MS + policy.bounds.max_clock_skew_ms
 
 
-def rules(version: Version) -> tuple[Any, Any]:
+def rules(version: Version) -> tuple[Any, Any, Any]:
     """What a version says, whatever its number and from when on it holds."""
-    return version.platforms, version.actions
+    return version.platforms, version.actions, version.formats
 
 
 starts = st.lists(

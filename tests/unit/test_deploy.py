@@ -15,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+from app.gateway.serve import STOP_S
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("onecount:")}
 WORKERS = {name: service for name, service in OURS.items() if service["command"][0] == "run"}
 DESKS = {name: service for name, service in OURS.items() if service["command"] == ["desk"]}
+GATEWAYS = {name: service for name, service in OURS.items() if service["command"] == ["gateway"]}
 # repository:1.2.3, perhaps with a variant: -slim-trixie.
 EXACT_TAG = re.compile(r"[a-z0-9./_-]+:v?[0-9]+\.[0-9]+\.[0-9]+(-[a-z0-9.-]+)?")
 ROOT_USERS = {"", "0", "root"}
@@ -118,6 +120,8 @@ def test_the_environment_is_accepted_by_the_settings(name: str, monkeypatch: pyt
     environment = {**_image_environment(), **OURS[name]["environment"]}
     ours = {key: value for key, value in environment.items() if key.startswith("ONECOUNT_")}
     assert set(ours) <= {f"ONECOUNT_{field.upper()}" for field in Settings.model_fields}
+    # null: of the environment that Compose is called in
+    ours = {key: value for key, value in ours.items() if value is not None}
     assert all(isinstance(value, str) for value in ours.values()), "quote numbers: YAML may rewrite them"
     for key, value in ours.items():
         monkeypatch.setenv(key, value)
@@ -137,12 +141,12 @@ def test_a_command_is_one_of_the_command_line(name: str) -> None:
     command = next(program for program in programs if {"run", "topics"} <= set(getattr(program, "commands", ())))
     while words and hasattr(command, "commands"):
         command, words = command.commands[words[0]], words[1:]
-    assert not hasattr(command, "commands"), "a command of this group is missing"
+    assert not hasattr(command, "commands") or command.invoke_without_command, "a command of this group is missing"
     command.make_context(command.name, list(words))  # parses the arguments, runs nothing
 
 
 def test_worker_ids_are_given_and_distinct() -> None:
-    named = WORKERS | DESKS
+    named = WORKERS | DESKS | GATEWAYS
     assert [service["environment"]["ONECOUNT_WORKER_ID"] for service in named.values()] == list(named)
     assert [service["command"] for service in WORKERS.values()].count(["run", "counter"]) == 2
     assert not any("deploy" in service or "scale" in service for service in WORKERS.values())
@@ -258,7 +262,8 @@ def test_the_image_gets_the_tested_versions_and_no_test_packages() -> None:
     runtime, tested = _locked("requirements-runtime.lock"), _locked("requirements.lock")
     assert {name: tested.get(name) for name in runtime} == runtime, "run `make lock`"
     assert _names(PROJECT["dependencies"]) <= set(runtime), "run `make lock`"
-    assert not _names(PROJECT["optional-dependencies"]["test"]) & set(runtime)
+    only_tests = _names(PROJECT["optional-dependencies"]["test"]) - _names(PROJECT["dependencies"])
+    assert not only_tests & set(runtime)
 
 
 def test_the_builder_finds_setuptools_in_the_lock() -> None:
@@ -277,7 +282,27 @@ def test_prometheus_scrapes_every_worker() -> None:
     port = _image_environment()["ONECOUNT_METRICS_PORT"]
     scraped = WORKERS | DESKS
     assert targets == {f"{name}:{port}": service["command"][-1] for name, service in scraped.items()}
+    scraped |= GATEWAYS
     assert all(set(SERVICES["prometheus"]["networks"]) <= set(service["networks"]) for service in scraped.values())
+
+
+def test_prometheus_finds_a_gateway_where_one_runs_and_misses_none() -> None:
+    (job,) = PROMETHEUS["scrape_configs"]
+    (found,) = job["dns_sd_configs"]
+    assert found == {"names": list(GATEWAYS), "type": "A", "port": int(_image_environment()["ONECOUNT_METRICS_PORT"])}
+    (label,) = job["relabel_configs"]
+    assert (label["regex"], label["target_label"], label["replacement"]) == ("gateway", "stage", "gateway")
+    assert all(service["profiles"] == ["gateway"] for service in GATEWAYS.values())
+
+
+def test_the_gateway_reads_the_mounted_file_and_its_secrets_of_the_environment() -> None:
+    (service,) = GATEWAYS.values()
+    environment = service["environment"]
+    assert _mounts("gateway")["./deploy/gateway.yaml"] == environment["ONECOUNT_GATEWAY_CONFIG"]
+    secrets = {"ONECOUNT_GATEWAY_SECRET", "ONECOUNT_GATEWAY_USER_SALT"}
+    assert {key: environment[key] for key in secrets} == dict.fromkeys(secrets), "no secret stands in the file"
+    grace_s = _seconds(service["stop_grace_period"])
+    assert grace_s > 3 * STOP_S, "what is under way, events and pixels, so long each"
 
 
 def test_prometheus_reads_the_mounted_file() -> None:

@@ -239,7 +239,7 @@ def test_what_a_producer_wrote_is_let_loose_neither_on_the_terminal_nor_on_the_m
     ids=["null", "JSON", "cut", "no UTF-8", "deep", "long field", "long"],
 )
 def test_an_event_is_laid_out_where_it_is_json_and_bounded_always(value: bytes | None, begins: str) -> None:
-    shown = printed(words.event_text(Original(None, value)))
+    shown = printed(words.event_text(value))
     assert shown.startswith(begins)
     assert len(shown) < 1.2 * words.SHOWN_CHARACTERS
 

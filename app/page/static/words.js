@@ -78,6 +78,8 @@ export const REASON = {
   null_record: ["No value", "a record without a value"],
   empty: ["Empty", "a record whose value is empty"],
   too_large: ["Too large", "more than 256 KiB"],
+  unknown_schema: ["Unknown schema", "written by a schema that the registry does not have"],
+  undecodable: ["Not of its schema", "bytes that are no event of the schema they name"],
   invalid_utf8: ["Not UTF-8", "bytes that are no text"],
   invalid_json: ["Not JSON", "text that is no JSON, or breaks off"],
   too_deep: ["Nested too deep", "more than 64 levels"],

@@ -3,8 +3,8 @@
 {{- define "onecount.folder" -}}/etc/onecount{{- end }}
 
 {{/* The roles that run, and in what they differ, as YAML: another one is one more entry here, and its values. `ports`: one that is
-named like its role answers people, by ONECOUNT_<role>_HOST, _PORT and _HOSTS, under names that it knows: not the pod's address,
-by which a probe would ask. `live` restarts a pod, `ready` is what an upgrade waits for.
+named like its role answers people, by ONECOUNT_<role>_HOST and _PORT; with `hosts` under names that it knows (_HOSTS): not the pod's
+address, by which a probe would ask. `live` restarts a pod, `ready` is what an upgrade waits for. `graceS`: how long a stop may take.
 StatefulSet: transactional ids and members of the group are named by the pod, so it keeps its name. Deployment: any pod will do,
 and the new one comes before the old one goes.
 A desk is ready once it has read everything, whether it publishes or stands by (/healthz). /ready is true of the one that
@@ -28,6 +28,7 @@ desk:
   kind: Deployment
   args: [desk]
   ports: {metrics: {{ $port }}, desk: 8421}
+  hosts: true
   live: {path: /live, port: metrics}
   ready: {path: /healthz, port: desk, httpHeaders: [{name: Host, value: localhost}]}
 {{- end }}
@@ -36,8 +37,19 @@ page:
   kind: Deployment
   args: [serve]
   ports: {page: 8420}
+  hosts: true
   live: &answers {path: /live, port: page, httpHeaders: [{name: Host, value: localhost}]}
   ready: *answers
+{{- end }}
+{{- if .Values.gateway.enabled }}
+gateway:
+  kind: Deployment
+  args: [gateway]
+  ports: {metrics: {{ $port }}, gateway: 8430}
+  live: {path: /live, port: gateway}
+  ready: {path: /healthz, port: gateway}
+  # 5 s until nobody sends here any more, then 20 s each for requests, their events and pixels
+  graceS: 75
 {{- end }}
 {{- end }}
 
@@ -85,6 +97,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{/* $(...) is Kubernetes' own reference to another variable; doubled, it is text. */}}
 {{- define "onecount.env" -}}
 - {name: ONECOUNT_POLICY, value: {{ include "onecount.folder" . }}/policy/policy.yaml}
+{{- if .config }}
+- {name: ONECOUNT_GATEWAY_CONFIG, value: {{ include "onecount.folder" . }}/gateway/gateway.yaml}
+{{- end }}
 {{- if .role.secret | default .root.Values.secret }}
 - {name: ONECOUNT_SECRETS_DIR, value: {{ include "onecount.folder" . }}/secrets}
 {{- end }}
@@ -96,6 +111,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "onecount.volumeMounts" -}}
 - {name: policy, mountPath: {{ include "onecount.folder" . }}/policy, readOnly: true}
+{{- if .config }}
+- {name: config, mountPath: {{ include "onecount.folder" . }}/gateway, readOnly: true}
+{{- end }}
 {{- if .role.secret | default .root.Values.secret }}
 - {name: secrets, mountPath: {{ include "onecount.folder" . }}/secrets, readOnly: true}
 {{- end }}
@@ -109,6 +127,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "onecount.volumes" -}}
 - name: policy
   configMap: {name: {{ .policy }}}
+{{- with .config }}
+- name: config
+  configMap: {name: {{ . }}}
+{{- end }}
 {{- with .role.secret | default .root.Values.secret }}
 - name: secrets
   secret: {secretName: {{ . }}, defaultMode: 0440}
@@ -188,6 +210,21 @@ securityContext:
 {{- end }}
 {{- if and .Values.desk.enabled (not (hasKey (fromYaml .Values.policy) "journeys")) }}
 {{- fail "desk.enabled: the policy has no `journeys`, and leads come from journeys: add them (docs/counting.md), or leave the desk out" }}
+{{- end }}
+{{- $gateway := .Values.gateway }}
+{{- if and $gateway.enabled (not $gateway.config) }}
+{{- fail "gateway.enabled: gateway.config is not given, the text of the file that says whom it takes events from: --set-file gateway.config=gateway.yaml" }}
+{{- end }}
+{{- if and $gateway.enabled (not (or $gateway.secret .Values.secret)) }}
+{{- fail "gateway.enabled: gateway.secret is not given, the name of a Secret with the key onecount_gateway_secret: 32 characters or more" }}
+{{- end }}
+{{- if and $gateway.enabled $gateway.autoscaling.enabled }}
+{{- if gt (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas) }}
+{{- fail (printf "gateway.autoscaling.minReplicas is %d, which is more than the most, %d" (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas)) }}
+{{- end }}
+{{- if not (dig "requests" "cpu" "" $gateway.resources) }}
+{{- fail "gateway.autoscaling.cpuUtilization is a share of gateway.resources.requests.cpu, which is not given" }}
+{{- end }}
 {{- end }}
 {{- if .Values.autoscaling.enabled }}
 {{- $most := int .Values.autoscaling.maxReplicas | default $partitions }}

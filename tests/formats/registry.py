@@ -1,0 +1,108 @@
+"""A schema registry in this process: as much of Confluent's REST API as producers and onecount use, and its faults."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+NOT_FOUND = {"error_code": 40403, "message": "Schema not found"}
+NO_VERSION = {"error_code": 40402, "message": "Version not found"}
+
+
+class Registry:
+    """What it holds, and how it is to answer. `asked`: the paths of all requests."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.schemas: dict[int, dict[str, Any]] = {}
+        self.versions: dict[tuple[str, int], int] = {}  # to the schema's id
+        self.asked: list[str] = []
+        self.broken: tuple[int, str] | None = None  # status and body of every answer
+        self.lags: set[int] = set()  # ids that it knows only when it is asked a second time
+        self.knows_serialized = True
+        self._lock = Lock()
+
+    def add(self, kind: str, text: str, subject: str = "events", references: list[dict[str, Any]] | None = None) -> int:
+        """Registers a schema; its id. A Protobuf schema's text is its FileDescriptorProto in Base64."""
+        entry: dict[str, Any] = {"schema": text} | ({} if kind == "AVRO" else {"schemaType": kind})
+        if references:
+            entry["references"] = references
+        with self._lock:
+            number = next((each for each, known in self.schemas.items() if known == entry), len(self.schemas) + 1)
+            self.schemas[number] = entry
+            version = 1 + sum(name == subject for name, _ in self.versions)
+            self.versions[subject, version] = number
+        return number
+
+    def said(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, str]:
+        """Status and body of an answer."""
+        with self._lock:
+            self.asked.append(path)
+        if self.broken is not None:
+            return self.broken
+        url = urlsplit(path)
+        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        form = parse_qs(url.query).get("format", [""])[0]
+        if parts[:2] == ["schemas", "ids"]:
+            number = int(parts[2])
+            if number not in self.schemas or number in self.lags:
+                self.lags.discard(number)
+                return 404, json.dumps(NOT_FOUND)
+            return 200, json.dumps(self._shown(number, form))
+        if parts[0] == "subjects" and parts[2:3] == ["versions"]:
+            if method == "POST":
+                number = self.add(body.get("schemaType", "AVRO"), body["schema"], parts[1], body.get("references"))
+                return 200, json.dumps({"id": number})
+            found = self.versions.get((parts[1], int(parts[3])))
+            if found is None:
+                return 404, json.dumps(NO_VERSION)
+            shown = {"subject": parts[1], "version": int(parts[3]), "id": found}
+            return 200, json.dumps(shown | self._shown(found, form))
+        return 404, "<html>not here</html>"
+
+    def _shown(self, number: int, form: str) -> dict[str, Any]:
+        """As a registry does: Protobuf as text, unless it is asked for it serialized."""
+        entry = self.schemas[number]
+        if entry.get("schemaType") == "PROTOBUF" and not (form == "serialized" and self.knows_serialized):
+            return entry | {"schema": 'syntax = "proto3"; message Event { string event_id = 1; }'}
+        return entry
+
+
+@contextmanager
+def registry(port: int = 0) -> Iterator[Registry]:
+    """A registry on a port of this machine (0: any free one)."""
+    held = Registry()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = 65_536  # a head and a body sent apart would wait for an acknowledgement between
+
+        def do_GET(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            body = json.loads(self.rfile.read(length) or b"{}")
+            status, text = held.said(self.command, self.path, body)
+            raw = text.encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/vnd.schemaregistry.v1+json")
+            self.send_header("content-length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        do_POST = do_GET  # noqa: N815 - as http.server asks for it
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.daemon_threads = True
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    held.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield held
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
