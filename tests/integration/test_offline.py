@@ -34,8 +34,10 @@ def pair(services: Services, topic_prefix: str, tmp_path: Path) -> Iterator[tupl
         deployed(services.bootstrap, services.redis_url, f"{topic_prefix}-1", folders[0]) as first,
         deployed(services.bootstrap, services.redis_url, f"{topic_prefix}-2", folders[1]) as second,
     ):
-        first.start("counter")
-        second.start("counter")
+        for deployment in (first, second):
+            deployment.start("counter")
+        for deployment in (first, second):
+            deployment.wait_until(lambda each=deployment: each.owned("counter"), "the counter owns its partitions")
         yield first, second
 
 
@@ -229,6 +231,7 @@ def test_a_report_says_of_each_row_what_became_of_it(services: Services, topic_p
 
     with deployed(services.bootstrap, services.redis_url, topic_prefix, tmp_path) as deployment:
         deployment.start("counter")
+        deployment.wait_until(lambda: deployment.owned("counter"), "the counter owns its partitions")
         clicks = {"old": 40 * DAY_MS, "ann": 2 * DAY_MS, "bob": 2 * DAY_MS, "eve": HOUR_MS}
         send(
             deployment,
