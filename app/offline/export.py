@@ -158,7 +158,7 @@ def _sales(
     """The lines of the conversions that are new, in order of time; what is written counts as exported."""
     new = db.execute(  # sorted before the first one comes, so that it does not matter what is added meanwhile
         """SELECT key, name, order_id, time_ms, value_micros, currency, touch_ms, click_id, user, has_touch FROM seen
-           WHERE is_counted AND key NOT IN (SELECT key FROM exported) ORDER BY time_ms, key"""
+           WHERE is_counted AND key NOT IN (SELECT key FROM exported) ORDER BY time_ms, order_id, key"""
     )
     for key, name, *said, has_touch in new:
         sale = Sale(wish.actions.get(name, name), *said)
@@ -181,7 +181,7 @@ def _why_not(sale: Sale, feed: Feed, now_ms: int, has_touch: bool) -> str:
 _CHANGED: Final = """
 SELECT seen.key, name, order_id, written_ms, CASE WHEN is_counted THEN seen.value_micros END, currency, user, seen.time_ms
 FROM seen JOIN exported ON exported.key = seen.key
-WHERE NOT retracted AND (NOT is_counted OR seen.value_micros != exported.value_micros) ORDER BY seen.time_ms, seen.key
+WHERE NOT retracted AND (NOT is_counted OR seen.value_micros != exported.value_micros) ORDER BY seen.time_ms, order_id, seen.key
 """
 
 
