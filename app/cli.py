@@ -26,6 +26,8 @@ from app.gateway import GatewayError
 from app.gateway.commands import app as gateway_app
 from app.letters.commands import app as dlq_app
 from app.letters.refusal import LettersError
+from app.offline import OfflineError
+from app.offline.commands import export_, import_
 from app.policy.load import PolicyError, duration_ms, load_policy, warnings
 from app.policy.model import Policy
 from app.settings import Settings, from_environment
@@ -82,6 +84,7 @@ def main() -> None:
         GatewayError,
         LettersError,
         LocalServiceError,
+        OfflineError,
         PageError,
         RegistryRefused,
         RegistryUnavailable,
@@ -253,29 +256,8 @@ def generate(
     raise typer.Exit(FAILED if result.failed else 0)
 
 
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV, TSV or JSONL, may be .gz")],
-    mapping: Annotated[
-        Path, typer.Option("--map", exists=True, dir_okay=False, help="The mapping (YAML); see deploy/mappings")
-    ],
-    rejected: Annotated[
-        Path | None, typer.Option(help="Where refused rows go (JSONL); default: beside the file")
-    ] = None,
-    state: Annotated[Path | None, typer.Option(help="Where the progress is kept; default: beside the file")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on after what an earlier run delivered.")] = True,
-    limit: Annotated[int | None, typer.Option(help="At most so many rows (sorted mappings: events).")] = None,
-) -> None:
-    """Send a file's rows as events, each with its own time; refused rows are written to a file of their own.
-
-    `onecount import events.csv.gz --map deploy/mappings/shop.yaml`
-    """
-    from app.importer import import_file
-
-    settings = from_environment()
-    import_file(
-        settings, load_policy(settings.policy)[0], file, mapping, rejected, resume, limit, console, state_path=state
-    )
+app.command("import")(import_)
+app.command("export")(export_)
 
 
 @app.command()

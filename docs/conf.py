@@ -18,6 +18,7 @@ NAVIGATION = {
         "docs/gateway",
         "docs/desk",
         "docs/money",
+        "docs/offline",
         "docs/runbook",
         "docs/metrics",
         "docs/dead-letters",

@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from app.importer.refusal import ImportRefusedError
 
@@ -18,19 +18,24 @@ class Checkpoint:
 
     file_bytes: int
     file_sha256_prefix: str  # of the first MiB
-    rules_sha256: str  # of what decides which events the rows give: the mapping and the policy's platforms
+    rules_sha256: str  # of what decides which events the rows give: the mapping, what was given with it, and the policy
     topic: str
+    not_before_ms: int | None = None  # what the topic took when the import began, where rows are judged one by one
+    not_after_ms: int | None = None
     delivered: int = 0
     complete: bool = False
 
 
-def start_checkpoint(path: Path, mapping_sha256: str, platforms: dict[str, int], topic: str) -> Checkpoint:
-    """The checkpoint of an import that has not begun. `ImportRefusedError` if the file cannot be read."""
+def start_checkpoint(path: Path, rules: list[Any], topic: str) -> Checkpoint:
+    """The checkpoint of an import that has not begun. `rules`: what decides which events the rows give.
+
+    `ImportRefusedError` if the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             prefix = hashlib.sha256(file.read(_PREFIX_BYTES)).hexdigest()
-        rules = hashlib.sha256(json.dumps([mapping_sha256, *sorted(platforms)]).encode()).hexdigest()
-        return Checkpoint(path.stat().st_size, prefix, rules, topic)
+        digest = hashlib.sha256(json.dumps(rules).encode()).hexdigest()
+        return Checkpoint(path.stat().st_size, prefix, digest, topic)
     except OSError as error:
         raise ImportRefusedError(f"cannot read {path}: {error.strerror}") from error
 
@@ -50,7 +55,7 @@ def resume_checkpoint(state_path: Path, fresh: Checkpoint) -> Checkpoint:
     for name, what in (
         ("file_bytes", "the size of the file has changed"),
         ("file_sha256_prefix", "the beginning of the file has changed"),
-        ("rules_sha256", "the mapping or the policy's platforms have changed"),
+        ("rules_sha256", "the mapping or the policy's platforms have changed, or what is said with the mapping"),
         ("topic", f"the topic has changed (it was {saved.topic})"),
     ):
         if getattr(saved, name) != getattr(fresh, name):

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from app.importer.mapping import Condition, Mapping, Node
+from app.importer.zones import split_zone
+
+_NUMBERS: Final = {"epoch_s": 1000, "offset_s": 1000, "epoch_ms": 1, "offset_ms": 1}  # ms of their unit
 
 
 class UnmappableError(Exception):
@@ -46,6 +49,8 @@ def evaluate(node: Node, row: Row, mapping: Mapping) -> Any:
             return row.defined[argument]
         case "constant":
             return argument
+        case "given":
+            return mapping.given.advertiser
         case "when":
             branch = options.get("then" if all_hold(argument, row, mapping) else "else")
             return None if branch is None else evaluate(branch, row, mapping)
@@ -79,10 +84,12 @@ def evaluate(node: Node, row: Row, mapping: Mapping) -> Any:
             if str(value) in argument:
                 return argument[str(value)]
             return evaluate(options["else"], row, mapping) if "else" in options else None
+        case "action":
+            return mapping.given.actions.get(str(value), value)
         case "number":
             return _number(value, options.get("times", 1))
         case "time":
-            return _time_ms(value, **options)
+            return _time_ms(value, file_zone=mapping.zone, **options)
     raise AssertionError(operator)
 
 
@@ -165,20 +172,27 @@ def _number(value: Any, times: float) -> int | float:
     return int(number) if number == number.to_integral_value() else float(number)
 
 
-def _time_ms(value: Any, format: str, plus_ms: int, zone: Any, start_ms: int) -> int:
+def _time_ms(value: Any, formats: tuple[str, ...], plus_ms: int, zone: Any, start_ms: int, file_zone: Any) -> int:
+    """By the first format that fits. The zone is the time's own, else the file's, else the mapping's."""
     text = str(value).strip()
-    try:
-        if format in ("epoch_s", "offset_s", "epoch_ms", "offset_ms"):
-            unit_ms = 1000 if format.endswith("_s") else 1
-            return start_ms + round(Decimal(text) * unit_ms) + plus_ms
-        moment = datetime.fromisoformat(text) if format == "iso" else datetime.strptime(text, format)  # noqa: DTZ007 - the zone follows
-        if moment.tzinfo is None:
-            if zone is None:
-                raise UnmappableError(
-                    "time_without_zone", f"{text[:200]!r} names no zone and the mapping gives none: add `zone`"
-                )
-            moment = moment.replace(tzinfo=zone)
-        whole = int(moment.replace(microsecond=0).timestamp())
-    except (ValueError, ArithmeticError) as error:
-        raise UnmappableError("unreadable_time", f"{text[:200]!r} is not {format}") from error
-    return whole * 1000 + moment.microsecond // 1000 + plus_ms
+    for style in formats:
+        try:
+            if style in _NUMBERS:
+                return start_ms + round(Decimal(text) * _NUMBERS[style]) + plus_ms
+            return _moment_ms(text, style, file_zone or zone) + plus_ms
+        except (ValueError, ArithmeticError):
+            continue
+    raise UnmappableError("unreadable_time", f"{text[:200]!r} is not {' or '.join(formats)}")
+
+
+def _moment_ms(text: str, style: str, zone: Any) -> int:
+    bare, named = split_zone(text)
+    moment = datetime.fromisoformat(bare) if style == "iso" else datetime.strptime(bare, style)  # noqa: DTZ007 - the zone follows
+    if moment.tzinfo is None or named is not None:
+        if named is None and zone is None:
+            raise UnmappableError(
+                "time_without_zone",
+                f"{text[:200]!r} names no zone and neither does the file: say it with --zone, or as `zone` of the mapping",
+            )
+        moment = moment.replace(tzinfo=named or zone)
+    return int(moment.replace(microsecond=0).timestamp()) * 1000 + moment.microsecond // 1000

@@ -4,28 +4,33 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final, TypeAlias
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from app.importer.checkpoint import Checkpoint, resume_checkpoint, save_checkpoint, start_checkpoint
-from app.importer.mapping import Mapping, load_mapping
+from app.importer.evaluate import Row
+from app.importer.mapping import Given, Mapping, apply_given, find_mapping, load_mapping
 from app.importer.ordering import Spool, read_spool, write_spool
+from app.importer.prepare import Limits, Outcome
+from app.importer.progress import Told
 from app.importer.refusal import ImportRefusedError
 from app.importer.sending import batches, open_producer, send_batch
 from app.importer.source import open_source
 from app.importer.survey import Survey, survey
+from app.importer.table import Broken
 from app.importer.topic import TopicState, describe_topic, refuse_impossible
 from app.policy.model import Policy
 from app.settings import Settings
 
-_PROGRESS_EVERY_ROWS = 1_000
+Watcher: TypeAlias = Callable[[Row | Broken, Outcome], None]  # is told of each row what becomes of it
+
+_NOTHING_GIVEN: Final = Given()
 
 
 @dataclass
@@ -49,12 +54,16 @@ def import_file(
     settings: Settings,
     policy: Policy,
     path: Path,
-    mapping_path: Path,
+    mapping_path: Path | str,
     rejected_path: Path | None = None,
     resume: bool = True,
     limit: int | None = None,
     console: Console | None = None,
     *,
+    given: Given = _NOTHING_GIVEN,
+    sheet: str | None = None,
+    dry_run: bool = False,
+    watch: Watcher | None = None,
     topic: str | None = None,
     state_path: Path | None = None,
     open_with: Callable[..., Any] = open_producer,
@@ -64,34 +73,57 @@ def import_file(
 
     Nothing is sent before all of it is judged; until then it lies in a temporary file (TMPDIR says where).
     `rejected_path` and `state_path` stand next to the file if not given. `resume` carries on after the events that an
-    earlier run delivered. `limit`: at most so many events in this run.
+    earlier run delivered. `limit`: at most so many events in this run. `dry_run`: everything but the sending, and no state
+    is kept. `watch` is told of every row that is judged, also where all of it was delivered before.
     Raises `MappingError` for a mapping that cannot work, `ImportRefusedError` for everything else that stops it.
     """
     started = time.monotonic()
     topic = topic or settings.events_topics[0]
     rejected_path = rejected_path or path.with_name(f"{path.name}.rejected.jsonl")
     state_path = state_path or path.with_name(f"{path.name}.import-state.json")
-    mapping = load_mapping(mapping_path)
-    checkpoint = start_checkpoint(path, mapping.sha256, policy.platforms(), topic)
-    if resume:
+    mapping = apply_given(load_mapping(find_mapping(mapping_path)), given)
+    checkpoint = start_checkpoint(path, _rules(mapping, policy), topic)
+    if resume and not dry_run:
         checkpoint = resume_checkpoint(state_path, checkpoint)
+    was_complete = checkpoint.complete
     summary = Summary(resumed_at=checkpoint.delivered, complete=checkpoint.complete, rejected_path=rejected_path)
-    if not checkpoint.complete:
+    if not checkpoint.complete or watch is not None:
         state = look_up(settings, topic)
-        with tempfile.TemporaryFile() as file, _bar(console) as bar:
-            judged = _judge(path, mapping, policy, rejected_path, checkpoint, limit, file, bar)
+        if mapping.one_by_one:
+            if checkpoint.not_after_ms is None:
+                _fix_limits(checkpoint, state, policy)
+            state = replace(state, newest_ms=None)  # what is too old for it now is rejected by itself
+        with tempfile.TemporaryFile() as file, Told(console) as told:
+            judged = _judge(path, mapping, policy, rejected_path, checkpoint, limit, sheet, watch, file, told)
             _take_over(summary, judged.found)
             horizon_ms = policy.bounds.correction_horizon_ms
-            refuse_impossible(
-                judged.found, state, settings, topic, horizon_ms, mapping.sort_by_time, int(time.time() * 1000)
-            )
-            save_checkpoint(state_path, checkpoint)  # finds out before the first record whether it can be written
-            _send(settings, policy, mapping, judged, limit, checkpoint, state_path, open_with, summary, bar)
+            if not checkpoint.complete:
+                refuse_impossible(
+                    judged.found, state, settings, topic, horizon_ms, mapping.sort_by_time, int(time.time() * 1000)
+                )
+            if not checkpoint.complete and not dry_run:
+                save_checkpoint(state_path, checkpoint)  # finds out before the first record whether it can be written
+                _send(settings, policy, mapping, judged, limit, checkpoint, state_path, open_with, summary, told)
     summary.complete = checkpoint.complete
     summary.seconds = time.monotonic() - started
     if console:
-        _print(console, summary, path, topic)
+        _print(console, summary, path, topic, dry_run, was_complete)
     return summary
+
+
+def _rules(mapping: Mapping, policy: Policy) -> list[Any]:
+    """What decides which events the rows give; an import is not resumed by other ones."""
+    given = mapping.given
+    actions = sorted(policy.versions[-1].actions) if mapping.known_actions else []
+    said = [actions, given.advertiser, sorted(given.actions.items()), given.zone]
+    return [mapping.sha256, *sorted(policy.platforms()), *(said if any(said) else [])]
+
+
+def _fix_limits(checkpoint: Checkpoint, state: TopicState, policy: Policy) -> None:
+    """What the topic takes is fixed at the start, so that a resumed run gives the same events."""
+    if state.newest_ms is not None:
+        checkpoint.not_before_ms = state.newest_ms - policy.bounds.correction_horizon_ms
+    checkpoint.not_after_ms = int(time.time() * 1000) + policy.bounds.max_clock_skew_ms
 
 
 @dataclass
@@ -108,23 +140,25 @@ def _judge(
     rejected_path: Path,
     checkpoint: Checkpoint,
     limit: int | None,
+    sheet: str | None,
+    watch: Watcher | None,
     file: BinaryIO,
-    bar: Progress,
+    told: Told,
 ) -> _Judged:
     """Judges the rows and writes their records to `file`, no more of them than `limit` needs if the order allows."""
     needed = None if limit is None or mapping.sort_by_time else checkpoint.delivered + limit
-    horizon_ms = policy.bounds.correction_horizon_ms
-    task = bar.add_task("judging", total=checkpoint.file_bytes)
+    limits = Limits(policy, policy.platforms(), checkpoint.not_before_ms, checkpoint.not_after_ms)
     found = Survey()
-    with open_source(path, mapping) as source:
+    with open_source(path, mapping, sheet) as source:
+        told.begin("bytes judged", checkpoint.file_bytes)
 
-        def on_row(so_far: Survey) -> None:
-            if so_far.rows % _PROGRESS_EVERY_ROWS == 0:
-                bar.update(task, completed=source.bytes_read)
+        def on_row(row: Row | Broken, outcome: Outcome) -> None:
+            if watch is not None:
+                watch(row, outcome)
+            if told.is_time():
+                told.reached(min(source.bytes_read, checkpoint.file_bytes))
 
-        all_records = survey(
-            found, source, mapping, policy.platforms(), horizon_ms, rejected_path, checkpoint.delivered, on_row
-        )
+        all_records = survey(found, source, limits, rejected_path, checkpoint.delivered, on_row)
         try:
             spool = write_spool(file, islice(all_records, needed), mapping.sort_by_time)
             whole = next(all_records, None) is None
@@ -132,7 +166,7 @@ def _judge(
         except OSError as error:
             where = error.filename or f"to {tempfile.gettempdir()} (set TMPDIR to have it elsewhere)"
             raise ImportRefusedError(f"cannot write {where}: {error.strerror}") from error
-    bar.update(task, completed=checkpoint.file_bytes)
+        told.reached(checkpoint.file_bytes)
     if mapping.sort_by_time:
         first = next(islice(read_spool(spool, True), checkpoint.delivered, None), None)
         found.oldest_unsent_ms = first.time_ms if first else None
@@ -149,10 +183,10 @@ def _send(
     state_path: Path,
     open_with: Callable[..., Any],
     summary: Summary,
-    bar: Progress,
+    told: Told,
 ) -> None:
     """Sends what is not delivered yet, and moves the checkpoint over each batch that Kafka has acknowledged."""
-    task = bar.add_task("sending", total=judged.spool.records, completed=checkpoint.delivered)
+    told.begin("events sent", judged.spool.records, checkpoint.delivered)
     failures: Counter[str] = Counter()
 
     def on_failure(error: Any, _: Any) -> None:
@@ -168,7 +202,7 @@ def _send(
         summary.sent += len(batch)
         checkpoint.delivered += len(batch)
         save_checkpoint(state_path, checkpoint)
-        bar.update(task, completed=checkpoint.delivered)
+        told.reached(checkpoint.delivered)
     checkpoint.complete = judged.whole and checkpoint.delivered >= judged.spool.records
     save_checkpoint(state_path, checkpoint)
 
@@ -179,14 +213,9 @@ def _take_over(summary: Summary, found: Survey) -> None:
     summary.oldest_ms, summary.newest_ms = found.oldest_ms, found.newest_ms
 
 
-def _bar(console: Console | None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=console is None or not console.is_terminal)
-
-
-def _print(console: Console, summary: Summary, path: Path, topic: str) -> None:
+def _print(console: Console, summary: Summary, path: Path, topic: str, dry_run: bool, was_complete: bool) -> None:
     name = escape(path.name)
-    if summary.complete and not summary.rows:
+    if was_complete:
         console.print(f"{name} is imported already; nothing sent. Import without resuming to send it again.")
         return
     console.print(f"{name} -> {escape(topic)}", highlight=False)
@@ -200,11 +229,11 @@ def _print(console: Console, summary: Summary, path: Path, topic: str) -> None:
     ):
         for what, number in counter.most_common():
             table.add_row(escape(words + what), f"{number:,}")
-    table.add_row("events sent in this run", f"{summary.sent:,}")
+    table.add_row("events sent in this run", "none: a dry run" if dry_run else f"{summary.sent:,}")
     console.print(table)
     if summary.resumed_at:
         console.print(f"resumed after {summary.resumed_at:,} events that an earlier run had delivered")
     if summary.rejected:
         console.print(f"the rejected rows are in {escape(str(summary.rejected_path))}", soft_wrap=True)
-    if not summary.complete:
+    if not summary.complete and not dry_run:
         console.print("not all of it: resume to send the rest")

@@ -3,22 +3,25 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from dataclasses import dataclass, replace
+from dataclasses import field as data_field
+from datetime import tzinfo
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from zoneinfo import ZoneInfo
 
 import jsonschema
 import yaml
 
 from app.contract.events import parse_time_ms
+from app.importer.zones import parse_zone
 
 # Every operator, with the options that go with it; those with a star it cannot do without.
 _OPERATORS: Final[dict[str, tuple[str, ...]]] = {
     "column": (),
     "defined": (),
+    "given": (),
+    "action": (),
     "param": ("of*",),
     "url_path": (),
     "json": ("of",),
@@ -65,6 +68,26 @@ class Rule:
     fields: dict[str, Node]
 
 
+class Bar(NamedTuple):
+    """Rows that are rejected: the reason and the field that are told, in words what to do, and what holds for them."""
+
+    reason: str
+    field: str
+    advice: str
+    when: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What whoever imports a file says of it: whose it is, what it calls the policy's actions (its name -> ours), and the
+    zone of times that name none.
+    """
+
+    advertiser: str | None = None
+    actions: dict[str, str] = data_field(default_factory=dict)
+    zone: str | None = None
+
+
 @dataclass(frozen=True)
 class Mapping:
     """A mapping, checked: how to read the rows, and what each becomes."""
@@ -79,14 +102,56 @@ class Mapping:
     sort_by_time: bool
     defined: dict[str, Node]
     skip: tuple[Rule, ...]
+    reject: tuple[Bar, ...]
     rules: tuple[Rule, ...]
     columns: frozenset[str]  # all that are used
     sha256: str
+    is_fixed_delimiter: bool = True
+    any_case: bool = False
+    parameters_row: bool = False
+    known_actions: bool = False
+    one_by_one: bool = False
+    codes: str | None = None
+    needs_advertiser: bool = False
+    given: Given = Given()
+    zone: tzinfo | None = None  # of times that name none, before that of the mapping
 
 
 def schema() -> dict[str, Any]:
     """The mapping file's own JSON Schema."""
     return json.loads(resources.files("app.importer").joinpath("schema.json").read_text())
+
+
+def built_in() -> dict[str, Path]:
+    """The mappings that come with onecount, by the name that `--map` takes."""
+    folder = Path(str(resources.files("app.importer").joinpath("mappings")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_mapping(name: Path | str) -> Path:
+    """The file of a mapping, which is one that is there or the name of one that comes with onecount."""
+    path = Path(name)
+    known = built_in()
+    if not path.exists() and str(name) in known:
+        return known[str(name)]
+    if not path.exists():
+        raise MappingError(
+            f"there is no mapping {name}: give a file (examples are in deploy/mappings), or one of {', '.join(known)}"
+        )
+    return path
+
+
+def apply_given(mapping: Mapping, given: Given) -> Mapping:
+    """The mapping with what was said of the file; `MappingError` where that does not fit it."""
+    if mapping.needs_advertiser and not given.advertiser:
+        raise MappingError("this mapping needs to be told whose conversions these are: --advertiser shop")
+    if given.advertiser and not mapping.needs_advertiser:
+        raise MappingError("this mapping names the advertiser itself: leave --advertiser out")
+    try:
+        zone = None if given.zone is None else parse_zone(given.zone)
+    except ValueError as error:
+        raise MappingError(f"--zone: {error}") from error
+    return replace(mapping, given=given, zone=zone)
 
 
 def load_mapping(path: Path | str) -> Mapping:
@@ -124,9 +189,25 @@ def parse_mapping(document: object, name: str = "mapping") -> Mapping:
             Rule(rule["why"], _conditions(reading, rule["when"], ("skip", index, "when")), {})
             for index, rule in enumerate(document.get("skip", ()))
         ),
+        reject=tuple(
+            Bar(
+                rule["reason"],
+                rule.get("field", ""),
+                rule["advice"],
+                _conditions(reading, rule["when"], ("reject", index, "when")),
+            )
+            for index, rule in enumerate(document.get("reject", ()))
+        ),
         rules=tuple(_rule(reading, rule, common, ("rows", index)) for index, rule in enumerate(document["rows"])),
         columns=frozenset(reading.columns),
         sha256=hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest(),
+        is_fixed_delimiter="delimiter" in document or kind != "csv",
+        any_case=document.get("any_case", False),
+        parameters_row=document.get("parameters_row", False),
+        known_actions=document.get("known_actions", False),
+        one_by_one=document.get("one_by_one", False),
+        codes=document.get("codes"),
+        needs_advertiser=reading.is_given,
     )
 
 
@@ -138,6 +219,7 @@ class _Reading:
     defined: frozenset[str]
     format: str
     columns: set[str]
+    is_given: bool = False  # whether the advertiser is
 
     def wrong(self, path: tuple[object, ...], message: str) -> MappingError:
         return MappingError(f"{self.name}: at {_where(path)}: {message}")
@@ -244,7 +326,10 @@ def _node(reading: _Reading, operator: str, argument: Any, options: dict[str, An
             if argument not in reading.defined:
                 raise reading.wrong(path, f"{argument!r} is not defined (above this place)")
             return Node(operator, argument)
-        case "url_path" | "number":
+        case "given":
+            reading.is_given = True
+            return Node(operator, argument)
+        case "url_path" | "number" | "action":
             return Node(operator, None, (input_of(argument, operator),), options)
         case "time":
             return Node(operator, None, (input_of(argument, operator),), _time_options(reading, options, path))
@@ -271,16 +356,20 @@ def _node(reading: _Reading, operator: str, argument: Any, options: dict[str, An
 
 
 def _time_options(reading: _Reading, options: dict[str, Any], path: tuple[object, ...]) -> dict[str, Any]:
-    style = options["format"]
-    if style not in _TIME_FORMATS and "%" not in style:
-        raise reading.wrong(
-            path,
-            f"{style!r} is no time format: one of {', '.join(_TIME_FORMATS)}, or for strptime such as %Y-%m-%d %H:%M:%S",
-        )
-    ready = {"format": style, "plus_ms": options.get("plus_ms", 0), "zone": None, "start_ms": 0}
+    styles = (options["format"],) if isinstance(options["format"], str) else tuple(options["format"])
+    for style in styles:
+        if style not in _TIME_FORMATS and "%" not in style:
+            raise reading.wrong(
+                path,
+                f"{style!r} is no time format: one of {', '.join(_TIME_FORMATS)}, or for strptime such as %Y-%m-%d %H:%M:%S",
+            )
+    ready = {"formats": styles, "plus_ms": options.get("plus_ms", 0), "zone": None, "start_ms": 0}
     if "zone" in options:
-        ready["zone"] = _zone(reading, options["zone"], path)
-    if style.startswith("offset") != ("start" in options):
+        try:
+            ready["zone"] = parse_zone(options["zone"])
+        except ValueError as error:
+            raise reading.wrong(path, str(error)) from error
+    if any(style.startswith("offset") for style in styles) != ("start" in options):
         raise reading.wrong(path, "`start` goes with the formats offset_s and offset_ms, and they need it")
     if "start" in options:
         ready["start_ms"] = parse_time_ms(options["start"])
@@ -289,19 +378,3 @@ def _time_options(reading: _Reading, options: dict[str, Any], path: tuple[object
                 path, f"start {options['start']!r} is not RFC 3339 with a zone, such as 2026-01-01T00:00:00Z"
             )
     return ready
-
-
-def _zone(reading: _Reading, name: str, path: tuple[object, ...]) -> tzinfo:
-    if re.fullmatch(r"[+-]\d{2}:\d{2}", name):
-        sign = -1 if name[0] == "-" else 1
-        return timezone(sign * timedelta(hours=int(name[1:3]), minutes=int(name[4:])))
-    if name == "UTC":
-        return UTC
-    try:
-        zone = ZoneInfo(name)
-        datetime.now(zone)
-    except (KeyError, ValueError, OSError) as error:
-        raise reading.wrong(
-            path, f"{name!r} is no time zone that this machine knows; write UTC, +08:00 or a name such as Asia/Shanghai"
-        ) from error
-    return zone

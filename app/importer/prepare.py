@@ -1,14 +1,20 @@
 """From a row to the records that it becomes, judged by the contract as the product will judge them."""
 
+import difflib
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from app.contract.events import MAX_TIME_MS, Rejection, judge_bytes, judge_fields
+from app.contract.events import MAX_TIME_MS, Event, Rejection, judge_bytes, judge_fields
+from app.contract.reasons import BEYOND_CORRECTION_HORIZON, IN_THE_FUTURE, MISSING_FIELD
 from app.importer.evaluate import Row, UnmappableError, all_hold, evaluate
 from app.importer.mapping import Mapping
-from app.importer.source import Broken
+from app.importer.table import Broken
+from app.policy.model import Policy
 
+UNKNOWN_ACTION: Final = "unknown_action"
+NO_USER_ID: Final = "no_user_id"
+_NO_USER_ID: Final = "the row names no user: add a column with the user_id (docs/offline.md); a click id alone finds a user only where click ids are matched"
 _NUMBERS: Final = frozenset(("event_time", "value", "cost"))
 
 
@@ -31,6 +37,17 @@ class Refusal(NamedTuple):
     detail: str
 
 
+class Limits(NamedTuple):
+    """What events are held against beside the contract: the policy, its platforms, and where rows are judged one by one the
+    earliest and the latest time (epoch ms) that the topic takes.
+    """
+
+    policy: Policy
+    platforms: dict[str, int]
+    not_before_ms: int | None = None
+    not_after_ms: int | None = None
+
+
 class Outcome(NamedTuple):
     """What becomes of a row: records with their rule's name, or a refusal, or the reason why it is left out on
     purpose.
@@ -41,7 +58,7 @@ class Outcome(NamedTuple):
     skipped: str | None = None
 
 
-def prepare(row: Row | Broken, mapping: Mapping, platforms: dict[str, int]) -> Outcome:
+def prepare(row: Row | Broken, mapping: Mapping, limits: Limits) -> Outcome:
     """Maps one row. It goes wholly or not at all, so that a repaired row can be imported again as it is."""
     if isinstance(row, Broken):
         return Outcome(refusal=Refusal("", row.reason, "", row.detail))
@@ -51,6 +68,9 @@ def prepare(row: Row | Broken, mapping: Mapping, platforms: dict[str, int]) -> O
         for rule in mapping.skip:
             if all_hold(rule.when, row, mapping):
                 return Outcome(skipped=rule.name)
+        for bar in mapping.reject:
+            if all_hold(bar.when, row, mapping):
+                return Outcome(refusal=Refusal("", bar.reason, bar.field, bar.advice))
         for rule in mapping.rules:
             name = rule.name
             if not all_hold(rule.when, row, mapping):
@@ -58,7 +78,7 @@ def prepare(row: Row | Broken, mapping: Mapping, platforms: dict[str, int]) -> O
             fields = {
                 key: value for key, node in rule.fields.items() if (value := evaluate(node, row, mapping)) is not None
             }
-            judged = _judge(fields, platforms)
+            judged = _judge(fields, mapping, limits)
             if isinstance(judged, Refusal):
                 return Outcome(refusal=judged._replace(event=name))
             events.append((name, judged))
@@ -69,7 +89,7 @@ def prepare(row: Row | Broken, mapping: Mapping, platforms: dict[str, int]) -> O
     return Outcome(tuple(events))
 
 
-def _judge(fields: dict[str, Any], platforms: dict[str, int]) -> Prepared | Refusal:
+def _judge(fields: dict[str, Any], mapping: Mapping, limits: Limits) -> Prepared | Refusal:
     for key, value in fields.items():
         if key not in _NUMBERS and isinstance(value, int | float) and not isinstance(value, bool):
             fields[key] = str(value)  # ids are text, also where a JSONL file has them as numbers
@@ -78,7 +98,35 @@ def _judge(fields: dict[str, Any], platforms: dict[str, int]) -> Prepared | Refu
     except TypeError as error:
         return Refusal("", "unencodable", "", str(error)[:200])
     event = judge_bytes(value)
-    judged = event if isinstance(event, Rejection) else judge_fields(event, platforms, MAX_TIME_MS)
+    judged = event if isinstance(event, Rejection) else judge_fields(event, limits.platforms, MAX_TIME_MS)
     if isinstance(judged, Rejection):
+        is_userless = (judged.reason, judged.field) == (MISSING_FIELD, "user_id")
+        if is_userless and (mapping.codes is not None or "click_id" in fields):
+            return Refusal("", NO_USER_ID, "user_id", _NO_USER_ID)
         return Refusal("", judged.reason, judged.field, judged.detail)
-    return Prepared(judged.time_ms, judged.event.user_id.encode(), value)
+    whose = judged.event.user_id or judged.event.click_id or ""
+    return _beyond(judged.event, judged.time_ms, mapping, limits) or Prepared(judged.time_ms, whose.encode(), value)
+
+
+def _beyond(event: Event, time_ms: int, mapping: Mapping, limits: Limits) -> Refusal | None:
+    """Why an event that keeps the contract would not be counted, as far as that is known now."""
+    name = event.conversion_name
+    if mapping.known_actions and name is not None and name not in limits.policy.at(time_ms).actions:
+        close = difflib.get_close_matches(name, limits.policy.at(time_ms).actions, 1, 0.5)
+        option = f'--action {close[0] if close else "purchase"}="{name}"'
+        return Refusal(
+            "",
+            UNKNOWN_ACTION,
+            "conversion_name",
+            f"{name[:100]!r} is no action of the policy; if it is one by another name: {option}",
+        )
+    if limits.not_before_ms is not None and time_ms < limits.not_before_ms:
+        return Refusal(
+            "",
+            BEYOND_CORRECTION_HORIZON,
+            "event_time",
+            "older than the topic's newest event by more than correction_horizon: it could not be counted any more",
+        )
+    if limits.not_after_ms is not None and time_ms > limits.not_after_ms:
+        return Refusal("", IN_THE_FUTURE, "event_time", "in the future: is the time zone right?")
+    return None

@@ -1,7 +1,5 @@
-"""Reads the rows of a CSV, TSV or JSONL file, plain or gzipped, one at a time."""
+"""Opens a file of rows, whatever it is: CSV, TSV or JSONL, plain or gzipped, or an XLSX workbook; one row at a time."""
 
-import csv
-import difflib
 import gzip
 import io
 import json
@@ -10,31 +8,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
 
 from app.importer.evaluate import Row
-from app.importer.mapping import Mapping, MappingError
+from app.importer.mapping import Mapping
 from app.importer.refusal import ImportRefusedError
+from app.importer.table import Broken, read_table, rows_of
+from app.importer.workbook import sheet_lines
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-_MAX_FIELD_CHARACTERS: Final = 1 << 20  # a quote that is never closed must not swallow the file
-
-
-class Broken(NamedTuple):
-    """A row that cannot be read: what is in its place, and why."""
-
-    line: int
-    raw: Any
-    reason: str
-    detail: str
+_ZIP_MAGIC: Final = b"PK\x03\x04"
+_UNREADABLE: Final = {  # by how they begin
+    b"\xd0\xcf\x11\xe0": "is an Excel file of the old kind (.xls) or has a password: save it as .xlsx without one, or as CSV (UTF-8)",
+    b"\xff\xfe": "is UTF-16 text: save it as CSV (UTF-8)",
+    b"\xfe\xff": "is UTF-16 text: save it as CSV (UTF-8)",
+    b"%PDF": "is a PDF: ask for the table as CSV (UTF-8)",
+}
+_MAX_RAW_CHARACTERS: Final = 1 << 20  # of a line that cannot be read
 
 
 @dataclass
 class Source:
-    """An open file: its rows, and how far it has been read (bytes as they lie on disk)."""
+    """An open file: its rows, the mapping with what the file says of itself, and how far it has been read."""
 
     file: BinaryIO
     rows: Iterator[Row | Broken]
+    mapping: Mapping
 
     @property
     def bytes_read(self) -> int:
@@ -43,8 +42,9 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path, mapping: Mapping) -> Iterator[Source]:
-    """The rows of a file from its first on, in order; what cannot be read as a row comes as `Broken`.
+def open_source(path: Path, mapping: Mapping, sheet: str | None = None) -> Iterator[Source]:
+    """The rows of a file from its first on, in order; what cannot be read as a row comes as `Broken`. `sheet`: of a
+    workbook, the first one if not given.
 
     `MappingError` if the file lacks a column that the mapping uses; `ImportRefusedError` if it cannot be read at all.
     """
@@ -53,63 +53,45 @@ def open_source(path: Path, mapping: Mapping) -> Iterator[Source]:
     except OSError as error:
         raise ImportRefusedError(f"cannot read {path}: {error.strerror}") from error
     with file:
-        zipped = file.read(2) == _GZIP_MAGIC
+        start = file.read(4)
         file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if zipped else file
-        # Bytes that are not UTF-8 survive as lone surrogates, so that one bad row costs one row and not the file.
-        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-        rows = _json_rows(text, mapping) if mapping.format == "jsonl" else _table_rows(text, mapping, path)
-        yield Source(file, _last_of_group(_whole(rows, path), mapping.group))
+        for magic, advice in _UNREADABLE.items():
+            if start.startswith(magic):
+                raise ImportRefusedError(f"{path} {advice}")
+        if start == _ZIP_MAGIC:
+            if mapping.format == "jsonl":
+                raise ImportRefusedError(f"{path} is a workbook or ZIP archive, and the mapping is for JSON lines")
+            mapping, rows = rows_of(sheet_lines(file, path, sheet), mapping, path, is_ragged=True)
+        elif sheet is not None:
+            raise ImportRefusedError(f"{path} is no XLSX workbook, so it has no sheet {sheet!r}: leave --sheet out")
+        else:
+            stream = gzip.GzipFile(fileobj=file) if start.startswith(_GZIP_MAGIC) else file
+            # Bytes that are not UTF-8 survive as lone surrogates, so that one bad row costs one row and not the file.
+            text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+            mapping, rows = _text_rows(text, mapping, path)
+        yield Source(file, _last_of_group(rows, mapping.group), mapping)
+
+
+def _text_rows(text: io.TextIOWrapper, mapping: Mapping, path: Path) -> tuple[Mapping, Iterator[Row | Broken]]:
+    try:
+        if mapping.format == "jsonl":
+            rows = _json_rows(text, mapping)
+        else:
+            mapping, rows = read_table(text, mapping, path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(path, error) from error
+    return mapping, _whole(rows, path)
 
 
 def _whole(rows: Iterator[Row | Broken], path: Path) -> Iterator[Row | Broken]:
     try:
         yield from rows
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ImportRefusedError(
-            f"{path} is damaged: {error}; the rows before are delivered, fetch the file again"
-        ) from error
+        raise _damaged(path, error) from error
 
 
-def _table_rows(text: io.TextIOWrapper, mapping: Mapping, path: Path) -> Iterator[Row | Broken]:
-    csv.field_size_limit(_MAX_FIELD_CHARACTERS)
-    quoting = csv.QUOTE_MINIMAL if mapping.quoted else csv.QUOTE_NONE
-    reader = csv.reader(text, delimiter=mapping.delimiter, quoting=quoting)
-    header = next(reader, None)
-    if not header:
-        raise ImportRefusedError(f"{path} has no header line")
-    names = _canonical(header, mapping, path)
-    nulls = mapping.nulls
-    while True:
-        line = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Broken(line, None, "unreadable_row", str(error))
-            continue
-        if not values:
-            continue
-        if len(values) != len(names):
-            yield Broken(line, values, "wrong_column_count", f"{len(values)} columns, the header has {len(names)}")
-            continue
-        yield Row({name: None if value in nulls else value for name, value in zip(names, values, strict=True)}, line)
-
-
-def _canonical(header: list[str], mapping: Mapping, path: Path) -> list[str]:
-    """The header with aliases replaced by the names that the mapping uses."""
-    by_alias = {alias: name for name, aliases in mapping.aliases.items() for alias in aliases}
-    names = [by_alias.get(name, name) if by_alias.get(name) not in header else name for name in header]
-    repeated = sorted({name for name in names if names.count(name) > 1} & mapping.columns)
-    if repeated:
-        raise MappingError(f"{path} has more than one column {', '.join(repeated)}; which one is meant is unknown")
-    missing = sorted(mapping.columns - set(names) - mapping.optional)
-    if missing:
-        close = difflib.get_close_matches(missing[0], header, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise MappingError(f"{path} lacks the column {', '.join(missing)}{hint}; it has {', '.join(header)}")
-    return names
+def _damaged(path: Path, error: Exception) -> ImportRefusedError:
+    return ImportRefusedError(f"{path} is damaged: {error}; the rows before are delivered, fetch the file again")
 
 
 def _json_rows(text: io.TextIOWrapper, mapping: Mapping) -> Iterator[Row | Broken]:
@@ -121,7 +103,7 @@ def _json_rows(text: io.TextIOWrapper, mapping: Mapping) -> Iterator[Row | Broke
         try:
             values = json.loads(content)
         except (ValueError, RecursionError) as error:
-            yield Broken(line, content[:_MAX_FIELD_CHARACTERS], "unreadable_json", str(error)[:200])
+            yield Broken(line, content[:_MAX_RAW_CHARACTERS], "unreadable_json", str(error)[:200])
             continue
         if not isinstance(values, dict):
             yield Broken(line, values, "not_an_object", f"a {type(values).__name__} where an object is expected")

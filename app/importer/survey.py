@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from app.importer.evaluate import Row
-from app.importer.mapping import Mapping
-from app.importer.prepare import Prepared, Refusal, prepare
-from app.importer.source import Broken, Source
+from app.importer.prepare import Limits, Outcome, Prepared, Refusal, prepare
+from app.importer.source import Source
+from app.importer.table import Broken
 
 
 @dataclass
@@ -30,28 +30,28 @@ class Survey:
 def survey(
     found: Survey,
     source: Source,
-    mapping: Mapping,
-    platforms: dict[str, int],
-    horizon_ms: int,
+    limits: Limits,
     rejected_path: Path,
     delivered: int,
-    on_row: Callable[[Survey], None],
+    on_row: Callable[[Row | Broken, Outcome], None],
 ) -> Iterator[Prepared]:
     """Every record in the file's order; on the way `found` is filled and the rejected rows are written.
 
-    `delivered`: how many records an earlier run has sent. `on_row` is called for each row, for the progress bar.
+    `delivered`: how many records an earlier run has sent. `on_row` is called for each row with what becomes of it.
     """
     records = 0
+    horizon_ms = limits.policy.bounds.correction_horizon_ms
     with rejected_path.open("w", encoding="utf-8") as rejected:
         for row in source.rows:
-            events, refusal, skipped = prepare(row, mapping, platforms)
+            outcome = prepare(row, source.mapping, limits)
+            events, refusal, skipped = outcome
             found.rows += 1
             if refusal is not None:
                 found.rejected[refusal.reason] += 1
                 rejected.write(_rejected_line(row, refusal))
             elif skipped is not None:
                 found.skipped[skipped] += 1
-            on_row(found)
+            on_row(row, outcome)
             for name, record in events:
                 records += 1
                 found.events[name] += 1

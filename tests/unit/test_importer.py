@@ -1,12 +1,10 @@
 """What `onecount import` does with a file: maps, rejects, resumes, and refuses what Kafka or the product would lose."""
 
-import csv
 import gzip
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +14,11 @@ from rich.console import Console
 from app.importer import ImportRefusedError, MappingError, Summary, import_file
 from app.importer.prepare import Prepared
 from app.importer.sending import batches
-from app.importer.topic import TopicState
 from app.policy.load import load_policy
 from app.policy.model import Policy
 from app.settings import Settings
+from tests.unit.imported import HOUR_MS, FakeKafka, table
 
-FOREVER = 9_223_372_036_854_775_807
-HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 # 2025-03-01T12:00:00Z
 NOON_MS = 1_740_830_400_000
@@ -55,40 +51,6 @@ def test_batches_stay_within_a_size_and_a_span_of_time() -> None:
     assert [len(batch) for batch in batches(records, span_ms=1_000, size=3)] == [3, 3, 2]
 
 
-class FakeKafka:
-    """A topic that takes records, until it is told to die at the `dies_at`-th flush."""
-
-    def __init__(self, dies_at: int = 0, **state: object) -> None:
-        self.records: list[tuple[bytes, bytes, int]] = []
-        self.dies_at = dies_at
-        self.flushes = 0
-        self.state = TopicState("CreateTime", -1, FOREVER, HOUR_MS, None)
-        self.state = TopicState(**(self.state.__dict__ | state))
-
-    def open(self, settings: Settings, partitioner: str, on_failure: Callable) -> "FakeKafka":
-        self.on_failure = on_failure
-        return self
-
-    def look_up(self, settings: Settings, topic: str) -> TopicState:
-        return self.state
-
-    def produce(self, topic, value, key, partition, on_delivery, _, timestamp_ms) -> None:
-        assert partition == -1
-        self.records.append((key, value, timestamp_ms))
-
-    def poll(self, timeout: float) -> int:
-        return 0
-
-    def flush(self, timeout: float) -> int:
-        self.flushes += 1
-        if self.flushes == self.dies_at:
-            self.on_failure(SimpleNamespace(str=lambda: "the broker is gone"), None)
-        return 0
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(value) for _, value, _ in self.records]
-
-
 Import = Callable[..., Summary]
 
 
@@ -105,12 +67,6 @@ def run(tmp_path: Path, policy: Policy) -> Import:
         )
 
     return import_it
-
-
-def table(rows: list[tuple[object, ...]], header: str = "id,user,at") -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header.split(","), *rows])
-    return text.getvalue()
 
 
 def minutes(count: int, every: int = 1) -> list[tuple[object, ...]]:

@@ -1,0 +1,172 @@
+"""From the lines of a table to rows: what stands before the header, the delimiter, the columns' names."""
+
+import csv
+import difflib
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from app.importer.evaluate import Row
+from app.importer.mapping import Mapping, MappingError
+from app.importer.refusal import ImportRefusedError
+from app.importer.zones import parse_zone
+
+_MAX_FIELD_CHARACTERS: Final = 1 << 20  # a quote that is never closed must not swallow the file
+_HEAD_LINES: Final = 40  # among which the header stands
+_PARAMETERS: Final = "parameters:"
+
+
+class Broken(NamedTuple):
+    """A row that cannot be read: what is in its place, and why."""
+
+    line: int
+    raw: Any
+    reason: str
+    detail: str
+
+
+class Head(NamedTuple):
+    """What a table begins with: its columns' names, and the time zone that it says (None: it says none)."""
+
+    header: list[str]
+    zone: str | None
+
+
+def read_table(text: io.TextIOWrapper, mapping: Mapping, path: Path) -> tuple[Mapping, Iterator[Row | Broken]]:
+    """The rows of delimited text, and the mapping with what the text says of itself (its time zone).
+
+    `MappingError` if it lacks a column that the mapping uses, `ImportRefusedError` if it has no header.
+    """
+    csv.field_size_limit(_MAX_FIELD_CHARACTERS)
+    head = list(islice(text, _HEAD_LINES))
+    quoting = csv.QUOTE_MINIMAL if mapping.quoted else csv.QUOTE_NONE
+    delimiter = _delimiter(head, mapping, quoting)
+    reader = csv.reader(chain(head, text), delimiter=delimiter, quoting=quoting)
+    return rows_of(_numbered(reader), mapping, path)
+
+
+def _numbered(reader: Any) -> Iterator[tuple[int, list[str]] | Broken]:
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Broken(line, None, "unreadable_row", str(error))
+            continue
+        yield line, values
+
+
+def rows_of(
+    lines: Iterator[tuple[int, list[str]] | Broken], mapping: Mapping, path: Path, is_ragged: bool = False
+) -> tuple[Mapping, Iterator[Row | Broken]]:
+    """As `read_table`, of numbered lines of cells. `is_ragged`: empty cells at a line's end may be missing."""
+    head = _read_head(lines, mapping, path)
+    names = _canonical(head.header, mapping, path)
+    return _with_zone(mapping, head.zone), _rows(lines, names, mapping.nulls, is_ragged)
+
+
+def _rows(
+    lines: Iterator[tuple[int, list[str]] | Broken], names: list[str], nulls: frozenset[str], is_ragged: bool
+) -> Iterator[Row | Broken]:
+    for line in lines:
+        if isinstance(line, Broken):
+            yield line
+            continue
+        number, values = line
+        if not any(values):
+            continue
+        if is_ragged:
+            values += [""] * (len(names) - len(values))
+        if len(values) != len(names):
+            yield Broken(number, values, "wrong_column_count", f"{len(values)} columns, the header has {len(names)}")
+            continue
+        yield Row({name: None if value in nulls else value for name, value in zip(names, values, strict=True)}, number)
+
+
+def _read_head(lines: Iterable[tuple[int, list[str]] | Broken], mapping: Mapping, path: Path) -> Head:
+    zone = None
+    for line in lines:
+        if isinstance(line, Broken):
+            break
+        cells = [cell.strip() for cell in line[1]]
+        first = cells[0] if cells else ""
+        if mapping.parameters_row and first.lower().startswith(_PARAMETERS):
+            zone = _parameters(first).get("timezone") or zone
+        elif any(cells) and not (mapping.parameters_row and first.startswith("#")):
+            return Head(line[1], zone)
+        elif not mapping.parameters_row:
+            break
+    raise ImportRefusedError(f"{path} has no header line")
+
+
+def _parameters(cell: str) -> dict[str, str]:
+    """`Parameters:TimeZone=+0100;EntityType=...` by name in lower case."""
+    pairs = (part.partition("=") for part in cell[len(_PARAMETERS) :].split(";"))
+    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+
+def _with_zone(mapping: Mapping, said: str | None) -> Mapping:
+    if said is None:
+        return mapping
+    try:
+        zone = parse_zone(said)
+    except ValueError as error:
+        raise ImportRefusedError(
+            f"the line Parameters:TimeZone={said} of the file: {error}. Write the zone there, or take the line out and say --zone"
+        ) from error
+    if mapping.zone is not None and mapping.zone != zone:
+        raise ImportRefusedError(
+            f"the file says Parameters:TimeZone={said}, the command --zone {mapping.given.zone}: which one is right is unknown. Leave one out"
+        )
+    return replace(mapping, zone=zone)
+
+
+def _delimiter(head: list[str], mapping: Mapping, quoting: int) -> str:
+    """The mapping's, or where it fixes none the one by which the header has the columns that are needed."""
+    if mapping.is_fixed_delimiter:
+        return mapping.delimiter
+    for delimiter in (mapping.delimiter, ";", "\t"):
+        try:
+            for cells in csv.reader(head, delimiter=delimiter, quoting=quoting):
+                if not _missing(_renamed(cells, mapping), mapping):
+                    return delimiter
+        except csv.Error:
+            continue
+    return mapping.delimiter
+
+
+def _renamed(header: list[str], mapping: Mapping) -> list[str]:
+    """The header with aliases, and where capitals do not matter those too, replaced by the names that the mapping uses."""
+
+    def plain(name: str) -> str:
+        return name.strip().casefold() if mapping.any_case else name
+
+    known = {plain(alias): name for name, aliases in mapping.aliases.items() for alias in aliases}
+    if mapping.any_case:
+        known |= {plain(name): name for name in mapping.columns}
+    as_written = set(header)
+    return [
+        known.get(plain(name), name) if known.get(plain(name)) not in as_written - {name} else name for name in header
+    ]
+
+
+def _missing(names: list[str], mapping: Mapping) -> list[str]:
+    return sorted(mapping.columns - set(names) - mapping.optional)
+
+
+def _canonical(header: list[str], mapping: Mapping, path: Path) -> list[str]:
+    names = _renamed(header, mapping)
+    repeated = sorted({name for name in names if names.count(name) > 1} & mapping.columns)
+    if repeated:
+        raise MappingError(f"{path} has more than one column {', '.join(repeated)}; which one is meant is unknown")
+    missing = _missing(names, mapping)
+    if missing:
+        close = difflib.get_close_matches(missing[0], header, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise MappingError(f"{path} lacks the column {', '.join(missing)}{hint}; it has {', '.join(header)}")
+    return names
