@@ -43,7 +43,7 @@ def test_every_reason_that_a_row_can_be_refused_for_is_explained() -> None:
     # a record of ours is JSON, an object and shallow; its key is its user
     impossible = {
         reasons.NULL_RECORD, reasons.EMPTY, reasons.INVALID_UTF8, reasons.INVALID_JSON, reasons.TOO_DEEP,
-        reasons.NOT_AN_OBJECT, reasons.DUPLICATE_KEY, reasons.KEY_MISMATCH,
+        reasons.NOT_AN_OBJECT, reasons.DUPLICATE_KEY, reasons.KEY_MISMATCH, *reasons.SCHEMA_REASONS,
     }  # fmt: skip
     known = raised | broken | by_mappings | (set(reasons.ALL_REASONS) - impossible)
     assert len(raised) >= 5
