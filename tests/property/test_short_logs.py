@@ -317,6 +317,7 @@ def test_an_adjustment_that_was_too_late_has_no_second_letter_and_no_effect(kind
         send(deployment, "click", "moves the time", 7.4, user_id="bob")
         send_later(deployment, "adjustment", "a", 5.3, by=2.2, adjustment=kind, conversion_event_id="x", value=1)
         send_later(deployment, "adjustment", "b", 5.3, by=2.2, adjustment=kind, order_id="o", value=1)
+        send_later(deployment, "adjustment", "c", 5.3, 2.2, adjustment=kind, order_id="o", value=1, user_id="cat")
         send(deployment, "click", "first kept", begin + 0.01, user_id="bob")
         send(deployment, "conversion", "y", 8, conversion_name="signup")
         send_later(
@@ -325,6 +326,7 @@ def test_an_adjustment_that_was_too_late_has_no_second_letter_and_no_effect(kind
         deployment.drain()
         rebuild_in_short(deployment, begin)
         send_later(deployment, "conversion", "z", 18, by=end - 18, order_id="o")
+        send_later(deployment, "conversion", "w", 18, by=end - 18, order_id="o", user_id="cat")
         assert_exact(deployment)
 
 
