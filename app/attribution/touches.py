@@ -8,6 +8,8 @@ the width class fits the event id, so that ids of any length compare exactly. Na
 
 from collections.abc import Iterable
 from functools import cache
+from itertools import islice
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -282,33 +284,40 @@ class Pool:
         if not parts:
             return [None] * len(users)
         starts_ms = [segment[1] * self._span_ms[kind] for segment, _ in parts]
-        held = np.concatenate([records[HASH] for _, records in parts])
-        held_ms = np.concatenate(
-            [
-                start_ms + records["time"].astype(np.int64)
-                for start_ms, (_, records) in zip(starts_ms, parts, strict=True)
-            ]
-        )
-        origin = np.repeat(np.arange(len(parts)), [len(records) for _, records in parts])
-        place = np.concatenate([np.arange(len(records)) for _, records in parts])
-        # one key stands for user and time, in that order
-        _, user_ranks = np.unique(np.concatenate([held, users]), return_inverse=True)
-        _, time_ranks = np.unique(np.concatenate([held_ms, times_ms]), return_inverse=True)
-        keys = (user_ranks.astype(np.int64) << 32) | time_ranks
-        held_keys, asked = keys[: len(held)], keys[len(held) :]
-        order = np.argsort(held_keys, kind="stable")
-        ordered = held_keys[order]
-        last = ordered.searchsorted(asked) - 1
-        is_found = (last >= 0) & (ordered[last] >> 32 == asked >> 32)
-        first = ordered.searchsorted(ordered[last])
-        found: list[Found | None] = []
-        for valid, low, high in zip(is_found.tolist(), first.tolist(), last.tolist(), strict=True):
-            if not valid:
-                found.append(None)
-                continue
+        held_ms = [
+            start_ms + records["time"].astype(np.int64) for start_ms, (_, records) in zip(starts_ms, parts, strict=True)
+        ]
+        owners = np.concatenate([*(records[HASH] for _, records in parts), users])
+        all_ms = np.concatenate([*held_ms, times_ms])
+        count = len(owners) - len(users)
+        # by user and time, whoever asks before what is held of that time; equal records stay in order of acceptance
+        order = np.lexsort((np.arange(len(owners)) < count, all_ms, owners))
+        owners, sorted_ms, is_held = owners[order], all_ms[order], order < count
+        last = np.empty(len(users), dtype=np.int64)  # for who asks, the place of the last record up to him; -1: none
+        last[order[~is_held] - count] = np.maximum.accumulate(np.where(is_held, np.arange(len(order)), -1))[~is_held]
+        asking = np.flatnonzero((last >= 0) & (owners[last] == users))
+        last = first = last[asking]
+        is_equal = np.append(False, (owners[1:] == owners[:-1]) & (sorted_ms[1:] == sorted_ms[:-1]) & is_held[:-1])
+        while is_equal[first].any():
+            first = first - is_equal[first]
+        counts = last - first + 1
+        rows = iter(_rows(parts, order[np.repeat(last + 1 - np.cumsum(counts), counts) + np.arange(counts.sum())]))
+        found: list[Found | None] = [None] * len(users)
+        for place, equal, time_ms in zip(asking.tolist(), counts.tolist(), sorted_ms[last].tolist(), strict=True):
             # the first of the largest event id: a touch that came again after its id was forgotten stands twice
-            rows = [parts[origin[row]][1][place[row]].item() for row in order[low : high + 1].tolist()]
-            best = max(rows, key=lambda row: row[1])
-            time_ms = int(held_ms[order[high]])
-            found.append(Found(kind, time_ms, best[1], best[2:-1]))
+            best = next(rows) if equal == 1 else max(islice(rows, equal), key=itemgetter(1))
+            found[place] = Found(kind, time_ms, best[1], best[2:-1])
         return found
+
+
+def _rows(parts: list[tuple[SegmentKey, np.ndarray]], places: np.ndarray) -> list[tuple[Any, ...]]:
+    """The records at some places of all parts one behind the other."""
+    ends = np.cumsum([len(records) for _, records in parts])
+    origins = ends.searchsorted(places, side="right")
+    found: list[tuple[Any, ...]] = [()] * len(places)
+    for origin, (_, records) in enumerate(parts):
+        mine = np.flatnonzero(origins == origin)
+        rows = records[places[mine] - (ends[origin] - len(records))].tolist()
+        for place, row in zip(mine.tolist(), rows, strict=True):
+            found[place] = row
+    return found

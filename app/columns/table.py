@@ -69,7 +69,8 @@ class Table:
         self.record = record
         self.runs: list[Run] = []  # the oldest first
         self._upper: list[np.ndarray] = []  # aligned with `runs`: the upper halves of the hashes, sorted
-        self._new: list[np.ndarray] = []
+        # room for the records that are in no run, of which `new_count` are there; plain bytes, which are copied as such
+        self._new = np.empty(0, dtype=f"V{record.itemsize}")
         self.new_count = 0
         self._merging: dict[int, np.ndarray] = {}  # runs that were read to be merged, by place
 
@@ -97,7 +98,7 @@ class Table:
         for each, upper in zip(self.runs, held, strict=True):
             self._expect(upper, each.count * _HALF)
             self._upper.append(np.frombuffer(upper, dtype="<u4"))
-        self._new, self.new_count = [], 0
+        self._new, self.new_count = np.empty(0, dtype=self._new.dtype), 0
         if new:
             self._expect(new, len(new) // self.record.itemsize * self.record.itemsize)
             self._hold(np.frombuffer(new, dtype=self.record))
@@ -106,7 +107,7 @@ class Table:
 
     def hashes(self, run: Runner) -> Iterator[np.ndarray]:
         """Every record's hash (uint64), a part at a time; reads whole runs."""
-        yield from (records[HASH] for records in self._new)
+        yield self._fresh()[HASH]
         for place, each in enumerate(self.runs):
             yield self._whole(place, run([("GET", self._run_key(each))])[0])[HASH]
 
@@ -144,8 +145,10 @@ class Table:
             counts = last - first
             self._expect(rest, int(counts.sum()) * (self.record.itemsize - _HALF))
             parts[place] = self._joined(np.repeat(self._upper[place][first], counts), rest)
-        found = [parts[place] for place in sorted(parts)] + (self._new if len(lookup.hashes) else [])
+        found = [parts[place] for place in sorted(parts)] + ([self._fresh()] if len(lookup.hashes) else [])
         chosen = [records[among(records[HASH], lookup.hashes)] for records in found]
+        if len(chosen) == 1:
+            return chosen[0]
         return self._all_of(chosen) if chosen else np.empty(0, dtype=self.record)
 
     def write(self, records: np.ndarray, flush: bool = False) -> list[Command]:
@@ -155,8 +158,8 @@ class Table:
             commands += self._merge()
         self._hold(records)
         if self.new_count >= NEW_MAX or (flush and self.new_count):
-            fresh = self._all_of(self._new)
-            self._new, self.new_count = [], 0
+            fresh = self._fresh()
+            self._new, self.new_count = np.empty(0, dtype=self._new.dtype), 0
             run = Run(max((each.number for each in self.runs), default=0) + 1, 0, len(fresh))
             commands += [("UNLINK", f"{self.key}:new"), *self._store(len(self.runs), run, fresh)]
         elif len(records):
@@ -164,11 +167,17 @@ class Table:
         return commands
 
     def _hold(self, records: np.ndarray) -> None:
+        count = self.new_count + len(records)
+        if count > len(self._new):
+            grown = np.empty(max(count, 2 * len(self._new)), dtype=self._new.dtype)
+            grown[: self.new_count] = self._new[: self.new_count]
+            self._new = grown
         if len(records):
-            self._new.append(records)
-            self.new_count += len(records)
-            if len(self._new) >= FAN_OUT:
-                self._new = [self._all_of(self._new)]
+            self._new[self.new_count : count] = np.ascontiguousarray(records).view(self._new.dtype)
+        self.new_count = count
+
+    def _fresh(self) -> np.ndarray:
+        return self._new[: self.new_count].view(self.record)
 
     def _all_of(self, parts: list[np.ndarray]) -> np.ndarray:
         """Records in a row. NumPy looks at each field of each part before it joins them, unless they are mere bytes."""

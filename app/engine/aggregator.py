@@ -314,6 +314,7 @@ class AggregatorStage:
     ) -> Iterator[Fold]:
         """Takes the published rows over as the state; there is nothing to correct."""
         opened = self.opened[partition]
+        opened.rows = {}  # what was folded on lost state has other revisions
         is_final: dict[int, bool] = {}
         while some := list(islice(published, RECONCILED_ROWS)):
             by_window: dict[int, list[Any]] = defaultdict(list)

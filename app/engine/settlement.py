@@ -317,8 +317,10 @@ def _settle_user(
 
 
 def _publish(partition: int, change: Change, settings: Settings, fold: Fold) -> None:
-    publish(partition, change.rows, settings, fold)
-    publish_journeys(partition, change.journeys, change.models, settings, fold)
+    if change.rows:
+        publish(partition, change.rows, settings, fold)
+    if change.journeys or change.models:
+        publish_journeys(partition, change.journeys, change.models, settings, fold)
     for adjustment, reason in change.refused:
         rejection = Rejection(reason, "adjustment", f"the {adjustment.kind} {adjustment.event_id} changes nothing")
         letter = records.dead_letter_of(adjustment.source, adjustment.key, adjustment.raw, rejection)
@@ -349,13 +351,13 @@ def _credits(
 
 def publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], settings: Settings, fold: Fold) -> None:
     """Adds rows of conversions, or their deletions, to what the batch publishes."""
+    out = fold.outputs.setdefault((settings.attributed_topic, partition), [])
     for key, row in changed:
         if row is not None:
             fold.counted["conversion", row.platform, row.method, row.status] += 1
             if row.revision == 1 and row.status == rows.COUNTED and row.time_to_convert_ms is not None:
                 fold.converted.append((row.platform, row.conversion_name, row.time_to_convert_ms))
-        value = None if row is None else rows.encode(row)
-        records.add(fold.outputs, settings.attributed_topic, partition, {"key": key, "value": value})
+        out.append({"key": key, "value": None if row is None else rows.encode(row)})
 
 
 def publish_journeys(
