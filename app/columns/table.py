@@ -14,8 +14,6 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from app.columns.compiled import compiled
-
 NEW_MAX: Final = 1 << 14  # records that are not in a run yet
 FAN_OUT: Final = 8
 RUN_MAX: Final = (
@@ -262,21 +260,7 @@ def among(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         return found
     marks = np.zeros(_MARKS, dtype=bool)  # most are none of them, which their last bits tell at once
     marks[(wanted & _LAST_BITS).astype(np.int64)] = True
-    _look_all(hashes, wanted, marks, found)
+    from app.columns import loops
+
+    loops.look_all(hashes, wanted, marks, found)
     return found
-
-
-@compiled
-def _look_all(hashes: np.ndarray, wanted: np.ndarray, marks: np.ndarray, found: np.ndarray) -> None:
-    for row in range(len(hashes)):
-        each = hashes[row]
-        if not marks[each & _LAST_BITS]:
-            continue
-        low, high = 0, len(wanted)
-        while low < high:
-            middle = (low + high) // 2
-            if wanted[middle] < each:
-                low = middle + 1
-            else:
-                high = middle
-        found[row] = low < len(wanted) and wanted[low] == each

@@ -5,19 +5,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from app.columns.compiled import compiled, inlined
-
 PAD: Final = 8  # bytes behind the last text, so that a word may be read at its last byte
 ABSENT: Final = -1  # the length of a text that is not there, as a field that an event does not have
 
-_M: Final = np.uint64(0xC6A4A7935BD1E995)
-_R: Final = np.uint64(47)
 _WORD: Final = 8
 _SLOTS_MIN: Final = 1 << 12
 _SLOTS_A_CODE: Final = 4
-_ZERO, _ONE = np.uint64(0), np.uint64(1)
-# The mask of the first so many bytes of a little-endian word.
-MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
 _NO_SEED: Final = np.zeros(1, dtype=np.uint64)
 
 
@@ -78,31 +71,10 @@ def hash64(texts: Texts, seeds: np.ndarray = _NO_SEED) -> np.ndarray:
     An absent text has the hash 0, and no other one has. `seeds` (uint64): one for each text, or one for all.
     """
     hashes = np.empty(len(texts), dtype=np.uint64)
-    _hash_all(words_of(texts.buffer), texts.starts, texts.lengths, seeds, hashes)
+    from app.columns import loops
+
+    loops.hash_all(words_of(texts.buffer), texts.starts, texts.lengths, seeds, hashes)
     return hashes
-
-
-@compiled
-def _hash_all(
-    words: np.ndarray, starts: np.ndarray, lengths: np.ndarray, seeds: np.ndarray, hashes: np.ndarray
-) -> None:
-    for row in range(len(starts)):
-        length = lengths[row]
-        if length == ABSENT:
-            hashes[row] = _ZERO
-            continue
-        held = seeds[row if len(seeds) > 1 else 0] ^ (np.uint64(length) * _M)
-        at = starts[row]
-        end = at + length
-        while at + _WORD <= end:
-            mixed = words[at] * _M
-            held = (held ^ ((mixed ^ (mixed >> _R)) * _M)) * _M
-            at += _WORD
-        if at < end:
-            held = (held ^ (words[at] & MASKS[end - at])) * _M
-        held = (held ^ (held >> _R)) * _M
-        held ^= held >> _R
-        hashes[row] = held if held != _ZERO else _ONE
 
 
 def stir(hashes: np.ndarray) -> np.ndarray:
@@ -112,52 +84,13 @@ def stir(hashes: np.ndarray) -> np.ndarray:
     return stirred ^ (stirred >> np.uint64(33))
 
 
-def equal(left: Texts, right: Texts) -> np.ndarray:
-    """Row by row, whether the texts are the same bytes."""
-    same = left.lengths == right.lengths
-    _compare_all(words_of(left.buffer), left.starts, words_of(right.buffer), right.starts, left.lengths, same)
-    return same
-
-
-@compiled
-def _compare_all(
-    left: np.ndarray,
-    left_starts: np.ndarray,
-    right: np.ndarray,
-    right_starts: np.ndarray,
-    lengths: np.ndarray,
-    same: np.ndarray,
-) -> None:
-    for row in range(len(same)):
-        if same[row]:
-            same[row] = is_same(left, left_starts[row], right, right_starts[row], lengths[row])
-
-
-@inlined
-def is_same(left: np.ndarray, left_at: int, right: np.ndarray, right_at: int, size: int) -> bool:
-    """Whether so many bytes are the same in two buffers, which are given as words; PAD bytes must stand behind them."""
-    differ = _ZERO
-    at = 0
-    while size - at >= _WORD and differ == _ZERO:
-        differ = left[left_at + at] ^ right[right_at + at]
-        at += _WORD
-    if size - at > 0 and differ == _ZERO:
-        differ = (left[left_at + at] ^ right[right_at + at]) & MASKS[size - at]
-    return differ == _ZERO
-
-
 def padded(texts: Texts, width: int) -> np.ndarray:
     """The texts, none of them longer than `width` bytes, as NumPy's strings of that width: zeros stand behind each."""
     copies = np.zeros((len(texts), width), dtype=np.uint8)
-    _copy_all(texts.buffer, texts.starts, texts.lengths, copies)
+    from app.columns import loops
+
+    loops.copy_all(texts.buffer, texts.starts, texts.lengths, copies)
     return copies.view(f"S{width}")[:, 0]
-
-
-@compiled
-def _copy_all(buffer: np.ndarray, starts: np.ndarray, lengths: np.ndarray, copies: np.ndarray) -> None:
-    for row in range(len(starts)):
-        for at in range(lengths[row]):
-            copies[row, at] = buffer[starts[row] + at]
 
 
 class Coded(NamedTuple):
@@ -207,8 +140,10 @@ class KnownCodes:
 
     def meet(self, codes: np.ndarray) -> list[int]:
         """The rows at which codes are met for the first time, one each; they are known from now on."""
+        from app.columns import loops
+
         rows = np.empty(len(codes), dtype=np.int64)
-        unlikely = rows[: _unlikely(codes, self._slots, rows)]
+        unlikely = rows[: loops.unlikely(codes, self._slots, rows)]
         new = []
         for row, code in zip(unlikely.tolist(), codes[unlikely].tolist(), strict=True):
             if code not in self._codes:
@@ -220,18 +155,3 @@ class KnownCodes:
             known = np.fromiter(self._codes, dtype=np.uint64, count=len(self._codes))
             self._slots[(known & np.uint64(size - 1)).astype(np.int64)] = known
         return new
-
-
-@compiled
-def _unlikely(codes: np.ndarray, slots: np.ndarray, rows: np.ndarray) -> int:
-    """How many codes are not in their slot, and their rows; takes them in there."""
-    count = 0
-    last_bits = np.uint64(len(slots) - 1)
-    for row in range(len(codes)):
-        code = codes[row]
-        slot = code & last_bits
-        if slots[slot] != code:
-            slots[slot] = code
-            rows[count] = row
-            count += 1
-    return count

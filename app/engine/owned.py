@@ -1,11 +1,10 @@
 """One partition that a worker owns: how far it was read, what waits to be folded, and what makes a batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from math import inf
-from operator import itemgetter, methodcaller
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Message
 
@@ -24,21 +23,22 @@ class Run(NamedTuple):
     last: int
 
 
-def in_runs(messages: Sequence[Message]) -> Iterator[tuple[str, int, bool, list[Message]]]:
+def in_runs(messages: Sequence[Message]) -> Iterator[tuple[str, int, bool, Sequence[Message]]]:
     """What follows each other of one topic and partition, errors apart from records: topic, partition, whether errors, messages.
 
-    Most stretches of a partition are of one topic and without an error, which is seen without looking at each by itself.
+    Most lists are of one topic and without an error, which is seen from a list as a whole.
     """
-    for partition, stretch in groupby(messages, key=methodcaller("partition")):
-        found = list(stretch)
-        topics = [message.topic() for message in found]
-        errors = [message.error() for message in found]
-        if topics.count(topics[0]) == len(found) and not any(errors):
-            yield topics[0], partition, False, found
-            continue
-        places = zip(topics, [error is not None for error in errors], strict=True)
-        for (topic, failed), run in groupby(zip(places, found, strict=True), key=itemgetter(0)):
-            yield topic, partition, failed, [message for _, message in run]
+    topics = [message.topic() for message in messages]
+    partitions = [message.partition() for message in messages]
+    errors = [message.error() for message in messages]
+    places: Iterable[Any] = partitions
+    if any(errors) or topics.count(topics[0] if topics else "") < len(topics):
+        places = zip(topics, partitions, [error is not None for error in errors], strict=True)
+    first = 0
+    for _, run in groupby(places):
+        behind = first + len(list(run))
+        yield topics[first], partitions[first], errors[first] is not None, messages[first:behind]
+        first = behind
 
 
 class Owned:

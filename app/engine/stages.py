@@ -4,7 +4,6 @@ from typing import Final
 
 from app.engine.aggregator import AggregatorStage
 from app.engine.clients import Clients
-from app.engine.counter import CounterStage
 from app.engine.fold import Stage
 from app.engine.session import Reading
 from app.engine.state import StateRefused
@@ -25,6 +24,8 @@ def make_stage(role: str, settings: Settings, policy: Policy, clients: Clients) 
         return AggregatorStage(settings, policy), Reading(
             settings.aggregator_group, (settings.deltas_topic,), {settings.counts_topic: 0}, share=8, slice_records=20
         )
+    from app.engine.counter import CounterStage  # its compiled loops take a while to import, and memory
+
     counts = partition_counts(settings, clients)
     try:
         formats = open_formats(policy.formats(), settings.registry, settings.request_timeout_ms / 1000)

@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 
 from app.columns.compiled import compiled
-from app.columns.texts import ABSENT, Texts, is_same, texts_of, words_of
+from app.columns.loops import is_same
+from app.columns.texts import ABSENT, Texts, texts_of, words_of
 from app.contract.events import (
     EVENT_TYPES,
     MAX_EVENT_BYTES,

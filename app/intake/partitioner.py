@@ -5,7 +5,8 @@ import zlib
 import numpy as np
 
 from app.columns.compiled import compiled
-from app.columns.texts import MASKS, Texts, words_of
+from app.columns.loops import MASKS
+from app.columns.texts import Texts, words_of
 
 _SEED = np.uint64(0x9747B28C)
 _M = np.uint64(0x5BD1E995)

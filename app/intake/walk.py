@@ -6,7 +6,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from app.columns.compiled import compiled, inlined
-from app.columns.texts import ABSENT, PAD, is_same, words_of
+from app.columns.loops import is_same
+from app.columns.texts import ABSENT, PAD, words_of
 from app.contract.events import MAX_AMOUNT, MAX_EVENT_BYTES, TOUCH_ATTRIBUTES, TOUCH_TYPES
 
 COLUMNS: Final = ("event_id", "user_id", "advertiser_id", "platform", *TOUCH_ATTRIBUTES)

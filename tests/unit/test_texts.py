@@ -4,13 +4,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.columns.loops import is_same
 from app.columns.texts import (
     KnownCodes,
     Names,
     coded,
-    equal,
     hash64,
     texts_of,
+    words_of,
 )
 
 MASK = 2**64 - 1
@@ -41,12 +42,14 @@ def test_a_hash_is_stable_over_releases_since_state_holds_it() -> None:
     assert hash64(texts_of([b"", b"meta", b"google_ads"])).tolist() == [1, 4071116533376431935, 5816871575631687079]
 
 
-@given(raws, raws)
-def test_equal_is_equal_bytes(left: list[bytes | None], right: list[bytes | None]) -> None:
-    size = min(len(left), len(right))
-    pairs = [*zip(left[:size], right[:size], strict=True), *zip(left, left, strict=True)]
-    found = equal(texts_of([one for one, _ in pairs]), texts_of([other for _, other in pairs]))
-    assert found.tolist() == [one == other for one, other in pairs]
+@given(st.binary(max_size=40), st.binary(max_size=40), st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_bytes_are_the_same_where_all_of_them_are(left: bytes, right: bytes, at: int, other: int, size: int) -> None:
+    right = right[:other] + left[at : at + size] + right[other:]
+    for one, two, length in [(at, min(other, len(right)), size), (0, 0, min(len(left), len(right)))]:
+        length = max(0, min(length, len(left) - one, len(right) - two))
+        expected = left[one : one + length] == right[two : two + length]
+        words = [words_of(np.frombuffer(data + bytes(8), dtype=np.uint8)) for data in (left, right)]
+        assert bool(is_same(words[0], one, words[1], two, length)) == expected
 
 
 def test_names_are_found_again_by_their_codes_and_forgotten_where_they_are_too_many() -> None:

@@ -1,0 +1,93 @@
+"""The loops of columns and tables. Whoever needs one imports it where it is called: Numba is dear to import, and only a
+counter's hot path has a use for it.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from app.columns.compiled import compiled, inlined
+from app.columns.texts import ABSENT
+
+_M: Final = np.uint64(0xC6A4A7935BD1E995)
+_R: Final = np.uint64(47)
+_WORD: Final = 8
+_ZERO, _ONE = np.uint64(0), np.uint64(1)
+# The mask of the first so many bytes of a little-endian word.
+MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
+
+
+@compiled
+def hash_all(words: np.ndarray, starts: np.ndarray, lengths: np.ndarray, seeds: np.ndarray, hashes: np.ndarray) -> None:
+    """MurmurHash64A of each text, which its buffer's words hold; `seeds`: one for each, or one for all."""
+    for row in range(len(starts)):
+        length = lengths[row]
+        if length == ABSENT:
+            hashes[row] = _ZERO
+            continue
+        held = seeds[row if len(seeds) > 1 else 0] ^ (np.uint64(length) * _M)
+        at = starts[row]
+        end = at + length
+        while at + _WORD <= end:
+            mixed = words[at] * _M
+            held = (held ^ ((mixed ^ (mixed >> _R)) * _M)) * _M
+            at += _WORD
+        if at < end:
+            held = (held ^ (words[at] & MASKS[end - at])) * _M
+        held = (held ^ (held >> _R)) * _M
+        held ^= held >> _R
+        hashes[row] = held if held != _ZERO else _ONE
+
+
+@inlined
+def is_same(left: np.ndarray, left_at: int, right: np.ndarray, right_at: int, size: int) -> bool:
+    """Whether so many bytes are the same in two buffers, which are given as words; PAD bytes must stand behind them."""
+    differ = _ZERO
+    at = 0
+    while size - at >= _WORD and differ == _ZERO:
+        differ = left[left_at + at] ^ right[right_at + at]
+        at += _WORD
+    if size - at > 0 and differ == _ZERO:
+        differ = (left[left_at + at] ^ right[right_at + at]) & MASKS[size - at]
+    return differ == _ZERO
+
+
+@compiled
+def copy_all(buffer: np.ndarray, starts: np.ndarray, lengths: np.ndarray, copies: np.ndarray) -> None:
+    """Copies each text into its row of `copies`."""
+    for row in range(len(starts)):
+        for at in range(lengths[row]):
+            copies[row, at] = buffer[starts[row] + at]
+
+
+@compiled
+def unlikely(codes: np.ndarray, slots: np.ndarray, rows: np.ndarray) -> int:
+    """How many codes are not in their slot, and their rows; takes them in there."""
+    count = 0
+    last_bits = np.uint64(len(slots) - 1)
+    for row in range(len(codes)):
+        code = codes[row]
+        slot = code & last_bits
+        if slots[slot] != code:
+            slots[slot] = code
+            rows[count] = row
+            count += 1
+    return count
+
+
+@compiled
+def look_all(hashes: np.ndarray, wanted: np.ndarray, marks: np.ndarray, found: np.ndarray) -> None:
+    """Which hashes are among the wanted, which are sorted; `marks`: which last bits a wanted one has."""
+    last_bits = np.uint64(len(marks) - 1)
+    for row in range(len(hashes)):
+        each = hashes[row]
+        if not marks[each & last_bits]:
+            continue
+        low, high = 0, len(wanted)
+        while low < high:
+            middle = (low + high) // 2
+            if wanted[middle] < each:
+                low = middle + 1
+            else:
+                high = middle
+        found[row] = low < len(wanted) and wanted[low] == each
