@@ -286,7 +286,7 @@ def test_what_is_packed_changes_no_row_whatever_comes_later(name: str) -> None:
     }[name]
     most_packed = 0
 
-    @settings(max_examples=settings.default.max_examples // 2)
+    @settings(max_examples=settings.default.max_examples // 4)
     @given(steps)
     def check(made: list[Any]) -> None:
         nonlocal most_packed
