@@ -23,6 +23,7 @@ from app.engine.ledger import Mode
 from app.engine.session import Session, SessionEnded
 from app.engine.stages import make_stage
 from app.engine.store import Server, StoreUnavailable
+from app.formats.schemas import RegistryUnavailable
 from app.policy.model import Policy
 from app.settings import Settings
 from tests.memory.kafka import MemoryClients
@@ -70,9 +71,13 @@ class Deployment:
         events_topics: tuple[str, ...] = ("ads.events",),
         counters: int = 1,
         aggregators: int = 1,
+        registry: str = "",
     ) -> None:
+        """`registry`: the address of a schema registry."""
         # an interval of 0 is refused by the settings' check; here it makes a turn read exactly once
-        self.settings = Settings(events_topics=events_topics).model_copy(update={"commit_interval_ms": 0})
+        told = {"url": registry} if registry else {}
+        found = Settings(events_topics=events_topics, schema_registry=told)  # type: ignore[arg-type]
+        self.settings = found.model_copy(update={"commit_interval_ms": 0})
         settings = self.settings
         topics = dict.fromkeys(
             (
@@ -131,7 +136,7 @@ class Deployment:
                 loop.step(session, self.settings, Silent())
                 self._end(worker, session)
             return folded
-        except (SessionEnded, StoreUnavailable, KafkaException) as error:
+        except (SessionEnded, StoreUnavailable, RegistryUnavailable, KafkaException) as error:
             worker.ended = f"{type(error).__name__}: {error}"
             self._end(worker, session)
         except Crash as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.contract import journeys, rows
 from app.contract.reasons import ADJUSTMENT_REASONS
+from app.formats.opening import open_formats
 from app.verify.differences import Upsert, compare_letters, compare_partitions, compare_rows, fold_log
 from app.verify.oracle import Answer, answer, refusals_over_time
 from app.verify.partition import owner_of
@@ -23,7 +24,9 @@ def oracles_answer(deployment: Deployment) -> Answer:
     batches = committed_batches(
         message.value() or b"" for message in broker.committed(settings.deltas_topic) if message.partition() == 0
     )
-    return answer(input_records(deployment), deployment.policy, deployment.partitions, batches, settings.rekeyed_topic)
+    records, policy = input_records(deployment), deployment.policy
+    formats = open_formats(policy.formats(), settings.registry, settings.request_timeout_ms / 1000)
+    return answer(records, policy, deployment.partitions, batches, settings.rekeyed_topic, formats)
 
 
 def input_records(deployment: Deployment) -> list[Record]:
@@ -175,4 +178,5 @@ def _record(message: MemoryMessage) -> Record:
         message.key(),
         message.value(),
         source,
+        message.headers() if source is None else None,
     )

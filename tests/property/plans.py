@@ -114,12 +114,10 @@ def make_plan(chance: Random, order: Order) -> list[Action]:
 class Story:
     """Plays actions on a deployment for a world."""
 
-    def __init__(self, world: World, delta_partitions: int) -> None:
+    def __init__(self, world: World, delta_partitions: int, registry: str = "") -> None:
         self.world = world
         self.topics = tuple(["ads.events", "ads.more"][: world.topics])
-        self.deployment = Deployment(
-            world.policy, world.partitions, delta_partitions, self.topics, counters=2, aggregators=2
-        )
+        self.deployment = Deployment(world.policy, world.partitions, delta_partitions, self.topics, 2, 2, registry)
         self.to_come = list(world.arrivals)
         self.disks: list[dict[bytes, Any]] = []  # what Redis held before each turn
         self.happened: list[str] = []  # the faults that really struck, for statistics
@@ -153,6 +151,7 @@ class Story:
                 key=record.key,
                 value=record.value,
                 timestamp=record.timestamp_ms,
+                headers=list(record.headers) or None,
             )
 
     def finish(self) -> None:

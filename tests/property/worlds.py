@@ -35,6 +35,7 @@ class Arrival:
     key: bytes | None
     value: bytes | None
     timestamp_ms: int
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 class Order(Enum):
