@@ -7,9 +7,9 @@ from typing import Any
 
 from app.contract import journeys, rows
 from app.contract.reasons import ADJUSTMENT_REASONS
-from app.formats.opening import open_formats
+from app.formats.opening import Formats, open_formats
 from app.verify.differences import Upsert, compare_letters, compare_partitions, compare_rows, fold_log
-from app.verify.oracle import Answer, answer, refusals_over_time
+from app.verify.oracle import Answer, answer, opened, refusals_over_time
 from app.verify.partition import owner_of
 from app.verify.records import SOURCE_HEADER, Coordinates, Record, parse_source
 from app.verify.sequence import committed_batches
@@ -24,9 +24,14 @@ def oracles_answer(deployment: Deployment) -> Answer:
     batches = committed_batches(
         message.value() or b"" for message in broker.committed(settings.deltas_topic) if message.partition() == 0
     )
-    records, policy = input_records(deployment), deployment.policy
-    formats = open_formats(policy.formats(), settings.registry, settings.request_timeout_ms / 1000)
-    return answer(records, policy, deployment.partitions, batches, settings.rekeyed_topic, formats)
+    records, formats = input_records(deployment), formats_of(deployment)
+    return answer(records, deployment.policy, deployment.partitions, batches, settings.rekeyed_topic, formats)
+
+
+def formats_of(deployment: Deployment) -> Formats | None:
+    """What reads its records that are no plain JSON."""
+    settings = deployment.settings
+    return open_formats(deployment.policy.formats(), settings.registry, settings.request_timeout_ms / 1000)
 
 
 def input_records(deployment: Deployment) -> list[Record]:
@@ -103,10 +108,8 @@ def _left_open(must: Answer, deployment: Deployment) -> set[Coordinates]:
 
 def _latest_ms(must: Answer, deployment: Deployment) -> int:
     """The time (epoch ms) of the latest event that moved a stream time: repeats too, but no forget."""
-    records = input_records(deployment)
-    events = [
-        json.loads(each.value or b"") for each in records if each.coordinates not in must.rejected and not each.source
-    ]
+    records = [each for each in input_records(deployment) if each.coordinates not in must.rejected and not each.source]
+    events = [json.loads(body) for _, body in opened(records, formats_of(deployment)) if isinstance(body, bytes)]
     return max((event["event_time"] for event in events if event["event_type"] != "forget"), default=0)
 
 
