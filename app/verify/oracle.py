@@ -4,19 +4,21 @@ Slow, plain and careful on purpose. It keeps everything for ever, since by secti
 only the rule of when an id stops being remembered (section 2) is an answer of its own, and followed.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import orjson
 
-from app.contract import rows
-from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Rejection, decode_event
+from app.contract import reasons, rows
+from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Accepted, Rejection, decode_event, judge_bytes
 from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
 from app.contract.rows import AttributedRow, CountRow
 from app.formats.opening import Body, Formats
 from app.policy.model import Policy
+from app.verify.click_ids import Click, ClickLog, compare_clicks, key_of, match
 from app.verify.door import Door
 from app.verify.journey_rows import journey_row, model_rows
 from app.verify.journeys import RealOrder, follow
@@ -62,6 +64,12 @@ class Answer:
     forgets: int = 0
     forgotten: int = 0  # conversions and adjustments that came after their person's forget, of before it
     faults: list[str] = field(default_factory=list)
+    # Section 13: the events that name no user, and how many of them found one and still wait for one; the accepted clicks.
+    userless: dict[Coordinates, tuple[Record, Accepted]] = field(default_factory=dict)
+    matched: int = 0
+    waiting: int = 0
+    clicks: Counter[Click] = field(default_factory=Counter)
+    told_clicks: Counter[Click] = field(default_factory=Counter)  # as the topic of clicks tells them
     # Of (advertiser_id, user_id).
     people: dict[tuple[str, str], Person] = field(default_factory=lambda: defaultdict(Person))
     # The events that a count row adds up, by its key.
@@ -85,16 +93,18 @@ def answer(
     order: Order | None = None,
     rekeyed_topic: str | None = None,
     formats: Formats | None = None,
+    clicks: ClickLog | None = None,
 ) -> Answer:
     """The answer to all `records`: the raw ones, and the copies where `rekeyed_topic` names their topic.
 
     Records may come in any order. `order`: the batches that were committed; without them events are processed by
     offset within a topic-partition and by Kafka timestamp across them. Without `rekeyed_topic` an event on a foreign
-    partition needs no copy. `formats`: what reads records that are no plain JSON. Raises IndexError for a record on a partition that is not below `partitions`.
+    partition needs no copy. `formats`: what reads records that are no plain JSON. `clicks`: what tells whose click is whose,
+    where the policy has `click_ids`. Raises IndexError for a record on a partition that is not below `partitions`.
     """
     result = Answer()
     tallies: dict[CountIdentity, Tally] = defaultdict(Tally)
-    streams = route(records, policy, partitions, rekeyed_topic, result, formats)
+    streams = route(records, policy, partitions, rekeyed_topic, result, formats, clicks)
     for owner in range(partitions):
         if order is None:
             batches = by_time(streams[owner])
@@ -102,6 +112,8 @@ def answer(
             batches, faults = by_batches(streams[owner], owner, order.get(owner, ()))
             result.faults += faults
         process(batches, policy, result, tallies)
+    if clicks is not None:
+        result.faults += compare_clicks(result.clicks, result.told_clicks)
     for person in result.people.values():
         if person.conversions:
             decisions, refused = settle(person, policy)
@@ -126,6 +138,7 @@ def route(
     rekeyed_topic: str | None,
     result: Answer,
     formats: Formats | None,
+    clicks: ClickLog | None = None,
 ) -> list[Streams]:
     """Judges every raw record, and lays the records that each owner partition processes in streams by offset."""
     raw: list[Record] = []
@@ -143,8 +156,10 @@ def route(
         streams[record.partition][record.topic, record.partition].append((record, arrival if at_home else None))
         if arrival is not None and not at_home:
             foreign[record.coordinates] = (record, arrival)
+    if clicks is not None:
+        foreign |= find_users(clicks, policy, partitions, result)
     for copy in copies:
-        arrival = claim(copy, foreign, result.faults)
+        arrival = claim(copy, foreign, result)
         streams[copy.partition][copy.topic, copy.partition].append((copy, arrival))
     for coordinates, (record, arrival) in foreign.items():
         if rekeyed_topic is not None:
@@ -166,7 +181,8 @@ def judge(
             body
             if isinstance(body, Rejection)
             else decode_event(
-                body, record.key, record.timestamp_ms, platforms, bounds.max_event_age_ms, bounds.max_clock_skew_ms
+                *(body, record.key, record.timestamp_ms, platforms),
+                *(bounds.max_event_age_ms, bounds.max_clock_skew_ms, bounds.click_ids is not None),
             )
         )
         if isinstance(judged, Rejection):
@@ -174,6 +190,11 @@ def judge(
             yield record, None
             continue
         user_id = judged.event.user_id
+        if user_id is None:
+            assert not isinstance(body, Rejection)
+            result.userless[record.coordinates] = (msgspec.structs.replace(record, value=body), judged)
+            yield record, None
+            continue
         if user_id not in owners:
             owners[user_id] = owner_of(user_id, partitions, bounds.partitioner)
         yield record, Arrival(record.coordinates, judged.event, judged.time_ms, owners[user_id])
@@ -190,18 +211,46 @@ def opened(records: Sequence[Record], formats: Formats | None) -> Iterator[tuple
         yield from zip(some, formats.open_all(*columns), strict=True)
 
 
-def claim(copy: Record, foreign: dict[Coordinates, tuple[Record, Arrival]], faults: list[str]) -> Arrival | None:
+def find_users(
+    clicks: ClickLog, policy: Policy, partitions: int, result: Answer
+) -> dict[Coordinates, tuple[Record, Arrival]]:
+    """Section 13: the events that found their user, each with its record. The others wait, or have a dead letter."""
+    bounds = policy.bounds
+    assert bounds.click_ids is not None
+    found = match(clicks, result.userless, bounds.click_ids, bounds.partitioner)
+    result.faults += found.faults
+    result.rejected |= dict.fromkeys(found.lost, reasons.CLICK_NOT_FOUND)
+    result.matched, result.waiting, result.told_clicks = len(found.matched), len(found.waiting), found.clicks
+    return {
+        coordinates: (
+            record,
+            Arrival(coordinates, event, time_ms, owner_of(event.user_id, partitions, bounds.partitioner)),
+        )
+        for coordinates, (record, event, time_ms) in found.matched.items()
+    }
+
+
+def is_copy(copy: Record, record: Record, arrival: Arrival, is_userless: bool) -> bool:
+    """Whether a copy has what it must: its record's bytes, or, of an event that named no user, the same with its user."""
+    if not is_userless:
+        return copy.value == record.value
+    same_time = copy.timestamp_ms == record.timestamp_ms
+    return same_time and copy.key == arrival.event.user_id.encode() and judge_bytes(copy.value) == arrival.event
+
+
+def claim(copy: Record, foreign: dict[Coordinates, tuple[Record, Arrival]], result: Answer) -> Arrival | None:
     """Takes the event that `copy` brings to its owner out of `foreign`; None, and a fault, if there is none."""
     found = None if copy.source is None else foreign.pop(copy.source, None)
     if found is None:
         source = "no record" if copy.source is None else show(copy.source)
-        faults.append(
+        result.faults.append(
             f"{show(copy.coordinates)}: copies {source}, which is not an accepted foreign event or was copied before"
         )
         return None
     record, arrival = found
-    if copy.partition != arrival.owner or copy.value != record.value:
-        faults.append(
+    is_userless = record.coordinates in result.userless
+    if copy.partition != arrival.owner or not is_copy(copy, record, arrival, is_userless):
+        result.faults.append(
             f"{show(copy.coordinates)}: is not {show(arrival.found)}, or not on its owner's partition {arrival.owner}"
         )
     return arrival
@@ -239,6 +288,8 @@ def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[Count
     if event.event_type in TOUCH_TYPES:
         identity = count_identity(arrival.time_ms, event.platform or "", arrival, "", "", policy)
         add(tallies[identity], arrival, {MEASURE[event.event_type]: 1, "cost": to_micros(event.cost)})
+        if event.event_type == "click" and event.click_id and policy.bounds.click_ids is not None:
+            result.clicks[key_of(event), event.platform or "", event.user_id, arrival.time_ms, event.event_id] += 1
     elif event.event_type == "conversion" and counted_action(policy, arrival) is None:
         result.noise += 1
     elif event.event_type in ("conversion", "adjustment"):

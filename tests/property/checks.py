@@ -7,6 +7,8 @@ from typing import Any
 
 from app.contract import journeys, rows
 from app.contract.reasons import ADJUSTMENT_REASONS
+from app.formats.opening import open_formats
+from app.verify.click_ids import ClickLog
 from app.verify.differences import Upsert, compare_letters, compare_partitions, compare_rows, fold_log
 from app.verify.oracle import Answer, answer, refusals_over_time
 from app.verify.partition import owner_of
@@ -23,7 +25,13 @@ def oracles_answer(deployment: Deployment) -> Answer:
     batches = committed_batches(
         message.value() or b"" for message in broker.committed(settings.deltas_topic) if message.partition() == 0
     )
-    return answer(input_records(deployment), deployment.policy, deployment.partitions, batches, settings.rekeyed_topic)
+    clicks = None
+    if deployment.policy.bounds.click_ids is not None:
+        told = [_record(message) for message in broker.committed(settings.clicks_topic)]
+        clicks = ClickLog(told, broker.topics[settings.clicks_topic])
+    formats = open_formats(deployment.policy.formats(), "", 1.0)
+    records = input_records(deployment)
+    return answer(records, deployment.policy, deployment.partitions, batches, settings.rekeyed_topic, formats, clicks)
 
 
 def input_records(deployment: Deployment) -> list[Record]:
@@ -104,11 +112,12 @@ def _latest_ms(must: Answer, deployment: Deployment) -> int:
     events = [
         json.loads(each.value or b"") for each in records if each.coordinates not in must.rejected and not each.source
     ]
-    return max((event["event_time"] for event in events if event["event_type"] != "forget"), default=0)
+    # of an envelope nothing is known here
+    return max((each["event_time"] for each in events if each.get("event_type", "forget") != "forget"), default=0)
 
 
 def _accounting(must: Answer) -> Iterator[str]:
-    judged = must.accepted + len(must.duplicates) + len(must.rejected)
+    judged = must.accepted + len(must.duplicates) + len(must.rejected) + must.waiting
     if judged != must.produced:
         yield f"the oracle judged {judged} of {must.produced} records"
 
@@ -175,4 +184,5 @@ def _record(message: MemoryMessage) -> Record:
         message.key(),
         message.value(),
         source,
+        message.headers(),
     )
