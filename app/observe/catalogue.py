@@ -5,6 +5,7 @@ dashboards and alarms are held against it.
 from itertools import chain
 from typing import Final
 
+from app.observe.catalogue_clicks import CLICKS
 from app.observe.catalogue_gateway import GATEWAY
 from app.observe.metric import AGGREGATORS, ALL, COUNTERS, DESKS, GATEWAYS, MATCHERS, STEP_BUCKETS_S, WORKERS, Metric
 
@@ -127,24 +128,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "set the producers' partitioner to the policy's",
             COUNTERS,
         ),
-        Metric(
-            "onecount_userless_events_total",
-            "counter",
-            (),
-            "Conversions and adjustments that name a click id and no user.",
-            "handed to the matcher; they are counted once it has found their user",
-            "a jump: a source lost its user ids",
-            COUNTERS,
-        ),
-        Metric(
-            "onecount_matched_events_total",
-            "counter",
-            (),
-            "Events that found their user by their click id.",
-            "sent to the user's owner, which counts them",
-            "none while `onecount_userless_events_total` grows: see whether a matcher runs, and `onecount_state_records` of `waiting`",
-            MATCHERS,
-        ),
+        *CLICKS,
         Metric(
             "onecount_count_rows_total",
             "counter",

@@ -11,10 +11,10 @@ import msgspec
 import orjson
 
 from app.contract.click_ids import click_key
-from app.contract.events import Accepted, Event
-from app.policy.model import ClickIds
+from app.contract.events import Accepted, Event, judge_bytes
+from app.policy.model import Bounds, ClickIds
 from app.verify.partition import owner_of
-from app.verify.records import Coordinates, Record
+from app.verify.records import Arrival, Coordinates, Record
 
 # A click as its row tells it: key, platform, user, time (epoch ms), event id.
 Click: TypeAlias = tuple[bytes, str, str, int, str]
@@ -39,23 +39,41 @@ class Matching:
     clicks: Counter[Click] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
+    def arrivals(self, partitions: int, partitioner: str) -> dict[Coordinates, tuple[Record, Arrival]]:
+        """The events that found their user, each with its record, as their owners must get them."""
+        return {
+            coordinates: (
+                record,
+                Arrival(coordinates, event, time_ms, owner_of(event.user_id, partitions, partitioner)),
+            )
+            for coordinates, (record, event, time_ms) in self.matched.items()
+        }
+
+
+def is_copy(copy: Record, record: Record, arrival: Arrival, is_userless: bool) -> bool:
+    """Whether a copy has what it must: its record's bytes, or, of an event that named no user, the same with its user."""
+    if not is_userless:
+        return copy.value == record.value
+    same_time = copy.timestamp_ms == record.timestamp_ms
+    return same_time and copy.key == arrival.event.user_id.encode() and judge_bytes(copy.value) == arrival.event
+
 
 def key_of(event: Event) -> bytes:
     """The key of the rows of an event's click id."""
     return click_key(event.advertiser_id, event.click_id or "")
 
 
-def match(
-    log: ClickLog, userless: dict[Coordinates, tuple[Record, Accepted]], click_ids: ClickIds, partitioner: str
-) -> Matching:
+def match(log: ClickLog, userless: dict[Coordinates, tuple[Record, Accepted]], bounds: Bounds) -> Matching:
     """Follows every partition of the log."""
+    assert bounds.click_ids is not None
     result = Matching()
     asked = Counter[Coordinates]()
     by_partition: dict[int, list[Record]] = defaultdict(list)
     for record in sorted(log.records, key=lambda each: each.offset):
         by_partition[record.partition].append(record)
     for records in by_partition.values():
-        _follow(_read(records, log.partitions, partitioner, userless, asked, result), userless, click_ids, result)
+        rows = _read(records, log.partitions, bounds.partitioner, userless, asked, result)
+        _follow(rows, userless, bounds.click_ids, result)
     for coordinates, times in asked.items():
         if times > 1:
             result.faults.append(f"{_show(coordinates)}: {times} rows ask for its user")

@@ -4,21 +4,20 @@ Slow, plain and careful on purpose. It keeps everything for ever, since by secti
 only the rule of when an id stops being remembered (section 2) is an answer of its own, and followed.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
-import orjson
 
 from app.contract import reasons, rows
-from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Accepted, Rejection, decode_event, judge_bytes
-from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
+from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Rejection, decode_event
+from app.contract.journeys import journey_key, model_key
 from app.contract.rows import AttributedRow, CountRow
 from app.formats.opening import Body, Formats
 from app.policy.model import Policy
-from app.verify.click_ids import Click, ClickLog, compare_clicks, key_of, match
+from app.verify.answer import Answer, Tally
+from app.verify.click_ids import ClickLog, Matching, compare_clicks, is_copy, key_of, match
 from app.verify.door import Door
 from app.verify.journey_rows import journey_row, model_rows
 from app.verify.journeys import RealOrder, follow
@@ -31,55 +30,6 @@ MICROS: Final = 1_000_000
 AT_A_TIME: Final = 10_000  # records that are read of another format at once
 # Which measure a touch adds 1 to (section 3).
 MEASURE: Final = {"view": "views", "engaged_view": "engaged_views", "click": "clicks"}
-
-
-@dataclass
-class Tally:
-    """The measures of one count row, money in millionths, and the events behind them."""
-
-    amounts: dict[str, int] = field(default_factory=dict)
-    behind: list[Coordinates] = field(default_factory=list)
-
-
-@dataclass
-class Answer:
-    """What must stand in the output topics, and why.
-
-    Rows are by their Kafka key; `revision` is 0 and `final` False, for neither is a function of the input.
-    `journeys` and `models` are empty, and no count row is of scope `all`, where the policy has no `journeys`.
-    `rejected`, `duplicates` and `refused_adjustments` are by the coordinates of the raw record; a refused adjustment
-    is an accepted event too. `faults` names what is wrong with the batches and the re-keyed copies.
-    """
-
-    attributed: dict[bytes, AttributedRow] = field(default_factory=dict)
-    counts: dict[bytes, CountRow] = field(default_factory=dict)
-    journeys: dict[bytes, JourneyRow] = field(default_factory=dict)
-    models: dict[bytes, ModelRow] = field(default_factory=dict)
-    rejected: dict[Coordinates, str] = field(default_factory=dict)
-    duplicates: set[Coordinates] = field(default_factory=set)
-    refused_adjustments: dict[Coordinates, str] = field(default_factory=dict)
-    produced: int = 0
-    accepted: int = 0
-    noise: int = 0
-    forgets: int = 0
-    forgotten: int = 0  # conversions and adjustments that came after their person's forget, of before it
-    faults: list[str] = field(default_factory=list)
-    # Section 13: the events that name no user, and how many of them found one and still wait for one; the accepted clicks.
-    userless: dict[Coordinates, tuple[Record, Accepted]] = field(default_factory=dict)
-    matched: int = 0
-    waiting: int = 0
-    clicks: Counter[Click] = field(default_factory=Counter)
-    told_clicks: Counter[Click] = field(default_factory=Counter)  # as the topic of clicks tells them
-    # Of (advertiser_id, user_id).
-    people: dict[tuple[str, str], Person] = field(default_factory=lambda: defaultdict(Person))
-    # The events that a count row adds up, by its key.
-    behind_count: dict[bytes, list[Coordinates]] = field(default_factory=dict)
-
-    def is_forgotten(self, key: bytes) -> bool:
-        """Whether a row's key, whose first two parts are advertiser and user, is that of somebody who was forgotten."""
-        advertiser_id, user_id, *_ = orjson.loads(key)
-        person = self.people.get((advertiser_id, user_id))
-        return person is not None and person.forgotten_ms >= 0
 
 
 # A count row's identity: window start, platform, advertiser, dimensions, conversion_name, currency.
@@ -157,7 +107,9 @@ def route(
         if arrival is not None and not at_home:
             foreign[record.coordinates] = (record, arrival)
     if clicks is not None:
-        foreign |= find_users(clicks, policy, partitions, result)
+        found = match(clicks, result.userless, policy.bounds)
+        foreign |= found.arrivals(partitions, policy.bounds.partitioner)
+        note(found, result)
     for copy in copies:
         arrival = claim(copy, foreign, result)
         streams[copy.partition][copy.topic, copy.partition].append((copy, arrival))
@@ -211,31 +163,11 @@ def opened(records: Sequence[Record], formats: Formats | None) -> Iterator[tuple
         yield from zip(some, formats.open_all(*columns), strict=True)
 
 
-def find_users(
-    clicks: ClickLog, policy: Policy, partitions: int, result: Answer
-) -> dict[Coordinates, tuple[Record, Arrival]]:
-    """Section 13: the events that found their user, each with its record. The others wait, or have a dead letter."""
-    bounds = policy.bounds
-    assert bounds.click_ids is not None
-    found = match(clicks, result.userless, bounds.click_ids, bounds.partitioner)
+def note(found: Matching, result: Answer) -> None:
+    """What section 13 says of the events without a user."""
     result.faults += found.faults
     result.rejected |= dict.fromkeys(found.lost, reasons.CLICK_NOT_FOUND)
     result.matched, result.waiting, result.told_clicks = len(found.matched), len(found.waiting), found.clicks
-    return {
-        coordinates: (
-            record,
-            Arrival(coordinates, event, time_ms, owner_of(event.user_id, partitions, bounds.partitioner)),
-        )
-        for coordinates, (record, event, time_ms) in found.matched.items()
-    }
-
-
-def is_copy(copy: Record, record: Record, arrival: Arrival, is_userless: bool) -> bool:
-    """Whether a copy has what it must: its record's bytes, or, of an event that named no user, the same with its user."""
-    if not is_userless:
-        return copy.value == record.value
-    same_time = copy.timestamp_ms == record.timestamp_ms
-    return same_time and copy.key == arrival.event.user_id.encode() and judge_bytes(copy.value) == arrival.event
 
 
 def claim(copy: Record, foreign: dict[Coordinates, tuple[Record, Arrival]], result: Answer) -> Arrival | None:
