@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -26,8 +26,6 @@ BOUNDS: Bounds = msgspec.structs.replace(PLAIN.bounds, click_ids=ClickIds(7 * UN
 PLATFORMS = PLAIN.versions[0].platforms | {"tiktok": Platform("click", {"click": 8 * UNIT_MS}, {})}
 POLICY = Policy(BOUNDS, (msgspec.structs.replace(PLAIN.versions[0], platforms=PLATFORMS),))
 ROLES = {"counter": "counter-0", "matcher": "matcher-0", "aggregator": "aggregator-0"}
-
-Send = Callable[..., None]
 
 
 @pytest.fixture(params=[1, 3], ids=["one partition", "three"])
@@ -112,14 +110,10 @@ def test_one_that_waited_long_is_counted_in_the_window_of_its_own_time(deploymen
     assert_exact(deployment)
     row = attributed(deployment)["c1"]
     assert (row.status, row.touch_event_id) == ("counted", "e0")
-    (window,) = [row for row in counts(deployment) if row.conversions]
+    latest = {message.key(): message.value() for message in deployment.broker.committed("conversions.counts")}
+    (window,) = [row for row in map(rows.decode_count, latest.values()) if row.conversions]
     assert window.window_start <= START_MS + UNIT_MS < window.window_end
     assert letters(deployment) == []
-
-
-def counts(deployment: Deployment) -> list[rows.CountRow]:
-    latest = {message.key(): message.value() for message in deployment.broker.committed("conversions.counts")}
-    return [rows.decode_count(value) for value in latest.values() if value is not None]
 
 
 def test_a_click_id_is_its_first_users_and_renewed_by_that_one_only(deployment: Deployment) -> None:
