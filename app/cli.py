@@ -112,7 +112,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def run(
-    role: Annotated[str, typer.Argument(help="counter or aggregator")],
+    role: Annotated[str, typer.Argument(help="counter, aggregator, or matcher (where the policy has click_ids)")],
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Processes, each with one consumer; a supervisor restarts them.")
     ] = 1,
@@ -423,7 +423,7 @@ app.command()(reconcile)
 
 @app.command()
 def rebuild(
-    role: Annotated[str | None, typer.Argument(help="counter or aggregator; both if not given")] = None,
+    role: Annotated[str | None, typer.Argument(help="counter, aggregator or matcher; all if not given")] = None,
 ) -> None:
     """Empty the state in Redis of stopped workers; their next start rebuilds it from Kafka and corrects what differs."""
     from app.engine.maintenance import rebuild as empty

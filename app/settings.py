@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     dlq_topic: str = "ads.events.dlq"
     rekeyed_topic: str = "onecount.rekeyed"
     deltas_topic: str = "onecount.deltas"
+    clicks_topic: str = Field("onecount.clicks", description="whose click is whose, where the policy has click_ids")
     policy_topic: str = "onecount.policy"
     attributed_topic: str = "conversions.attributed"
     counts_topic: str = "conversions.counts"
@@ -86,6 +87,7 @@ class Settings(BaseSettings):
     )
     counter_group: str = "onecount.counter"
     aggregator_group: str = "onecount.aggregator"
+    matcher_group: str = "onecount.matcher"
     desk_group: str = "onecount.desk"
     worker_id: str = Field(
         default_factory=socket.gethostname,
@@ -199,6 +201,7 @@ class Settings(BaseSettings):
             self.handled_topic,
             self.rekeyed_topic,
             self.deltas_topic,
+            self.clicks_topic,
             self.policy_topic,
             self.attributed_topic,
             self.counts_topic,
@@ -212,8 +215,8 @@ class Settings(BaseSettings):
             raise ValueError("every topic needs a name of its own")
         if self.gateway_topic and self.gateway_topic not in self.events_topics:
             raise ValueError("gateway_topic must be one of events_topics, or nobody counts what the gateway takes")
-        if len({self.counter_group, self.aggregator_group, self.desk_group}) < 3:
-            raise ValueError("counter_group, aggregator_group and desk_group must differ")
+        if len({self.counter_group, self.aggregator_group, self.matcher_group, self.desk_group}) < 4:
+            raise ValueError("counter_group, aggregator_group, matcher_group and desk_group must differ")
         return self
 
     @property
@@ -253,6 +256,10 @@ class Settings(BaseSettings):
             self.return_topic,
             self.desk_dlq_topic,
         )
+
+    def group_of(self, role: str) -> str:
+        """The consumer group of a stage."""
+        return {"counter": self.counter_group, "aggregator": self.aggregator_group, "matcher": self.matcher_group}[role]
 
     def input_topics(self) -> tuple[str, ...]:
         """What a counter reads: the raw topics and the re-keyed events, the leading topic first."""

@@ -3,7 +3,7 @@
 #
 #   KAFKA_ACLS="bin/kafka-acls.sh --bootstrap-server kafka:9093 --command-config admin.properties" deploy/kafka-acls.sh
 #
-# Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR,
+# Topics and groups are those of the same ONECOUNT_* variables that the workers have. Who is who: COUNTER, AGGREGATOR, MATCHER,
 # PRODUCER (of raw events), IMPORTER (`onecount import`), OPERATOR (check, topics, verify, rebuild, reset, replay, dlq, forget), PAGE (serve),
 # DESK (desk), CRM (who tells the desk of follow-ups), BOOKS (who tells it of orders, of what platforms claim, and of spend),
 # GATEWAY.
@@ -12,6 +12,7 @@ set -euo pipefail
 
 counter=${COUNTER:-User:onecount-counter}
 aggregator=${AGGREGATOR:-User:onecount-aggregator}
+matcher=${MATCHER:-User:onecount-matcher}
 producer=${PRODUCER:-User:onecount-producer}
 importer=${IMPORTER:-User:onecount-importer}
 operator=${OPERATOR:-User:onecount-operator}
@@ -23,11 +24,13 @@ books=${BOOKS:-User:onecount-books}
 
 counter_group=${ONECOUNT_COUNTER_GROUP:-onecount.counter}
 aggregator_group=${ONECOUNT_AGGREGATOR_GROUP:-onecount.aggregator}
+matcher_group=${ONECOUNT_MATCHER_GROUP:-onecount.matcher}
 desk_group=${ONECOUNT_DESK_GROUP:-onecount.desk}
 rekeyed=(--topic "${ONECOUNT_REKEYED_TOPIC:-onecount.rekeyed}")
 dlq=(--topic "${ONECOUNT_DLQ_TOPIC:-ads.events.dlq}")
 handled=(--topic "${ONECOUNT_DLQ_TOPIC:-ads.events.dlq}.handled")
 deltas=(--topic "${ONECOUNT_DELTAS_TOPIC:-onecount.deltas}")
+clicks=(--topic "${ONECOUNT_CLICKS_TOPIC:-onecount.clicks}")
 policy=(--topic "${ONECOUNT_POLICY_TOPIC:-onecount.policy}")
 attributed=(--topic "${ONECOUNT_ATTRIBUTED_TOPIC:-conversions.attributed}")
 counts=(--topic "${ONECOUNT_COUNTS_TOPIC:-conversions.counts}")
@@ -41,7 +44,7 @@ checked=(--topic "${ONECOUNT_RECONCILIATION_TOPIC:-conversions.reconciliation}" 
 IFS=', ' read -ra names <<< "${ONECOUNT_EVENTS_TOPICS:-ads.events}"
 events=()
 for name in "${names[@]}"; do events+=(--topic "$name"); done
-own=("${rekeyed[@]}" "${dlq[@]}" "${deltas[@]}" "${policy[@]}" "${attributed[@]}" "${counts[@]}" "${journeys[@]}" "${models[@]}")
+own=("${rekeyed[@]}" "${dlq[@]}" "${deltas[@]}" "${clicks[@]}" "${policy[@]}" "${attributed[@]}" "${counts[@]}" "${journeys[@]}" "${models[@]}")
 
 allow() { # principal, operations (comma-separated), resources...
   local principal=$1 operation operations=()
@@ -50,11 +53,11 @@ allow() { # principal, operations (comma-separated), resources...
 }
 
 # Clients that only read a log back name a group, too: they never join it, but look for its coordinator.
-for principal in "$counter" "$aggregator" "$operator" "$page" "$desk" "$gateway"; do allow "$principal" Describe --group "$counter_group.read"; done
+for principal in "$counter" "$aggregator" "$matcher" "$operator" "$page" "$desk" "$gateway"; do allow "$principal" Describe --group "$counter_group.read"; done
 
 # Read and Write imply Describe. An idempotent or transactional producer needs no right on the cluster.
 allow "$counter" Read "${events[@]}" "${rekeyed[@]}"
-allow "$counter" Write "${rekeyed[@]}" "${dlq[@]}"
+allow "$counter" Write "${rekeyed[@]}" "${dlq[@]}" "${clicks[@]}"
 allow "$counter" Read,Write "${deltas[@]}" "${attributed[@]}" "${journeys[@]}" "${models[@]}" "${policy[@]}" # outputs are read back after lost state
 allow "$counter" Read --group "$counter_group"
 allow "$counter" Write --transactional-id "$counter_group-" --resource-pattern-type prefixed
@@ -65,6 +68,14 @@ allow "$aggregator" Read --group "$aggregator_group"
 allow "$aggregator" Write --transactional-id "$aggregator_group-" --resource-pattern-type prefixed
 allow "$aggregator" Write --transactional-id "$counter_group-policy-" --resource-pattern-type prefixed # whoever starts first records the policy
 
+allow "$matcher" Read "${clicks[@]}" "${rekeyed[@]}" # the latter where its offsets are gone
+allow "$matcher" Write "${rekeyed[@]}" "${dlq[@]}"
+allow "$matcher" Describe "${events[@]}" # how many partitions users have
+allow "$matcher" Read,Write "${policy[@]}"
+allow "$matcher" Read --group "$matcher_group"
+allow "$matcher" Write --transactional-id "$matcher_group-" --resource-pattern-type prefixed
+allow "$matcher" Write --transactional-id "$counter_group-policy-" --resource-pattern-type prefixed
+
 allow "$producer" Write "${events[@]}"
 
 allow "$importer" Write,DescribeConfigs "${events[@]}"
@@ -74,14 +85,14 @@ allow "$operator" Delete "${own[@]}" # for reset, which leaves the raw topics al
 allow "$operator" Write "${events[@]}" "${handled[@]}" # for dlq retry and drop
 allow "$operator" Write --transactional-id "$counter_group.dlq"
 allow "$operator" Write "${attributed[@]}" "${journeys[@]}" "${models[@]}" # deletions, for forget
-allow "$operator" Describe,Delete --group "$counter_group" --group "$aggregator_group"
+allow "$operator" Describe,Delete --group "$counter_group" --group "$aggregator_group" --group "$matcher_group"
 allow "$operator" Describe --group "$counter_group.verify"
 
 # A replay's workers run as the operator, by the live names with `.replay-` and its id behind them.
 shadows=()
 for name in "${events[@]}" "${own[@]}"; do [ "$name" = --topic ] || shadows+=(--topic "$name.replay-"); done
 allow "$operator" Create,Read,Write,Delete,DescribeConfigs "${shadows[@]}" --resource-pattern-type prefixed
-allow "$operator" Read,Delete --group "$counter_group.replay-" --group "$aggregator_group.replay-" --resource-pattern-type prefixed
+allow "$operator" Read,Delete --group "$counter_group.replay-" --group "$aggregator_group.replay-" --group "$matcher_group.replay-" --resource-pattern-type prefixed
 allow "$operator" Write --transactional-id "$counter_group.replay-" --transactional-id "$aggregator_group.replay-" --resource-pattern-type prefixed
 
 allow "$operator" Create,Read,DescribeConfigs "${told[@]}" "${leads[@]}" "${rollups[@]}" "${money[@]}" "${checked[@]}"

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import yaml
 
-from app.contract.events import EVENT_TYPES, REQUIRED, Event
+from app.contract.events import EVENT_TYPES, REQUIRED, USERLESS, Event
 from app.contract.journeys import JourneyRow, ModelRow
 from app.contract.leads import STATES, FollowUpEvent, LeadRow, OverdueRow
 from app.contract.meanings import MEANINGS
@@ -231,6 +231,12 @@ def schema_of(name: str) -> dict[str, Any]:
             for kind, fields in REQUIRED.items()
             if fields
         ]
+        body["required"].remove("user_id")
+        body["properties"]["user_id"]["description"] = (
+            "May be missing from a conversion or an adjustment that names a click_id, where the policy has click_ids."
+        )
+        found_by_click = {"required": ["click_id"], "properties": {"event_type": {"enum": list(USERLESS)}}}
+        body["allOf"].append({"anyOf": [{"required": ["user_id"]}, found_by_click]})
     if struct is AttributedRow:
         body["properties"]["status"]["enum"] = list(STATUSES)
     if struct is LeadRow:

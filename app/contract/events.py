@@ -61,6 +61,14 @@ class Event(msgspec.Struct, gc=False, frozen=True):
     conversion_event_id: Id | None = None
 
 
+class Userless(Event, gc=False, frozen=True):
+    """A conversion or an adjustment whose sender knows a click id and no user: a call centre's, a CRM's. Whose click it was is
+    found by `onecount run matcher`, where the policy has `click_ids`.
+    """
+
+    user_id: Id | None = None  # type: ignore[assignment] - what an Event has by the time that anything is counted of it
+
+
 class Rejection(NamedTuple):
     """Why an event is refused: a reason of `app.contract.reasons`, the field at fault ("" for the whole), and words
     for a person.
@@ -80,6 +88,7 @@ class Accepted(NamedTuple):
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 decode_struct = msgspec.json.Decoder(Event).decode
+decode_userless = msgspec.json.Decoder(Userless).decode
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
@@ -96,6 +105,9 @@ REQUIRED: Final = {
     "adjustment": ("adjustment",),
     "forget": (),
 }
+
+
+USERLESS: Final = ("conversion", "adjustment")
 
 
 class _DuplicateKey(Exception):
@@ -163,6 +175,23 @@ def judge_bytes(raw: bytes | None, decode: Callable[[bytes], Struct] = decode_st
     except (msgspec.DecodeError, ValueError) as error:
         return Rejection(reasons.INVALID_JSON, "", str(error)[:200])
     return event
+
+
+def judge_event(raw: bytes | None, click_ids: bool) -> Event | Rejection:
+    """As `judge_bytes`, of an event; where the policy has `click_ids` also a `Userless` one."""
+    event = judge_bytes(raw)
+    if not click_ids or not isinstance(event, Rejection) or event.field != "user_id":
+        return event
+    userless = judge_bytes(raw, decode_userless)
+    if isinstance(userless, Rejection):
+        return userless
+    is_sound = userless.user_id is None and userless.event_type in USERLESS and userless.click_id
+    return userless if is_sound else event
+
+
+def key_of(event: Event) -> bytes:
+    """The Kafka key of an event: its user, or for one that names none the click id, so that its repeats stay together."""
+    return (event.user_id or event.click_id or "").encode()
 
 
 def _depth(text: str) -> int:
@@ -262,16 +291,17 @@ def decode_event(
     platforms: Mapping[str, int],
     max_event_age_ms: int,
     max_clock_skew_ms: int,
+    click_ids: bool = False,
 ) -> Accepted | Rejection:
     """The whole contract for one record: its value, its Kafka key and its Kafka timestamp (epoch ms). `platforms` as in
-    `judge_fields`.
+    `judge_fields`. `click_ids`: whether an event may be `Userless`, which may have any key.
     """
-    event = judge_bytes(raw)
+    event = judge_event(raw, click_ids)
     if isinstance(event, Rejection):
         return event
     judged = judge_fields(event, platforms, record_time_ms)
     if isinstance(judged, Rejection):
         return judged
-    if key is not None and key != event.user_id.encode():
+    if key is not None and event.user_id is not None and key != event.user_id.encode():
         return Rejection(reasons.KEY_MISMATCH, "user_id", "the record's key is not its user_id")
     return judge_age(judged.time_ms, record_time_ms, max_event_age_ms, max_clock_skew_ms) or judged

@@ -26,6 +26,8 @@ KEY_MISMATCH: Final = "key_mismatch"
 TOO_OLD: Final = "too_old"
 IN_THE_FUTURE: Final = "in_the_future"
 BEYOND_CORRECTION_HORIZON: Final = "beyond_correction_horizon"
+# The event names no user, and the matcher knows none either.
+CLICK_NOT_FOUND: Final = "click_not_found"
 # An accepted adjustment that settlement refuses.
 ADJUSTMENT_TWICE: Final = "adjustment_twice"
 ADJUSTMENT_TOO_OLD: Final = "adjustment_too_old"
@@ -54,7 +56,7 @@ EVENT_REASONS: Final = (
 )
 SCHEMA_REASONS: Final = (UNKNOWN_SCHEMA, UNDECODABLE)  # of the event reasons those that no JSON can cause
 ADJUSTMENT_REASONS: Final = (ADJUSTMENT_TWICE, ADJUSTMENT_TOO_OLD, ADJUSTMENT_PRECEDES_CONVERSION)
-ALL_REASONS: Final = EVENT_REASONS + ADJUSTMENT_REASONS
+ALL_REASONS: Final = (*EVENT_REASONS, CLICK_NOT_FOUND, *ADJUSTMENT_REASONS)
 
 
 class Explanation(NamedTuple):
@@ -135,6 +137,11 @@ EXPLAINED: Final = {
         "event_time is further behind the newest event of its partition than correction_horizon",
         "send it within the horizon; history goes into new topics before newer events come",
         "no: the partition's time never goes back",
+    ),
+    CLICK_NOT_FOUND: Explanation(
+        "a conversion or adjustment that names a click id and no user: no click with this id was accepted until park_for after its event_time",
+        "see whether the click's producer sends click_id, with the same advertiser_id (and platform, if the conversion names one)",
+        "yes, once its click is counted, as long as it is not older than max_event_age. Later send it anew with its user_id",
     ),
     ADJUSTMENT_TWICE: Explanation(
         "the order has an earlier adjustment of this kind, or was retracted before",

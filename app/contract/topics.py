@@ -48,16 +48,13 @@ def topic_specs(
     counts: str,
     journeys: tuple[str, ...],
     rebuild_ms: int,
+    clicks: tuple[str, int] | None = None,
 ) -> list[TopicSpec]:
     """Every topic, the raw ones first. `journeys`: the topics of journeys, none where the policy follows none. `rebuild_ms`:
-    how far back (ms) a rebuild of lost state must read the raw topics.
+    how far back (ms) a rebuild of lost state must read the raw topics. `clicks`: the topic that tells whose click is whose, and
+    how far back a rebuild reads that; None where the policy has no click_ids.
     """
-    log = {
-        "cleanup.policy": "delete",
-        "retention.ms": str(rebuild_ms + DAY_MS),
-        "retention.bytes": "-1",  # a broker's own limit would make the log too short for a rebuild
-        "message.timestamp.type": "CreateTime",
-    }
+    log = _kept(rebuild_ms + DAY_MS) | {"message.timestamp.type": "CreateTime"}
     # A copy keeps the time of the raw record, which the raw topic's broker has let in: no broker may refuse it here.
     copies = log | {name: str(2**63 - 1) for name in _TIMESTAMP_BOUNDS}
     written = _WRITTEN
@@ -71,11 +68,20 @@ def topic_specs(
         TopicSpec(handled, 1, {"cleanup.policy": "compact"} | written),
         # As long as the raw topics: a rebuild folds them in the order that the deltas tell.
         TopicSpec(deltas, None, {"cleanup.policy": "delete", "retention.ms": log["retention.ms"]} | written),
+        *(
+            TopicSpec(name, None, _kept(kept_ms + DAY_MS) | written, raw)
+            for name, kept_ms in ([clicks] if clicks else ())
+        ),
         TopicSpec(attributed, None, _OF_PERSONS, raw),
         TopicSpec(counts, None, upserts, deltas),
         *(TopicSpec(name, None, _OF_PERSONS, raw) for name in journeys),
         TopicSpec(policy, 1, {"cleanup.policy": "compact"} | written),
     ]
+
+
+def _kept(retention_ms: int) -> dict[str, str]:
+    """A log that is kept for so long, and no shorter: a broker's own limit would make it too short for a rebuild."""
+    return {"cleanup.policy": "delete", "retention.ms": str(retention_ms), "retention.bytes": "-1"}
 
 
 def desk_specs(inputs: tuple[str, ...], upserts: tuple[str, ...]) -> list[TopicSpec]:

@@ -35,11 +35,14 @@ class Scene(NamedTuple):
     counters: Workers
     aggregators: Workers
     gauge: Gauge
+    matchers: Workers | None = None  # where the policy has click_ids
 
     def check(self) -> None:
         """Raises `LocalServiceError` if a supervisor gave up."""
         self.counters.check()
         self.aggregators.check()
+        if self.matchers is not None:
+            self.matchers.check()
 
 
 @contextmanager
@@ -66,8 +69,9 @@ def open_scene(say: Say, keep_forever: bool) -> Iterator[Scene]:
         say(f"{len(created)} topics with {PARTITIONS} partitions", "starting the workers")
         counters = stack.enter_context(running("counter", COUNTERS, folder))
         aggregators = stack.enter_context(running("aggregator", 1, folder))
-        gauge = Gauge(settings, [*counters.ports, *aggregators.ports])
-        scene = Scene(settings, policy, folder, counters, aggregators, gauge)
+        matchers = stack.enter_context(running("matcher", 1, folder)) if policy.bounds.click_ids else None
+        gauge = Gauge(settings, [*counters.ports, *aggregators.ports, *(matchers.ports if matchers else ())])
+        scene = Scene(settings, policy, folder, counters, aggregators, gauge, matchers)
         _wait_until_ready(scene)
         say(
             f"{COUNTERS} counters and 1 aggregator, {time.monotonic() - started_s:.0f} s after the start",

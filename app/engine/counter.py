@@ -15,6 +15,7 @@ from app.columns.texts import coded, hash64, texts_of
 from app.contract import reasons, rows
 from app.contract.events import EVENT_TYPES, TOUCH_TYPES, Rejection
 from app.dedup.identity import event_hashes
+from app.engine.click_rows import click_rows, publish, userless_rows
 from app.engine.counter_partition import CounterPartition, UserWork, user_hashes
 from app.engine.fold import Batch, Fold, Published, Record, Run
 from app.engine.paths import FreshVisits
@@ -24,6 +25,7 @@ from app.formats.opening import Formats
 from app.intake.decode import CONVERSION, FORGET, TOUCH_CODES, VISIT, Decoded, decode_batch
 from app.intake.partitioner import owners
 from app.intake.shapes import Shapes
+from app.intake.walk import CLICK_ID, COLUMNS
 from app.policy.model import Policy
 from app.publish import records
 from app.settings import Settings
@@ -44,8 +46,11 @@ class CounterStage:
         partitions: int,
         delta_partitions: int,
         formats: Formats | None = None,
+        click_partitions: int = 0,
     ) -> None:
-        """`formats`: what reads records that are no plain JSON; None where the policy takes none."""
+        """`formats`: what reads records that are no plain JSON; None where the policy takes none. `click_partitions`: of the
+        topic of clicks, where it has click_ids.
+        """
         self.settings = settings
         self.tag = settings.tag("c")
         self.policy = policy
@@ -53,12 +58,14 @@ class CounterStage:
         self.partitions = partitions
         self.delta_partitions = delta_partitions
         self.formats = formats
+        self.click_partitions = click_partitions
+        self.has_click_ids = policy.bounds.click_ids is not None
         self.rebuild_ms = policy.conversion_retention_ms()
         # a topic's records come after another's in a batch, and must not be too late by that
         self.span_ms = policy.bounds.correction_horizon_ms / 8
         self.idle_timeout_ms = policy.bounds.idle_timeout_ms
         self.opened: dict[int, CounterPartition] = {}
-        self.shapes = Shapes()
+        self.shapes = Shapes((*COLUMNS, CLICK_ID) if self.has_click_ids else COLUMNS)
         self.tails = deltas.RowTails()
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:
@@ -79,7 +86,7 @@ class CounterStage:
             np.fromiter(batches, dtype=np.int64, count=len(batches)), [len(batch.records) for batch in batches.values()]
         )
         messages = [message for batch in batches.values() for message in batch.records]
-        decoded = self._intake(messages, parts, suppressed, fold)
+        decoded, values = self._intake(messages, parts, suppressed, fold)
         own, stream_ms = self._own(messages, parts, decoded, suppressed, fold)
         fresh = self._dedup(parts, decoded, own, stream_ms, run, fold)
         touches = self._touches(parts, decoded, fresh)
@@ -89,13 +96,21 @@ class CounterStage:
             self.opened, touches, visits, work, suppressed, self.policy, self.settings, run, fold
         )
         self._publish_deltas(batches, touches, count_deltas, suppressed, fold)
+        if self.has_click_ids:
+            asking = userless_rows(messages, values, parts, decoded, suppressed)
+            clicks = click_rows(parts, decoded, fresh, suppressed) + asking
+            publish(clicks, self.settings.clicks_topic, self.click_partitions, self.policy.bounds.partitioner, fold)
+            fold.counted["userless",] += len(decoded.userless)
         for partition in batches:
             view = self.opened[partition]
             fold.writes.setdefault(partition, []).extend(view.expire())
             fold.views[partition] = view.pack()
         return fold
 
-    def _intake(self, messages: list[Record], parts: np.ndarray, suppressed: set[int], fold: Fold) -> Decoded:
+    def _intake(
+        self, messages: list[Record], parts: np.ndarray, suppressed: set[int], fold: Fold
+    ) -> tuple[Decoded, list[bytes | None]]:
+        """The events, and the JSON that each record was read as."""
         stamps = np.fromiter([message.timestamp()[1] for message in messages], dtype=np.int64, count=len(messages))
         fold.stamps_ms = stamps[~np.isin(parts, list(suppressed))] if suppressed else stamps
         values = [message.value() for message in messages]
@@ -110,7 +125,7 @@ class CounterStage:
         decoded = decode_batch(values, keys, stamps, self.platforms, self.policy.bounds, self.shapes)
         for row, rejection in decoded.rejections:
             self._reject(messages[row], int(parts[row]), unread.get(row, rejection), suppressed, fold)
-        return decoded
+        return decoded, values
 
     def _reject(self, message: Record, partition: int, rejection: Rejection, suppressed: set[int], fold: Fold) -> None:
         fold.counted["rejected", rejection.reason] += 1

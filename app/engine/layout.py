@@ -27,8 +27,11 @@ def topics_of(role: str, settings: Settings, policy: Policy) -> tuple[str, ...]:
     """What a role reads and publishes. Of the dead letters nothing is counted: their topic may be made anew."""
     if role == "aggregator":
         return settings.deltas_topic, settings.counts_topic
+    clicks = (settings.clicks_topic,) if policy.bounds.click_ids else ()
+    if role == "matcher":
+        return (*clicks, settings.rekeyed_topic) if clicks else ()
     journeys = (settings.journeys_topic, settings.models_topic) if policy.bounds.journeys else ()
-    return *settings.input_topics(), settings.deltas_topic, settings.attributed_topic, *journeys
+    return *settings.input_topics(), settings.deltas_topic, settings.attributed_topic, *journeys, *clicks
 
 
 def refuse_changed_topics(settings: Settings, role: str, clients: Clients) -> tuple[dict[str, Topic], dict[str, Topic]]:
@@ -58,7 +61,8 @@ def refuse_changed_topics(settings: Settings, role: str, clients: Clients) -> tu
         if name not in present:
             _refuse_missing(name, name in recorded)
         if name in recorded:
-            owns = name in (*settings.input_topics(), settings.deltas_topic)  # elsewhere a row's partition is given
+            # elsewhere a row's partition is given
+            owns = name in (*settings.input_topics(), settings.deltas_topic, settings.clicks_topic)
             _refuse_another(name, Topic(*recorded[name]), present[name], owns)
     return present, {name: topic for name, topic in present.items() if name not in recorded}
 
@@ -81,10 +85,12 @@ def _refuse_another(name: str, recorded: Topic, found: Topic, owns: bool) -> Non
 
 def _counted(settings: Settings, role: str, present: dict[str, Topic], clients: Clients) -> str:
     """A trace of an earlier life of this role, in words; empty where there is none."""
-    is_counter = role == "counter"
-    group = settings.counter_group if is_counter else settings.aggregator_group
-    outputs = (settings.deltas_topic, settings.attributed_topic) if is_counter else (settings.counts_topic,)
-    leading = settings.events_topics[0] if is_counter else settings.deltas_topic
+    group = settings.group_of(role)
+    leading, outputs = {
+        "counter": (settings.events_topics[0], (settings.deltas_topic, settings.attributed_topic)),
+        "aggregator": (settings.deltas_topic, (settings.counts_topic,)),
+        "matcher": (settings.clicks_topic, ()),
+    }[role]
     if leading in present and _has_committed(settings, clients, group, leading, present[leading].partitions):
         return f"the group {group} has committed offsets"
     for topic in outputs:

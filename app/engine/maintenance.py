@@ -15,7 +15,7 @@ from app.policy.model import Policy
 from app.settings import Settings
 
 DESK = "desk"
-_TAGS = {"counter": "c", "aggregator": "a"}
+_TAGS = {"counter": "c", "aggregator": "a", "matcher": "m"}
 
 
 class StillRunning(Exception):
@@ -37,21 +37,30 @@ def reset(settings: Settings, policy: Policy) -> list[str]:
     Raises `StillRunning`.
     """
     _refuse_running(settings, (*ROLES, DESK))
-    done = [f"removed {_empty(settings, tag)} keys of the {role} from Redis" for role, tag in _TAGS.items()]
+    used = [
+        role for role in ROLES if role != "matcher" or policy.bounds.click_ids
+    ]  # the others may be of a former policy
+    removed = {role: _empty(settings, tag) for role, tag in _TAGS.items()}
+    done = [
+        f"removed {count} keys of the {role} from Redis" for role, count in removed.items() if count or role in used
+    ]
     admin = AdminClient(settings.client())
     timeout_s = settings.request_timeout_ms / 1000
     present = admin.list_topics(timeout=timeout_s).topics
     kept = (*settings.events_topics, settings.handled_topic, *settings.desk_inputs, *settings.money_inputs)
-    doomed = [spec.name for spec in all_specs_of(settings, policy) if spec.name in present and spec.name not in kept]
+    own = dict.fromkeys([*(spec.name for spec in all_specs_of(settings, policy)), settings.clicks_topic])
+    doomed = [name for name in own if name in present and name not in kept]
     if doomed:
         for future in admin.delete_topics(doomed, operation_timeout=timeout_s).values():
             future.result()
-    for group in (settings.counter_group, settings.aggregator_group):
+    for role in ROLES:
+        group = settings.group_of(role)
         try:
             admin.delete_consumer_groups([group], request_timeout=timeout_s)[group].result()
             done.append(f"deleted the group {group}")
         except KafkaException as error:
-            done.append(f"group {group}: {error.args[0].str()}")
+            if role in used or error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
+                done.append(f"group {group}: {error.args[0].str()}")
     done.append(f"deleted {', '.join(doomed) or 'no topic'}")
     _wait_deleted(admin, doomed, timeout_s)
     done.append(f"created {', '.join(create_topics(settings, policy))}")
@@ -66,9 +75,8 @@ def _wait_deleted(admin: AdminClient, names: list[str], timeout_s: float) -> Non
 
 def _refuse_running(settings: Settings, roles: Iterable[str]) -> None:
     admin = AdminClient(settings.client())
-    groups = {"counter": settings.counter_group, "aggregator": settings.aggregator_group, DESK: settings.desk_group}
     for role in roles:
-        group = groups[role]
+        group = settings.desk_group if role == DESK else settings.group_of(role)
         try:
             found = admin.describe_consumer_groups([group], request_timeout=settings.request_timeout_ms / 1000)[
                 group

@@ -1,13 +1,13 @@
 """Offsets that are missing or that a hand has set: whether they are what was published, as the deltas' own marks say.
 
 Every batch of a counter tells in the deltas which offsets it took, in the transaction that commits them. So the last mark of
-a partition is its C, even where the group has forgotten it or was told another one. An aggregator leaves no such marks.
+a partition is its C, even where the group has forgotten it or was told another one. Aggregators and matchers leave no such marks.
 """
 
 from contextlib import closing
 from typing import Final, NamedTuple
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
 from app.engine.aggregator import read_deltas
 from app.engine.clients import Clients
@@ -15,6 +15,8 @@ from app.engine.owned import Owned
 from app.engine.rebuild import read_partition
 from app.engine.session import Session
 from app.engine.state import OffsetsRefused
+from app.publish.records import matched_by
+from app.settings import Settings
 
 _RESET: Final = "run `onecount reset`"
 _TIMEOUT_S: Final = 10.0
@@ -97,18 +99,33 @@ def _without_state(session: Session, partition: int, topic: str, marks: Marks) -
 
 
 def _without_marks(session: Session, partition: int, topic: str) -> str:
-    """An aggregator's state is what it published, but up to which offset that is only its group knows."""
+    """An aggregator's state is what it published, a matcher's is in its log; but up to which offset only its group knows."""
     owned = session.owned[partition]
     reached = owned.committed.get(topic)
     if reached is not None and topic not in owned.by_hand:
         return ""
-    published = next(iter(session.reading.published_topics))
-    if reached in (None, owned.first[topic]) and not _holds_records(session.clients, published, partition):
+    published = next(iter(session.reading.published_topics), None)
+    if published is None:
+        published, holds = session.settings.rekeyed_topic, "events that it matched"
+        has_published = _has_matched(session.clients, session.settings, partition)
+    else:
+        holds = "counts"
+        has_published = _holds_records(session.clients, published, partition)
+    if reached in (None, owned.first[topic]) and not has_published:
         return ""
     return (
-        f"partition {partition}: {published} holds counts, but their state is lost, and the offset of {topic} in the group {session.reading.group} "
+        f"partition {partition}: {published} holds {holds}, but their state is lost, and the offset of {topic} in the group {session.reading.group} "
         f"{'is gone' if reached is None else 'was set by hand'}: {_RESET}"
     )
+
+
+def _has_matched(clients: Clients, settings: Settings, partition: int) -> bool:
+    """Whether the matcher of a partition ever found a user. Reads what is re-keyed until it knows."""
+    topic = settings.rekeyed_topic
+    with closing(clients.reader()) as reader:
+        count = len(reader.list_topics(timeout=_TIMEOUT_S).topics[topic].partitions)
+    copies = (each for owner in range(count) for each in read_partition(clients, topic, owner, OFFSET_BEGINNING, None))
+    return any(matched_by(each) == partition for each in copies)
 
 
 def _holds_records(clients: Clients, topic: str, partition: int) -> bool:

@@ -1,4 +1,4 @@
-"""The two stages, and what each of them reads."""
+"""The stages, and what each of them reads."""
 
 from typing import Final
 
@@ -12,26 +12,43 @@ from app.formats.schemas import RegistryRefused
 from app.policy.model import Policy
 from app.settings import Settings
 
-ROLES: Final = ("counter", "aggregator")
+ROLES: Final = ("counter", "aggregator", "matcher")
 
 
 def make_stage(role: str, settings: Settings, policy: Policy, clients: Clients) -> tuple[Stage, Reading]:
     """The stage of a role, and its group and topics. Raises `StateRefused` where the topics are missing, or what
-    reads the policy's formats.
+    reads the policy's formats, and for a matcher that the policy does not ask for.
     """
     if role == "aggregator":
         # a record holds up to 2,000 changes of rows, each of which takes ten times its bytes in memory
         return AggregatorStage(settings, policy), Reading(
             settings.aggregator_group, (settings.deltas_topic,), {settings.counts_topic: 0}, share=8, slice_records=20
         )
+    if role == "matcher":
+        if policy.bounds.click_ids is None:
+            raise StateRefused(
+                "the policy has no click_ids, so there is nothing to match; stop this matcher, or add them"
+            )
+        from app.engine.matcher import MatcherStage
+
+        users = partition_counts(settings, clients, settings.events_topics[:1])[settings.events_topics[0]]
+        return MatcherStage(settings, policy, users), Reading(settings.matcher_group, (settings.clicks_topic,), {})
     from app.engine.counter import CounterStage  # its compiled loops take a while to import, and memory
 
-    counts = partition_counts(settings, clients)
+    own = (settings.deltas_topic, *((settings.clicks_topic,) if policy.bounds.click_ids else ()))
+    counts = partition_counts(settings, clients, (*settings.input_topics(), *own))
     try:
         formats = open_formats(policy.formats(), settings.registry, settings.request_timeout_ms / 1000)
     except RegistryRefused as error:
         raise StateRefused(str(error)) from error
-    stage = CounterStage(settings, policy, counts[settings.events_topics[0]], counts[settings.deltas_topic], formats)
+    stage = CounterStage(
+        settings,
+        policy,
+        counts[settings.events_topics[0]],
+        counts[settings.deltas_topic],
+        formats,
+        counts.get(settings.clicks_topic, 0),
+    )
     published = {settings.attributed_topic: 0}
     journeys = policy.bounds.journeys
     if journeys is not None:
@@ -39,14 +56,14 @@ def make_stage(role: str, settings: Settings, policy: Policy, clients: Clients) 
     return stage, Reading(settings.counter_group, settings.input_topics(), published, settings.deltas_topic)
 
 
-def partition_counts(settings: Settings, clients: Clients) -> dict[str, int]:
-    """How many partitions each topic has. Raises `StateRefused` where one of onecount's is missing."""
+def partition_counts(settings: Settings, clients: Clients, needed: tuple[str, ...]) -> dict[str, int]:
+    """How many partitions each topic has. Raises `StateRefused` where one of those that are needed is missing."""
     reader = clients.reader()
     try:
         topics = reader.list_topics(timeout=settings.request_timeout_ms / 1000).topics
     finally:
         reader.close()
-    missing = [name for name in (*settings.input_topics(), settings.deltas_topic) if name not in topics]
+    missing = [name for name in needed if name not in topics]
     if missing:
         raise StateRefused(
             f"no such topic: {', '.join(missing)}; run `onecount topics create`, or give the right to describe it"

@@ -22,6 +22,7 @@ def specs_of(settings: Settings, policy: Policy) -> list[TopicSpec]:
         settings.counts_topic,
         (settings.journeys_topic, settings.models_topic) if policy.bounds.journeys else (),
         policy.conversion_retention_ms(),
+        (settings.clicks_topic, policy.click_log_ms()) if policy.bounds.click_ids else None,
     )
 
 
@@ -50,7 +51,11 @@ def create_topics(settings: Settings, policy: Policy, retention_ms: int | None =
         if spec.name in present:
             continue
         config = dict(spec.config)
-        if retention_ms is not None and spec.name in (*settings.input_topics(), settings.deltas_topic):
+        if retention_ms is not None and spec.name in (
+            *settings.input_topics(),
+            settings.deltas_topic,
+            settings.clicks_topic,
+        ):
             config["retention.ms"] = str(retention_ms)
         wanted.append(NewTopic(spec.name, spec.partitions or partitions, settings.replication, config=config))
     if wanted:

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from app.contract import reasons
-from app.contract.events import Event, Rejection, judge_age, judge_bytes, judge_fields
+from app.contract.events import Event, Rejection, Userless, judge_age, judge_bytes, judge_event, judge_fields, key_of
 from app.formats.cloudevents import with_fields
 from app.gateway import privacy
 from app.gateway.config import Site
@@ -21,7 +21,8 @@ GATEWAY_REASONS: Final = (NOT_ALLOWED, privacy.PERSONAL_DATA)
 
 class Rules(NamedTuple):
     """What events are judged by: the policy's platforms (with the time from which each may be named) and bounds, what the
-    advertisers want for their users, and the gateway's secrets.
+    advertisers want for their users, and the gateway's secrets. `click_ids`: whether a conversion may name a click instead of a
+    user.
     """
 
     platforms: Mapping[str, int]
@@ -30,6 +31,7 @@ class Rules(NamedTuple):
     sites: Mapping[str, Site]
     secret: str
     salt: str
+    click_ids: bool = False
 
 
 class Door(NamedTuple):
@@ -79,6 +81,10 @@ class _Written(Event, omit_defaults=True, gc=False, frozen=True):
     """An event without what it does not say, as most producers write it."""
 
 
+class _WrittenUserless(Userless, omit_defaults=True, gc=False, frozen=True):
+    """As `_Written`, of an event that names no user."""
+
+
 _EMAIL_NEEDS: Final = re.compile(rb"[@%\\]")  # an event without any of these, as it came, holds no address
 _decode_given: Final = msgspec.json.Decoder(_Given).decode
 _encode: Final = msgspec.json.Encoder().encode
@@ -87,7 +93,8 @@ _encode: Final = msgspec.json.Encoder().encode
 def rules_of(policy: Policy, sites: Mapping[str, Site], secret: str, salt: str) -> Rules:
     """The rules of a policy and of the gateway's file."""
     bounds = policy.bounds
-    return Rules(policy.platforms(), bounds.max_event_age_ms, bounds.max_clock_skew_ms, sites, secret, salt)
+    times_ms = bounds.max_event_age_ms, bounds.max_clock_skew_ms
+    return Rules(policy.platforms(), *times_ms, sites, secret, salt, bounds.click_ids is not None)
 
 
 def admit(raw: bytes, door: Door, rules: Rules, now_ms: int) -> Record | Refused:
@@ -118,8 +125,8 @@ def admit(raw: bytes, door: Door, rules: Rules, now_ms: int) -> Record | Refused
     event = _disguised(event, given, door, rules)
     if isinstance(event, Rejection):
         return Refused(event_id, event)
-    value = _encode(_Written(*msgspec.structs.astuple(event)))
-    return Record(event.user_id.encode(), value, now_ms, event.event_id)
+    written = _Written if event.user_id is not None else _WrittenUserless
+    return Record(key_of(event), _encode(written(*msgspec.structs.astuple(event))), now_ms, event.event_id)
 
 
 def _complete(raw: bytes, given: _Given, door: Door, rules: Rules, now_ms: int) -> Event | Rejection:
@@ -132,7 +139,7 @@ def _complete(raw: bytes, given: _Given, door: Door, rules: Rules, now_ms: int) 
         if type(age_ms) is not int or not 0 <= age_ms <= rules.max_event_age_ms:
             return Rejection(reasons.INVALID_FIELD, "age_ms", f"whole milliseconds up to {rules.max_event_age_ms}")
         fills["event_time"] = b"%d" % (now_ms - age_ms)
-    event = judge_bytes(with_fields(raw, fills))
+    event = judge_event(with_fields(raw, fills), rules.click_ids)
     if isinstance(event, Event) and door.sets:
         event = msgspec.structs.replace(event, **door.sets)
     return event
@@ -143,7 +150,10 @@ def _disguised(event: Event, given: _Given, door: Door, rules: Rules) -> Event |
     site = rules.sites.get(event.advertiser_id)
     has_consent = given.consent == GRANTED or (given.consent is None and not (site and site.is_consent_asked))
     if event.event_type == "forget" or (has_consent and not door.is_denied):
-        return privacy.with_hashed_user(event, rules.salt) if site and site.hashes_users else event
+        is_hashed = (
+            site is not None and site.hashes_users and event.user_id is not None
+        )  # a click's user is hashed already
+        return privacy.with_hashed_user(event, rules.salt) if is_hashed else event
     if event.event_type == "adjustment" and event.conversion_event_id is None:
         return Rejection(
             reasons.MISSING_FIELD,

@@ -204,7 +204,7 @@ def _may(site: Site, event: Event) -> Rejection | None:
     if event.event_type not in site.browser_events:
         allowed = ", ".join(sorted(site.browser_events))
         return Rejection(NOT_ALLOWED, "event_type", f"browsers of this advertiser may send {allowed}")
-    if not _VISITOR.fullmatch(event.user_id):
+    if not _VISITOR.fullmatch(event.user_id or ""):
         return Rejection(reasons.INVALID_FIELD, "user_id", "a visitor's id has 16 to 64 of A-Z, a-z, 0-9, _ and -")
     return None
 

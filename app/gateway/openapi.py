@@ -88,7 +88,7 @@ def _event(filled: dict[str, str | None], kinds: tuple[str, ...]) -> dict[str, A
     """The contract's schema for events of `kinds`; `filled`: fields that need not be named."""
     schema = schema_of("event")
     schema.pop("$schema")
-    schema["required"] = [name for name in schema["required"] if name not in filled]
+    schema["required"] = [name for name in (*schema["required"], "user_id") if name not in filled]
     schema["properties"]["event_type"] = {"enum": list(kinds)}
     if len(kinds) == 1:
         schema["required"] += [name for name in REQUIRED[kinds[0]] if name not in schema["required"]]

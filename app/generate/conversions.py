@@ -1,6 +1,6 @@
 """Conversions and what comes with them: page views before, second reports of one order, retractions and restatements."""
 
-from app.generate.scene import Generated, Scene, new_id, push, record_of, time_text, trouble
+from app.generate.scene import Generated, Scene, named, new_id, push, record_of, time_text, trouble
 
 UNKNOWN_ACTION = "scrolled_far"  # in no catalogue: noise
 
@@ -62,12 +62,13 @@ def report(
     world = scene.world
     event_id = new_id(scene)
     time = time_text(scene, time_ms)
-    named = f',"platform":"{platform}"' if platform else ""
+    on = f',"platform":"{platform}"' if platform else ""
+    who, is_userless = named(scene, user, ad, platform)
     json = (
-        f'{{"event_id":"{event_id}","event_type":"conversion","event_time":{time},"user_id":"{world.users[user]}"'
-        f',"advertiser_id":"{world.advertisers[world.ads[ad].advertiser]}"{named},"conversion_name":"{action}"{details}}}'
+        f'{{"event_id":"{event_id}","event_type":"conversion","event_time":{time},{who}'
+        f',"advertiser_id":"{world.advertisers[world.ads[ad].advertiser]}"{on},"conversion_name":"{action}"{details}}}'
     )
-    push(scene, due_ms, trouble(scene, record_of(scene, user, json, due_ms, kind), time, time_ms))
+    push(scene, due_ms, trouble(scene, record_of(scene, user, json, due_ms, kind, is_userless), time, time_ms))
     return event_id
 
 
@@ -124,8 +125,9 @@ def _adjust(scene: Scene, order_ms: int, early: bool, user: int, ad: int, order_
 def _push_adjustment(scene: Scene, due_ms: int, time_ms: int, user: int, ad: int, members: str, kind: str) -> None:
     world = scene.world
     time = time_text(scene, time_ms)
+    who, is_userless = named(scene, user, ad, None)
     json = (
-        f'{{"event_id":"{new_id(scene)}","event_type":"adjustment","event_time":{time},"user_id":"{world.users[user]}"'
+        f'{{"event_id":"{new_id(scene)}","event_type":"adjustment","event_time":{time},{who}'
         f',"advertiser_id":"{world.advertisers[world.ads[ad].advertiser]}",{members}}}'
     )
-    push(scene, due_ms, trouble(scene, record_of(scene, user, json, due_ms, kind), time, time_ms))
+    push(scene, due_ms, trouble(scene, record_of(scene, user, json, due_ms, kind, is_userless), time, time_ms))

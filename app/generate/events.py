@@ -16,6 +16,7 @@ from app.generate.scene import (
     open_scene,
     push,
     record_of,
+    remember_click,
     time_text,
     trouble,
     trouble_odds,
@@ -131,6 +132,8 @@ def _touch(
     else:
         scene.touched = (scene.touched + 1) % RECENT_TOUCHES
         scene.recent[scene.touched] = (user, ad)
+    if clicked and scene.bounds.click_ids:
+        remember_click(scene, user, ad, f"c-{event_id}")
     if clicked and scene.rng.random() < scene.mix.late_clicks:
         _delay_click(scene, record_of(scene, user, json, now_ms, "late_click"), user, ad)
         return None

@@ -37,6 +37,10 @@ class Mix:
     without_platform: float = 0.10
     unknown_actions: float = 0.03
     empty_order_ids: float = 0.03
+    by_click: float = (
+        0.2  # and of the adjustments, where the policy has click_ids: of users who clicked, name the click instead
+    )
+    by_unknown_click: float = 0.02  # of those: a click that never comes
 
     # Of the orders (conversions of a macro action).
     second_reports: float = 0.30  # the server reports what the pixel did, 1 to 60 s apart, under another event_id

@@ -45,11 +45,34 @@ class Scene:
     recent: list[tuple[int, int]] = field(default_factory=list)  # a ring of (user, ad)
     touched: int = 0
     last_order_id: str = ""
+    clicked: dict[tuple[int, int], tuple[str, str]] = field(
+        default_factory=dict
+    )  # (user, advertiser) -> platform, click id
 
 
 def open_scene(seed: int, policy: Policy, mix: Mix) -> Scene:
     """A stream at its beginning."""
     return Scene(random.Random(seed), build_world(mix, policy), mix, policy.bounds, f"g{seed}-")
+
+
+def remember_click(scene: Scene, user: int, ad: int, click_id: str) -> None:
+    """The click that may stand for its user from now on."""
+    advertiser, platform = scene.world.ads[ad].advertiser, scene.world.ads[ad].platform
+    scene.clicked.pop((user, advertiser), None)
+    scene.clicked[user, advertiser] = platform, click_id
+    if len(scene.clicked) > RECENT_TOUCHES:
+        del scene.clicked[next(iter(scene.clicked))]
+
+
+def named(scene: Scene, user: int, ad: int, platform: str | None) -> tuple[str, bool]:
+    """Who it was, as a JSON member: mostly the user, now and then only a click of theirs; whether it is that."""
+    clicked_on, click_id = scene.clicked.get((user, scene.world.ads[ad].advertiser), ("", ""))
+    may_be = scene.bounds.click_ids is not None and click_id and platform in (None, clicked_on)
+    if not may_be or scene.rng.random() >= scene.mix.by_click:
+        return f'"user_id":"{scene.world.users[user]}"', False
+    if scene.rng.random() < scene.mix.by_unknown_click:
+        click_id = f"unknown-{click_id}"
+    return f'"click_id":"{click_id}"', True
 
 
 def new_id(scene: Scene) -> str:
@@ -76,10 +99,10 @@ def trouble_odds(mix: Mix) -> float:
     return mix.repeats + mix.retries + mix.foreign
 
 
-def record_of(scene: Scene, user: int, json: str, sent_ms: int, kind: str) -> Generated:
+def record_of(scene: Scene, user: int, json: str, sent_ms: int, kind: str, is_userless: bool = False) -> Generated:
     """A sound record as it is sent the first time."""
     key = scene.world.user_keys[user]
-    return Generated(key, json.encode(), sent_ms, key, False, kind)
+    return Generated(None if is_userless else key, json.encode(), sent_ms, key, False, kind)
 
 
 def trouble(scene: Scene, record: Generated, time: str, time_ms: int, luck: float | None = None) -> Generated:

@@ -249,9 +249,11 @@ def _rule(reading: _Reading, rule: dict[str, Any], common: dict[str, Any], path:
     fields = {
         key: _expression(reading, value, (*path, "fields", key)) for key, value in (common | rule["fields"]).items()
     }
-    for needed in ("event_id", "event_type", "event_time", "advertiser_id", "user_id"):
+    for needed in ("event_id", "event_type", "event_time", "advertiser_id"):
         if needed not in fields:
             raise reading.wrong((*path, "fields"), f"every event needs {needed}")
+    if "user_id" not in fields and "click_id" not in fields:
+        raise reading.wrong((*path, "fields"), "every event needs user_id, or click_id where the policy has click_ids")
     return Rule(rule["event"], _conditions(reading, rule.get("when", ()), (*path, "when")), fields)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from app.contract.events import MAX_TIME_MS, Event, Rejection, judge_bytes, judge_fields
+from app.contract.events import MAX_TIME_MS, Event, Rejection, judge_event, judge_fields, key_of
 from app.contract.reasons import BEYOND_CORRECTION_HORIZON, IN_THE_FUTURE, MISSING_FIELD
 from app.importer.evaluate import Row, UnmappableError, all_hold, evaluate
 from app.importer.mapping import Mapping
@@ -97,15 +97,15 @@ def _judge(fields: dict[str, Any], mapping: Mapping, limits: Limits) -> Prepared
         value = orjson.dumps(fields)
     except TypeError as error:
         return Refusal("", "unencodable", "", str(error)[:200])
-    event = judge_bytes(value)
+    event = judge_event(value, limits.policy.bounds.click_ids is not None)
     judged = event if isinstance(event, Rejection) else judge_fields(event, limits.platforms, MAX_TIME_MS)
     if isinstance(judged, Rejection):
         is_userless = (judged.reason, judged.field) == (MISSING_FIELD, "user_id")
         if is_userless and (mapping.codes is not None or "click_id" in fields):
             return Refusal("", NO_USER_ID, "user_id", _NO_USER_ID)
         return Refusal("", judged.reason, judged.field, judged.detail)
-    whose = judged.event.user_id or judged.event.click_id or ""
-    return _beyond(judged.event, judged.time_ms, mapping, limits) or Prepared(judged.time_ms, whose.encode(), value)
+    refused = _beyond(judged.event, judged.time_ms, mapping, limits)
+    return refused or Prepared(judged.time_ms, key_of(judged.event), value)
 
 
 def _beyond(event: Event, time_ms: int, mapping: Mapping, limits: Limits) -> Refusal | None:

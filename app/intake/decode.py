@@ -33,6 +33,7 @@ from app.intake.walk import COLUMNS, MET, OF_THE_CONTRACT, TOUCH, Found
 from app.policy.model import Bounds
 
 TYPE_CODE: Final = {name: code for code, name in enumerate(EVENT_TYPES)}
+CLICK: Final = TYPE_CODE["click"]
 VISIT: Final = TYPE_CODE["visit"]
 CONVERSION: Final = TYPE_CODE["conversion"]
 ADJUSTMENT: Final = TYPE_CODE["adjustment"]
@@ -45,9 +46,10 @@ _PLATFORM: Final = COLUMNS.index("platform")
 class Decoded(NamedTuple):
     """The accepted events of a batch, in the batch's order, and what was refused.
 
-    All columns are aligned: `rows` (index in the batch), `types` (codes of EVENT_TYPES), `times_ms`, `texts` by COLUMNS,
+    All columns are aligned: `rows` (index in the batch), `types` (codes of EVENT_TYPES), `times_ms`, `texts` by column,
     `costs` (NaN where there is none). `events`: by index, the structs of those that are no touches.
-    `rejections`: (index in the batch, why).
+    `rejections`: (index in the batch, why). `userless`: (index in the batch, an event whose user is still to be found), in no
+    column.
     """
 
     rows: np.ndarray
@@ -57,6 +59,7 @@ class Decoded(NamedTuple):
     costs: np.ndarray
     events: dict[int, Event]
     rejections: list[tuple[int, Rejection]]
+    userless: list[tuple[int, Accepted]]
 
 
 def decode_batch(
@@ -72,14 +75,17 @@ def decode_batch(
     _suspect(np.frombuffer(joined, dtype=np.uint8), found, keys, stamps_ms, platforms, bounds)
     rejections: list[tuple[int, Rejection]] = []
     others: list[tuple[int, Accepted]] = []
+    userless: list[tuple[int, Accepted]] = []
     for row in np.flatnonzero(found.fates != TOUCH).tolist():
         hides_nothing = bool(found.fates[row] == OF_THE_CONTRACT)
         judged = _judge(values[row], keys[row], int(stamps_ms[row]), platforms, bounds, hides_nothing)
         if isinstance(judged, Rejection):
             rejections.append((row, judged))
+        elif judged.event.user_id is None:
+            userless.append((row, judged))
         else:
             others.append((row, judged))
-    return _merge(joined, found, others, rejections)
+    return _merge(joined, found, shapes.columns, others, rejections, userless)
 
 
 def lesson(raw: bytes) -> Shape | None:
@@ -168,7 +174,8 @@ def _judge(
         or not _has_what_it_needs(event, stamp_ms, platforms)
         or (not hides_nothing and _may_hide_something(event, raw))
     ):
-        return decode_event(raw, key, stamp_ms, platforms, bounds.max_event_age_ms, bounds.max_clock_skew_ms)
+        click_ids = bounds.click_ids is not None
+        return decode_event(raw, key, stamp_ms, platforms, bounds.max_event_age_ms, bounds.max_clock_skew_ms, click_ids)
     return Accepted(event, time_ms)
 
 
@@ -198,19 +205,25 @@ def _may_hide_something(event: Event, raw: bytes) -> bool:
 
 
 def _merge(
-    joined: bytes, found: Found, others: list[tuple[int, Accepted]], rejections: list[tuple[int, Rejection]]
+    joined: bytes,
+    found: Found,
+    names: tuple[str, ...],
+    others: list[tuple[int, Accepted]],
+    rejections: list[tuple[int, Rejection]],
+    userless: list[tuple[int, Accepted]],
 ) -> Decoded:
-    """Spans and structs as one set of columns, in the batch's order."""
+    """Spans and structs as one set of columns, by `names`, in the batch's order."""
     buffer = np.frombuffer(joined, dtype=np.uint8)
     if others:
-        buffer = _add(found, others, joined)
-    columns = {name: Texts(buffer, found.starts[at], found.lengths[at]) for at, name in enumerate(COLUMNS)}
+        buffer = _add(found, names, others, joined)
+    columns = {name: Texts(buffer, found.starts[at], found.lengths[at]) for at, name in enumerate(names)}
     events = {row: event for row, (event, _) in others if event.event_type not in TOUCH_TYPES}
-    if not rejections:
+    left_out = [row for row, _ in (*rejections, *userless)]
+    if not left_out:
         rows = np.arange(len(found.fates))
-        return Decoded(rows, found.types, found.times_ms, columns, found.costs, events, rejections)
+        return Decoded(rows, found.types, found.times_ms, columns, found.costs, events, rejections, userless)
     is_accepted = np.ones(len(found.fates), dtype=bool)
-    is_accepted[[row for row, _ in rejections]] = False
+    is_accepted[left_out] = False
     places = np.cumsum(is_accepted) - 1
     return Decoded(
         np.flatnonzero(is_accepted),
@@ -220,18 +233,19 @@ def _merge(
         found.costs[is_accepted],
         {int(places[row]): event for row, event in events.items()},
         rejections,
+        userless,
     )
 
 
-def _add(found: Found, others: list[tuple[int, Accepted]], joined: bytes) -> np.ndarray:
+def _add(found: Found, names: tuple[str, ...], others: list[tuple[int, Accepted]], joined: bytes) -> np.ndarray:
     """Puts structs in their rows; the buffer of all texts."""
     rows = [row for row, _ in others]
     events = [accepted.event for _, accepted in others]
     found.types[rows] = [TYPE_CODE[event.event_type] for event in events]
     found.times_ms[rows] = [accepted.time_ms for _, accepted in others]
     found.costs[rows] = [np.nan if event.cost is None else event.cost for event in events]
-    added = [None if (text := getattr(event, name)) is None else text.encode() for name in COLUMNS for event in events]
+    added = [None if (text := getattr(event, name)) is None else text.encode() for name in names for event in events]
     own = texts_of(added)
-    found.starts[:, rows] = (own.starts + len(joined)).reshape(len(COLUMNS), -1)
-    found.lengths[:, rows] = own.lengths.reshape(len(COLUMNS), -1)
+    found.starts[:, rows] = (own.starts + len(joined)).reshape(len(names), -1)
+    found.lengths[:, rows] = own.lengths.reshape(len(names), -1)
     return np.frombuffer(joined + own.buffer.tobytes(), dtype=np.uint8)

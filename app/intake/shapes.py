@@ -17,6 +17,7 @@ import numpy as np
 from app.columns.texts import PAD, sizes_of
 from app.contract.events import MAX_EVENT_BYTES, TOUCH_ATTRIBUTES
 from app.intake.walk import (
+    COLUMNS,
     COST,
     DECIMAL,
     MET,
@@ -133,11 +134,14 @@ def _is_known(field: str) -> bool:
 
 
 class Shapes:
-    """The shapes that this process has met. They only save work, so any of them may be forgotten."""
+    """The shapes that this process has met. They only save work, so any of them may be forgotten. `columns`: the texts that are
+    wanted of each touch.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, columns: tuple[str, ...] = COLUMNS) -> None:
+        self.columns = columns
         self._shapes: list[PlannedShape] = []
-        self.plan = plan_of([])
+        self.plan = plan_of([], columns)
 
     def add(self, shape: Shape) -> bool:
         """Remembers a shape, and says whether it is a new one; forgets all of them where they are too many."""
@@ -148,7 +152,7 @@ class Shapes:
         if len(self._shapes) >= MAX_SHAPES:
             self._shapes = []
         self._shapes.append(planned)
-        self.plan = plan_of(self._shapes)
+        self.plan = plan_of(self._shapes, self.columns)
         return True
 
 

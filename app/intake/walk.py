@@ -11,6 +11,7 @@ from app.columns.texts import ABSENT, PAD, words_of
 from app.contract.events import MAX_AMOUNT, MAX_EVENT_BYTES, TOUCH_ATTRIBUTES, TOUCH_TYPES
 
 COLUMNS: Final = ("event_id", "user_id", "advertiser_id", "platform", *TOUCH_ATTRIBUTES)
+CLICK_ID: Final = "click_id"  # a column behind them where clicks are found by it
 
 # What becomes of a record
 NEW: Final = 0  # it fits no shape
@@ -31,8 +32,8 @@ _TIME_DIGITS: Final = 13  # September 2001 to 2286
 _MAX_DIGITS: Final = 15  # so many always fit a float exactly
 _POWERS: Final = 10.0 ** np.arange(_MAX_DIGITS + 1)
 _KINDS: Final = len(TOUCH_TYPES)
-_KIND_COLUMN: Final = len(COLUMNS)
 _NO_COLUMN: Final = -1
+_KIND_COLUMN: Final = -2
 
 
 class Plan(NamedTuple):
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
     values: np.ndarray
     constants: np.ndarray
     bytes: np.ndarray
+    columns: int  # how many texts are kept
 
 
 class Found(NamedTuple):
@@ -78,9 +80,9 @@ class PlannedShape(NamedTuple):
     constants: Sequence[bytes]
 
 
-def plan_of(shapes: Sequence[PlannedShape]) -> Plan:
-    """The plan by which a walk tries these shapes, in their order."""
-    columns = {name: place for place, name in enumerate((*COLUMNS, "event_type"))}
+def plan_of(shapes: Sequence[PlannedShape], kept: tuple[str, ...] = COLUMNS) -> Plan:
+    """The plan by which a walk tries these shapes, in their order; `kept`: the texts that it keeps, COLUMNS first."""
+    columns = {name: place for place, name in enumerate(kept)} | {"event_type": _KIND_COLUMN}
     constants = [name.encode() for name in TOUCH_TYPES]
     rows: list[tuple[int, ...]] = []
     values: list[tuple[int, ...]] = []
@@ -95,6 +97,7 @@ def plan_of(shapes: Sequence[PlannedShape]) -> Plan:
         np.array(values, dtype=np.int64).reshape(-1, 4),
         np.stack([np.cumsum(sizes) - sizes, sizes], axis=1),
         np.frombuffer(b"".join(constants) + bytes(PAD), dtype=np.uint8),
+        len(kept),
     )
 
 
@@ -106,8 +109,8 @@ def walk(buffer: np.ndarray, sizes: np.ndarray, plan: Plan) -> Found:
         np.empty(count, dtype=np.uint8),
         np.empty(count, dtype=np.int64),
         np.empty(count, dtype=np.float64),
-        np.zeros((len(COLUMNS), count), dtype=np.int64),
-        np.full((len(COLUMNS), count), ABSENT, dtype=np.int64),
+        np.zeros((plan.columns, count), dtype=np.int64),
+        np.full((plan.columns, count), ABSENT, dtype=np.int64),
     )
     spans = np.empty((len(plan.values) + 1, 2), dtype=np.int64)
     _walk_all(buffer, words_of(buffer), sizes, *plan[:3], words_of(plan.bytes), *found, spans)
@@ -156,7 +159,7 @@ def _walk_all(
                 if fate == TOUCH:
                     for value in range(first, behind):
                         column = values[value, 1]
-                        if column != _NO_COLUMN and column != _KIND_COLUMN:
+                        if column >= 0:
                             starts[column, row], lengths[column, row] = spans[value - first, 0], spans[value - first, 1]
                 fates[row] = fate
                 if fate != NEW:

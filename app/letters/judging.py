@@ -56,5 +56,8 @@ def judge_again(
     if letter.reason in reasons.SETTLED:
         return Again(again, Rejection(letter.reason, letter.field, reasons.EXPLAINED[letter.reason].retry))
     bounds = policy.bounds
-    judged = decode_event(body, key, now_ms, policy.platforms(), bounds.max_event_age_ms, bounds.max_clock_skew_ms)
+    judged = decode_event(
+        *(body, key, now_ms, policy.platforms()),
+        *(bounds.max_event_age_ms, bounds.max_clock_skew_ms, bounds.click_ids is not None),
+    )
     return Again(again, judged if isinstance(judged, Rejection) else None)

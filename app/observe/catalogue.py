@@ -5,8 +5,9 @@ dashboards and alarms are held against it.
 from itertools import chain
 from typing import Final
 
+from app.observe.catalogue_clicks import CLICKS
 from app.observe.catalogue_gateway import GATEWAY
-from app.observe.metric import AGGREGATORS, ALL, COUNTERS, DESKS, GATEWAYS, STEP_BUCKETS_S, WORKERS, Metric
+from app.observe.metric import AGGREGATORS, ALL, COUNTERS, DESKS, GATEWAYS, MATCHERS, STEP_BUCKETS_S, WORKERS, Metric
 
 # A batch is closed after 0.2 s by default; an hour is a standstill.
 LATENCY_BUCKETS_S: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
@@ -20,6 +21,7 @@ STEPS: Final = ("read", "watch", "fold", "publish", "write")
 MODES: Final = ("live", "replay", "rebuild")
 KAFKA_CLIENTS: Final = ("consumer", "producer", "reader", "admin")
 LEVELS: Final = ("error", "warning", "info")
+TABLES: Final = {"counter": ("ids", "touches"), "matcher": ("click_ids", "waiting")}  # what a stage holds, by its role
 
 
 GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
@@ -41,7 +43,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "Events refused, by reason; each is on the dead-letter topic.",
             "the event broke the contract or its time is out of bounds; nothing was counted for it",
             "`onecount dlq list --reason REASON` and `dlq show` tell which events; mend their producer",
-            COUNTERS,
+            (*COUNTERS, *MATCHERS),
         ),
         Metric(
             "onecount_dead_letter_ratio",
@@ -51,7 +53,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "0 to 1; 0 while fewer than 20 events came in that minute. A gateway's: what it rejected, which is told to the sender and is no letter",
             "above its limit: `onecount_rejected_events_total` names the reasons, `onecount dlq list` the sources; a gateway's: "
             "`onecount_gateway_rejected_events_total`",
-            (*COUNTERS, *GATEWAYS),
+            (*COUNTERS, *MATCHERS, *GATEWAYS),
         ),
         Metric(
             "onecount_dead_letter_ratio_limit",
@@ -60,7 +62,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "The ratio above which there is an alarm.",
             "the setting `ONECOUNT_DEAD_LETTER_RATIO_LIMIT`",
             "set it to what is normal here, and a little more",
-            (*COUNTERS, *GATEWAYS),
+            (*COUNTERS, *MATCHERS, *GATEWAYS),
         ),
         Metric(
             "onecount_noise_conversions_total",
@@ -126,6 +128,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "set the producers' partitioner to the policy's",
             COUNTERS,
         ),
+        *CLICKS,
         Metric(
             "onecount_count_rows_total",
             "counter",
@@ -144,7 +147,7 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "From a record's Kafka timestamp to the commit that published what it changed.",
             "counter: from the producer to `conversions.attributed` and the deltas; aggregator: from there to `conversions.counts`. "
             "Both added up is end to end. Records that are only replayed are left out",
-            "`onecount_batch_seconds` says which step is slow; imported history has old timestamps and looks slow",
+            "`onecount_batch_seconds` says which step is slow; imported history, and what waited for its click, has old timestamps and looks slow",
             WORKERS,
             LATENCY_BUCKETS_S,
         ),
@@ -369,10 +372,12 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             "onecount_state_records",
             "gauge",
             ("table",),
-            "Records in the owned partitions' tables in Redis: ids of accepted events, and touches.",
-            "Redis's memory by all workers' ids is the bytes per event; ids and touches expire by stream time",
-            "growing without an end: stream time stands still, see the watermark delay",
-            COUNTERS,
+            "Records in the owned partitions' tables in Redis: ids of accepted events, and touches; a matcher's click ids, and events that wait.",
+            "Redis's memory by all workers' ids is the bytes per event; all expire by stream time. `waiting`: conversions and adjustments "
+            "that name a click id and no user, and whose click has not come yet",
+            "growing without an end: stream time stands still, see the watermark delay; `waiting` alone: the clicks come without click_id, "
+            "or under another advertiser_id or platform",
+            (*COUNTERS, *MATCHERS),
         ),
     ),
 }

@@ -219,6 +219,17 @@ COUNTING: Final = Dashboard(
                     ((_rate("onecount_rekeyed_events_total", _ON), "rekeyed"),),
                     "eps", width=8,
                 ),
+                Panel(
+                    "Events that name only a click", "Conversions and adjustments without a user, and those that found theirs; where the policy has click_ids.",
+                    ((_rate("onecount_userless_events_total", _ON), "came"),
+                     (_rate("onecount_matched_events_total", _ON), "matched")),
+                    "eps", width=12,
+                ),
+                Panel(
+                    "Events that wait for their click", "Up to park_for after their time; then click_not_found. Growing: clicks come without click_id.",
+                    ((f'sum(onecount_state_records{{{_ON}, table="waiting"}})', "waiting"),),
+                    width=12,
+                ),
             ),
         ),
         (
@@ -431,7 +442,7 @@ REDIS: Final = Dashboard(
                     "bytes", alarm="OnecountRedisFills",
                 ),
                 Panel(
-                    "Records held", "ids for dedup_window; touches for their lookback window and the correction horizon, in stream time.",
+                    "Records held", "ids for dedup_window, touches for their lookback window and the correction horizon, click ids for known_for.",
                     ((f"sum by (table) (onecount_state_records{{{_ON}}})", "{{table}}"),),
                 ),
             ),

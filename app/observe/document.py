@@ -15,7 +15,7 @@ Made from `app/observe/catalogue.py` by `python -m app.observe.document docs/met
 
 Each worker answers `/metrics` on `ONECOUNT_METRICS_PORT` plus its slot (see [deploy.md](deploy.md)). Every series is there from
 the start, with 0. Labels have few values: platforms, reasons and the like, never a user, a campaign or an offset. Which worker
-it is (`instance`) and its stage (`stage`: counter, aggregator, desk or gateway) are added by Prometheus. Alarms and what to do about them:
+it is (`instance`) and its stage (`stage`: counter, aggregator, matcher, desk or gateway) are added by Prometheus. Alarms and what to do about them:
 [runbook.md](runbook.md).
 
 A repeat of an event with another payload is dropped like any repeat and not told apart ([decisions.md](decisions.md), 11),

@@ -7,9 +7,10 @@ STEP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 
 COUNTERS: Final = ("counter",)
 AGGREGATORS: Final = ("aggregator",)
+MATCHERS: Final = ("matcher",)
 DESKS: Final = ("desk",)
 GATEWAYS: Final = ("gateway",)
-WORKERS: Final = (*COUNTERS, *AGGREGATORS, *DESKS)
+WORKERS: Final = (*COUNTERS, *AGGREGATORS, *MATCHERS, *DESKS)
 ALL: Final = (*WORKERS, *GATEWAYS)
 
 

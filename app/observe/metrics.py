@@ -25,7 +25,17 @@ from app.contract.events import EVENT_TYPES, TOUCH_TYPES
 from app.contract.leads import COOL, HOT, STATES
 from app.contract.reasons import ALL_REASONS
 from app.contract.rows import STATUSES, UNATTRIBUTED
-from app.observe.catalogue import CATALOGUE, KAFKA_CLIENTS, LEVELS, MODES, RESULTS, SESSION_CAUSES, STEPS, Metric
+from app.observe.catalogue import (
+    CATALOGUE,
+    KAFKA_CLIENTS,
+    LEVELS,
+    MODES,
+    RESULTS,
+    SESSION_CAUSES,
+    STEPS,
+    TABLES,
+    Metric,
+)
 from app.observe.dead_letters import DeadLetterRatio
 from app.observe.latencies import Latencies
 
@@ -41,7 +51,6 @@ _ZEROS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "onecount_owned_partitions": (MODES,),
     "onecount_batch_seconds": (STEPS,),
     "onecount_kafka_log_lines_total": (KAFKA_CLIENTS, LEVELS),
-    "onecount_state_records": (("ids", "touches"),),
 }
 _NAMED: Final = {  # what a batch counts, by the first part of its key; the rest are the labels
     "rejected": "onecount_rejected_events_total",
@@ -51,8 +60,11 @@ _NAMED: Final = {  # what a batch counts, by the first part of its key; the rest
     "late": "onecount_late_events_total",
     "corrected": "onecount_corrections_total",
     "rekeyed": "onecount_rekeyed_events_total",
+    "userless": "onecount_userless_events_total",
+    "matched": "onecount_matched_events_total",
     "rows": "onecount_count_rows_total",
 }
+_JUDGED: Final = ("accepted", "duplicate", "matched", "rejected")
 _log = structlog.get_logger()
 disable_created_metrics()  # a second series for each counter, which nothing asks for
 
@@ -77,6 +89,8 @@ class Metrics:
         for name, values in _ZEROS.items():
             for labels in product(*values) if name in self.families else ():
                 self.families[name].labels(*labels)
+        for table in TABLES.get(role, ()):
+            self.families["onecount_state_records"].labels(table)
         self.families["onecount_worker_info"].labels(role, worker, __version__).set(1)
         self.dead_letters = DeadLetterRatio(dead_letter_ratio_limit)
         self._set("onecount_dead_letter_ratio_limit", dead_letter_ratio_limit)
@@ -109,7 +123,7 @@ class Metrics:
         """A batch went through all its steps; what it published could be read from `published_ms` (epoch ms) on."""
         self.families["onecount_latency_seconds"].observe((published_ms - fold.stamps_ms) / 1000)
         self.dead_letters.add(
-            judged=sum(count for key, count in fold.counted.items() if key[0] in ("accepted", "duplicate", "rejected")),
+            judged=sum(count for key, count in fold.counted.items() if key[0] in _JUDGED),
             refused=sum(count for key, count in fold.counted.items() if key[0] == "rejected"),
         )
         for (what, *labels), count in fold.counted.items():

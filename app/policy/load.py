@@ -13,7 +13,18 @@ import yaml
 from app.contract.events import parse_time_ms, to_micros
 from app.contract.rows import ALL
 from app.policy.desk import CLOSED_KEPT_MS, Desk, FollowUp
-from app.policy.model import DAY_MS, MAX_LOOKBACK_MS, METHODS, Action, Bounds, Journeys, Platform, Policy, Version
+from app.policy.model import (
+    DAY_MS,
+    MAX_LOOKBACK_MS,
+    METHODS,
+    Action,
+    Bounds,
+    ClickIds,
+    Journeys,
+    Platform,
+    Policy,
+    Version,
+)
 
 _UNITS_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": DAY_MS}
 _DURATIONS: Final = (
@@ -162,6 +173,10 @@ def _bounds(document: dict[str, Any]) -> Bounds:
         values["partitioner"] = document["partitioner"]
     if "journeys" in document:
         values["journeys"] = _journeys(document["journeys"])
+    if "click_ids" in document:
+        values["click_ids"] = ClickIds(
+            **{f"{key}_ms": duration_ms(text) for key, text in document["click_ids"].items()}
+        )
     return Bounds(**values)
 
 
@@ -229,8 +244,30 @@ def _refuse_impossible(policy: Policy, name: str) -> None:
         raise PolicyError(f"{name}: no platform may be called {ALL}: the counts over all platforms are")
     if bounds.journeys is not None:
         _refuse_journeys(bounds.journeys, version, name)
+    if bounds.click_ids is not None:
+        _refuse_click_ids(bounds.click_ids, bounds, version, name)
     if not any(action.outcome for action in version.actions.values()):
         raise PolicyError(f"{name}: no action names an outcome, so nothing would ever be counted")
+
+
+def _refuse_click_ids(click_ids: ClickIds, bounds: Bounds, version: Version, name: str) -> None:
+    """A conversion that waited for its click for as long as it may must still be in time for its user's partition, whose events
+    may be ahead of the click's by an eighth of the horizon; and it must find every click that may earn it.
+    """
+    if click_ids.park_for_ms <= 0:
+        raise PolicyError(f"{name}: click_ids: park_for must be above 0")
+    needed_ms = -(-click_ids.park_for_ms * 8 // 7)
+    if bounds.correction_horizon_ms < needed_ms:
+        raise PolicyError(
+            f"{name}: click_ids: what waited for park_for would be too late to be counted: correction_horizon must be at least 8/7 of it "
+            f"({needed_ms / DAY_MS:.3g}d), or park_for at most 7/8 of correction_horizon ({bounds.correction_horizon_ms * 7 / 8 / DAY_MS:.3g}d)"
+        )
+    longest_ms = max((rule.windows_ms.get("click", 0) for rule in version.platforms.values()), default=0)
+    if click_ids.known_for_ms < longest_ms + click_ids.park_for_ms:
+        raise PolicyError(
+            f"{name}: click_ids: known_for must be at least the longest click window and park_for "
+            f"({(longest_ms + click_ids.park_for_ms) / DAY_MS:.3g}d), or a click could be forgotten that earns a conversion"
+        )
 
 
 def _refuse_journeys(journeys: Journeys, version: Version, name: str) -> None:

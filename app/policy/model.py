@@ -89,6 +89,15 @@ class Journeys(msgspec.Struct, frozen=True):
     abandon_after_ms: int = 3_600_000
 
 
+class ClickIds(msgspec.Struct, frozen=True):
+    """How conversions that name a click id and no user find their user: how long they wait for the click, and how long a click
+    is known, both in stream time (ms).
+    """
+
+    park_for_ms: int = 7 * DAY_MS
+    known_for_ms: int = MAX_LOOKBACK_MS
+
+
 class Bounds(msgspec.Struct, frozen=True):
     """The times and choices that all versions share; changing one would change what was published, so it needs a
     reset.
@@ -107,6 +116,7 @@ class Bounds(msgspec.Struct, frozen=True):
     order_window_ms: int = 90 * DAY_MS
     adjustment_window_ms: int = 55 * DAY_MS
     journeys: Journeys | None = None  # None: no visits are kept, and nothing is counted over all platforms
+    click_ids: ClickIds | None = None  # None: an event without a user is refused
 
 
 class Policy(msgspec.Struct, frozen=True, dict=True):
@@ -220,6 +230,11 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
             bounds.order_window_ms, bounds.adjustment_window_ms, *(self.lookback_ms(kind) for kind in TOUCH_TYPES)
         )
         return longest + bounds.correction_horizon_ms
+
+    def click_log_ms(self) -> int:
+        """How far back (ms) a rebuild reads whose click is whose: a click's row is written up to max_event_age after it."""
+        bounds = self.bounds
+        return bounds.click_ids.known_for_ms + bounds.max_event_age_ms if bounds.click_ids else 0
 
     def count_retention_ms(self) -> int:
         """How long (ms of stream time) a window's counts can still change."""

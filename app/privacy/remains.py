@@ -6,6 +6,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from app.engine.clients import Clients
 from app.engine.counter_partition import CounterPartition
+from app.matching.book import kept_ms
 from app.policy.model import Policy
 from app.settings import Settings
 
@@ -28,7 +29,9 @@ def find_remains(
     """Every place, by the topics' own settings. Raises KafkaException where they are not told."""
     there = clients.topics((*settings.desk_inputs, settings.orders_topic, settings.leads_topic, settings.overdue_topic))
     leads = [topic for topic in (settings.leads_topic, settings.overdue_topic) if topic in there]
-    logs = (*settings.input_topics(), settings.dlq_topic)
+    click_ids = policy.bounds.click_ids
+    clicks = [settings.clicks_topic] if click_ids else []
+    logs = (*settings.input_topics(), settings.dlq_topic, *clicks)
     configs = _configs(settings, (*logs, *row_topics, *there))
     view = CounterPartition("", policy)
     stores = [view.touches, view.visits] if view.visits is not None else [view.touches]
@@ -44,6 +47,12 @@ def find_remains(
             Remains(topic, "events as they were sent", _log_end(configs[topic], now_ms))
             for topic in settings.input_topics()
         ),
+        *(
+            Remains(
+                topic, "click ids with their user_id, events that named only a click", _log_end(configs[topic], now_ms)
+            )
+            for topic in clicks
+        ),
         Remains(settings.dlq_topic, "refused events, 16 KiB of each", _log_end(configs[settings.dlq_topic], now_ms)),
         *(
             Remains(topic, "deleted rows, then their keys", _compacted_end(configs[topic], now_ms))
@@ -54,6 +63,7 @@ def find_remains(
             "Redis", "touches and visits under a hash of the user", now_ms + max(store.slot_ms for store in stores)
         ),
         Remains("Redis", "user_id and the time of the forget", now_ms + view.forget_retention_ms),
+        *([Remains("Redis", "user_id by click id", now_ms + kept_ms(click_ids))] if click_ids else []),
     ]
 
 

@@ -8,6 +8,7 @@ from app.contract.events import Rejection
 from app.formats.cloudevents import is_of_event
 
 SOURCE_HEADER: Final = "onecount-source"  # topic/partition/offset where a re-keyed event was found
+MATCHED_HEADER: Final = "onecount-matched"  # the partition of the clicks whose matcher has found the event's user
 
 
 class Consumed(Protocol):
@@ -64,11 +65,27 @@ def dead_letter_of(
 
 def rekeyed(message: Consumed, key: bytes) -> dict[str, Any]:
     """A copy of an event for the partition of its owner; keeps the record's time, by which its age is judged."""
-    source = f"{message.topic()}/{message.partition()}/{message.offset()}".encode()
     own = [header for header in message.headers() or () if header[0] != SOURCE_HEADER]  # they may be part of the event
-    return {
-        "value": message.value(),
-        "key": key,
-        "timestamp": message.timestamp()[1],
-        "headers": [(SOURCE_HEADER, source), *own],
-    }
+    source = message.topic(), message.partition(), message.offset(), message.timestamp()[1]
+    record = copy_of(source, key, message.value())
+    record["headers"] += own
+    return record
+
+
+def matched(source: tuple[str, int, int, int], key: bytes, value: bytes, matcher: int) -> dict[str, Any]:
+    """As `rekeyed`, of an event by its first coordinates and timestamp (ms); `matcher`: the partition of the clicks."""
+    record = copy_of(source, key, value)
+    record["headers"].append((MATCHED_HEADER, str(matcher).encode()))
+    return record
+
+
+def matched_by(message: Consumed) -> int | None:
+    """The partition of the clicks whose matcher wrote a re-keyed event; None if a counter did."""
+    return next((int(value) for name, value in message.headers() or () if name == MATCHED_HEADER), None)
+
+
+def copy_of(source: tuple[str, int, int, int], key: bytes, value: bytes | None) -> dict[str, Any]:
+    """As `rekeyed`, of an event by its first coordinates and timestamp (ms)."""
+    topic, partition, offset, timestamp_ms = source
+    header = f"{topic}/{partition}/{offset}".encode()
+    return {"value": value, "key": key, "timestamp": timestamp_ms, "headers": [(SOURCE_HEADER, header)]}

@@ -18,6 +18,7 @@ from app.formats.opening import open_formats
 from app.formats.schemas import RegistryRefused, RegistryUnavailable
 from app.policy.model import Policy
 from app.settings import Settings
+from app.verify.click_ids import ClickLog
 from app.verify.differences import (
     Difference,
     Row,
@@ -70,7 +71,8 @@ def _verify(settings: Settings, policy: Policy, show: int, wait_s: float, starte
     records = [to_record(message) for message in read_log(settings, raw)]
     order = _read_order(settings, spans, records, notes)
     formats = open_formats(policy.formats(), settings.registry, settings.request_timeout_ms / 1000)
-    result = answer(records, policy, partitions, order, settings.rekeyed_topic, formats)
+    clicks = _clicks(settings, policy, spans)
+    result = answer(records, policy, partitions, order, settings.rekeyed_topic, formats, clicks)
     if order is None and result.forgets:
         notes.append(
             f"{settings.deltas_topic} no longer holds every batch: a touch that came in one batch with its user's forget, behind it, is taken "
@@ -89,6 +91,8 @@ def _verify(settings: Settings, policy: Policy, show: int, wait_s: float, starte
         rejected=Counter(result.rejected.values()),
         refused_adjustments=Counter(result.refused_adjustments.values()),
         noise=result.noise,
+        matched=result.matched,
+        waiting=result.waiting,
         forgets=result.forgets,
         forgotten=result.forgotten,
         attributed_rows=Counter(row.status for row in result.attributed.values()),
@@ -130,6 +134,14 @@ def _settle_down(settings: Settings, policy: Policy, wait_s: float) -> tuple[Spa
     copies = fix_spans(settings, [settings.rekeyed_topic])
     _refuse_unusable(settings, raw | copies)
     wait_until_read(settings, settings.counter_group, copies, left_s())
+    clicks: Spans = {}
+    if policy.bounds.click_ids is not None:
+        # All clicks have been told by now; what the matchers find by them are copies, too.
+        clicks = fix_spans(settings, [settings.clicks_topic])
+        _refuse_cut(clicks)
+        wait_until_read(settings, settings.matcher_group, clicks, left_s())
+        copies = fix_spans(settings, [settings.rekeyed_topic])
+        wait_until_read(settings, settings.counter_group, copies, left_s())
     # 3. The counters' other outputs are all there now; the deltas are what the aggregators count.
     outputs = [settings.dlq_topic, settings.attributed_topic, settings.deltas_topic]
     if policy.bounds.journeys is not None:
@@ -138,7 +150,7 @@ def _settle_down(settings: Settings, policy: Policy, wait_s: float) -> tuple[Spa
     deltas = {where: span for where, span in spans.items() if where[0] == settings.deltas_topic}
     wait_until_read(settings, settings.aggregator_group, deltas, left_s())
     # 4. And so are the counts.
-    return raw | copies, spans | fix_spans(settings, [settings.counts_topic])
+    return raw | copies, spans | clicks | fix_spans(settings, [settings.counts_topic])
 
 
 def _refuse_unusable(settings: Settings, inputs: Spans) -> None:
@@ -147,11 +159,23 @@ def _refuse_unusable(settings: Settings, inputs: Spans) -> None:
         raise VerifyError(
             f"the input topics differ in their partitions ({dict(counts)}): the owner of a user is unclear"
         )
+    _refuse_cut(inputs)
+
+
+def _refuse_cut(inputs: Spans) -> None:
     gone = [f"{topic}/{number} starts at {first}" for (topic, number), (first, _) in inputs.items() if first > 0]
     if gone:
         raise VerifyError(
             f"retention has removed the first records ({', '.join(gone)}): the answer cannot be computed from the rest"
         )
+
+
+def _clicks(settings: Settings, policy: Policy, spans: Spans) -> ClickLog | None:
+    """What tells whose click is whose; None where the policy has no `click_ids`."""
+    if policy.bounds.click_ids is None:
+        return None
+    own = {where: span for where, span in spans.items() if where[0] == settings.clicks_topic}
+    return ClickLog([to_record(message) for message in read_log(settings, own)], len(own))
 
 
 def _read_order(settings: Settings, spans: Spans, records: list[Record], notes: list[str]) -> Order | None:
@@ -192,7 +216,7 @@ def _compare(
 
     owner = cache(lambda user_id: owner_of(user_id, partitions, policy.bounds.partitioner))
     yield from (Difference(INPUT, "", (fault,)) for fault in result.faults)
-    judged = result.accepted + len(result.duplicates) + len(result.rejected)
+    judged = result.accepted + len(result.duplicates) + len(result.rejected) + result.waiting
     if judged != result.produced:
         yield Difference(INPUT, "accounting", (f"{judged:,} judged, {result.produced:,} produced",))
     topic = settings.dlq_topic

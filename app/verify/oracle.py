@@ -6,17 +6,18 @@ only the rule of when an id stops being remembered (section 2) is an answer of i
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
-import orjson
+import msgspec
 
-from app.contract import rows
+from app.contract import reasons, rows
 from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Rejection, decode_event
-from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
+from app.contract.journeys import journey_key, model_key
 from app.contract.rows import AttributedRow, CountRow
 from app.formats.opening import Body, Formats
 from app.policy.model import Policy
+from app.verify.answer import Answer, Tally
+from app.verify.click_ids import ClickLog, Matching, compare_clicks, is_copy, key_of, match
 from app.verify.door import Door
 from app.verify.journey_rows import journey_row, model_rows
 from app.verify.journeys import RealOrder, follow
@@ -31,49 +32,6 @@ AT_A_TIME: Final = 10_000  # records that are read of another format at once
 MEASURE: Final = {"view": "views", "engaged_view": "engaged_views", "click": "clicks"}
 
 
-@dataclass
-class Tally:
-    """The measures of one count row, money in millionths, and the events behind them."""
-
-    amounts: dict[str, int] = field(default_factory=dict)
-    behind: list[Coordinates] = field(default_factory=list)
-
-
-@dataclass
-class Answer:
-    """What must stand in the output topics, and why.
-
-    Rows are by their Kafka key; `revision` is 0 and `final` False, for neither is a function of the input.
-    `journeys` and `models` are empty, and no count row is of scope `all`, where the policy has no `journeys`.
-    `rejected`, `duplicates` and `refused_adjustments` are by the coordinates of the raw record; a refused adjustment
-    is an accepted event too. `faults` names what is wrong with the batches and the re-keyed copies.
-    """
-
-    attributed: dict[bytes, AttributedRow] = field(default_factory=dict)
-    counts: dict[bytes, CountRow] = field(default_factory=dict)
-    journeys: dict[bytes, JourneyRow] = field(default_factory=dict)
-    models: dict[bytes, ModelRow] = field(default_factory=dict)
-    rejected: dict[Coordinates, str] = field(default_factory=dict)
-    duplicates: set[Coordinates] = field(default_factory=set)
-    refused_adjustments: dict[Coordinates, str] = field(default_factory=dict)
-    produced: int = 0
-    accepted: int = 0
-    noise: int = 0
-    forgets: int = 0
-    forgotten: int = 0  # conversions and adjustments that came after their person's forget, of before it
-    faults: list[str] = field(default_factory=list)
-    # Of (advertiser_id, user_id).
-    people: dict[tuple[str, str], Person] = field(default_factory=lambda: defaultdict(Person))
-    # The events that a count row adds up, by its key.
-    behind_count: dict[bytes, list[Coordinates]] = field(default_factory=dict)
-
-    def is_forgotten(self, key: bytes) -> bool:
-        """Whether a row's key, whose first two parts are advertiser and user, is that of somebody who was forgotten."""
-        advertiser_id, user_id, *_ = orjson.loads(key)
-        person = self.people.get((advertiser_id, user_id))
-        return person is not None and person.forgotten_ms >= 0
-
-
 # A count row's identity: window start, platform, advertiser, dimensions, conversion_name, currency.
 CountIdentity = tuple[int, str, str, tuple[str | None, ...], str, str]
 
@@ -85,16 +43,18 @@ def answer(
     order: Order | None = None,
     rekeyed_topic: str | None = None,
     formats: Formats | None = None,
+    clicks: ClickLog | None = None,
 ) -> Answer:
     """The answer to all `records`: the raw ones, and the copies where `rekeyed_topic` names their topic.
 
     Records may come in any order. `order`: the batches that were committed; without them events are processed by
     offset within a topic-partition and by Kafka timestamp across them. Without `rekeyed_topic` an event on a foreign
-    partition needs no copy. `formats`: what reads records that are no plain JSON. Raises IndexError for a record on a partition that is not below `partitions`.
+    partition needs no copy. `formats`: what reads records that are no plain JSON. `clicks`: what tells whose click is whose,
+    where the policy has `click_ids`. Raises IndexError for a record on a partition that is not below `partitions`.
     """
     result = Answer()
     tallies: dict[CountIdentity, Tally] = defaultdict(Tally)
-    streams = route(records, policy, partitions, rekeyed_topic, result, formats)
+    streams = route(records, policy, partitions, rekeyed_topic, result, formats, clicks)
     for owner in range(partitions):
         if order is None:
             batches = by_time(streams[owner])
@@ -102,6 +62,8 @@ def answer(
             batches, faults = by_batches(streams[owner], owner, order.get(owner, ()))
             result.faults += faults
         process(batches, policy, result, tallies)
+    if clicks is not None:
+        result.faults += compare_clicks(result.clicks, result.told_clicks)
     for person in result.people.values():
         if person.conversions:
             decisions, refused = settle(person, policy)
@@ -126,6 +88,7 @@ def route(
     rekeyed_topic: str | None,
     result: Answer,
     formats: Formats | None,
+    clicks: ClickLog | None = None,
 ) -> list[Streams]:
     """Judges every raw record, and lays the records that each owner partition processes in streams by offset."""
     raw: list[Record] = []
@@ -143,8 +106,12 @@ def route(
         streams[record.partition][record.topic, record.partition].append((record, arrival if at_home else None))
         if arrival is not None and not at_home:
             foreign[record.coordinates] = (record, arrival)
+    if clicks is not None:
+        found = match(clicks, result.userless, policy.bounds)
+        foreign |= found.arrivals(partitions, policy.bounds.partitioner)
+        note(found, result)
     for copy in copies:
-        arrival = claim(copy, foreign, result.faults)
+        arrival = claim(copy, foreign, result)
         streams[copy.partition][copy.topic, copy.partition].append((copy, arrival))
     for coordinates, (record, arrival) in foreign.items():
         if rekeyed_topic is not None:
@@ -166,7 +133,8 @@ def judge(
             body
             if isinstance(body, Rejection)
             else decode_event(
-                body, record.key, record.timestamp_ms, platforms, bounds.max_event_age_ms, bounds.max_clock_skew_ms
+                *(body, record.key, record.timestamp_ms, platforms),
+                *(bounds.max_event_age_ms, bounds.max_clock_skew_ms, bounds.click_ids is not None),
             )
         )
         if isinstance(judged, Rejection):
@@ -174,6 +142,11 @@ def judge(
             yield record, None
             continue
         user_id = judged.event.user_id
+        if user_id is None:
+            assert not isinstance(body, Rejection)
+            result.userless[record.coordinates] = (msgspec.structs.replace(record, value=body), judged)
+            yield record, None
+            continue
         if user_id not in owners:
             owners[user_id] = owner_of(user_id, partitions, bounds.partitioner)
         yield record, Arrival(record.coordinates, judged.event, judged.time_ms, owners[user_id])
@@ -190,18 +163,26 @@ def opened(records: Sequence[Record], formats: Formats | None) -> Iterator[tuple
         yield from zip(some, formats.open_all(*columns), strict=True)
 
 
-def claim(copy: Record, foreign: dict[Coordinates, tuple[Record, Arrival]], faults: list[str]) -> Arrival | None:
+def note(found: Matching, result: Answer) -> None:
+    """What section 13 says of the events without a user."""
+    result.faults += found.faults
+    result.rejected |= dict.fromkeys(found.lost, reasons.CLICK_NOT_FOUND)
+    result.matched, result.waiting, result.told_clicks = len(found.matched), len(found.waiting), found.clicks
+
+
+def claim(copy: Record, foreign: dict[Coordinates, tuple[Record, Arrival]], result: Answer) -> Arrival | None:
     """Takes the event that `copy` brings to its owner out of `foreign`; None, and a fault, if there is none."""
     found = None if copy.source is None else foreign.pop(copy.source, None)
     if found is None:
         source = "no record" if copy.source is None else show(copy.source)
-        faults.append(
+        result.faults.append(
             f"{show(copy.coordinates)}: copies {source}, which is not an accepted foreign event or was copied before"
         )
         return None
     record, arrival = found
-    if copy.partition != arrival.owner or copy.value != record.value:
-        faults.append(
+    is_userless = record.coordinates in result.userless
+    if copy.partition != arrival.owner or not is_copy(copy, record, arrival, is_userless):
+        result.faults.append(
             f"{show(copy.coordinates)}: is not {show(arrival.found)}, or not on its owner's partition {arrival.owner}"
         )
     return arrival
@@ -239,6 +220,8 @@ def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[Count
     if event.event_type in TOUCH_TYPES:
         identity = count_identity(arrival.time_ms, event.platform or "", arrival, "", "", policy)
         add(tallies[identity], arrival, {MEASURE[event.event_type]: 1, "cost": to_micros(event.cost)})
+        if event.event_type == "click" and event.click_id and policy.bounds.click_ids is not None:
+            result.clicks[key_of(event), event.platform or "", event.user_id, arrival.time_ms, event.event_id] += 1
     elif event.event_type == "conversion" and counted_action(policy, arrival) is None:
         result.noise += 1
     elif event.event_type in ("conversion", "adjustment"):

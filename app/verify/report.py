@@ -27,6 +27,8 @@ class Report:
     rejected: Mapping[str, int]
     refused_adjustments: Mapping[str, int]
     noise: int
+    matched: int
+    waiting: int
     forgets: int
     forgotten: int
     attributed_rows: Mapping[str, int]
@@ -71,6 +73,9 @@ def _summary(report: Report) -> Table:
     for reason, number in sorted(report.refused_adjustments.items()):
         table.add_row(f"  {reason}", f"{number:,}")
     table.add_row("noise", f"{report.noise:,}")
+    if report.matched or report.waiting:
+        table.add_row("matched by click id", f"{report.matched:,}")
+        table.add_row("  wait for their click", f"{report.waiting:,}")
     if report.forgets:
         table.add_row("forgets", f"{report.forgets:,}")
         table.add_row("  ignored since", f"{report.forgotten:,}")

@@ -136,6 +136,8 @@ def test_a_packaged_chart_is_the_same(tmp_path: Path, render: Render) -> None:
         ({"counter.settings.partitions": 8}, "'partitions' not allowed"),
         ({"counter.replicas": 5}, "counter.replicas is 5, but settings.partitions is 4"),
         ({"aggregator.replicas": 5}, "aggregator.replicas is 5, but settings.partitions is 4"),
+        ({"matcher.enabled": True}, "matcher.enabled: the policy has no `click_ids`"),
+        ({"matcher": {"enabled": True, "replicas": 5}}, "matcher.replicas is 5, but settings.partitions is 4"),
         ({"counter.replicas": -1}, "/counter/replicas"),
         ({"counter.replica": 2}, "'replica' not allowed"),
         ({"settings.transaction_timeout_ms": 7000}, "transaction_timeout_ms must be below session_timeout_ms"),
@@ -546,3 +548,12 @@ def test_changes_are_laid_over_a_copy() -> None:
     values = {"a": {"b": 1}}
     assert overlaid(values, {"a.c.d": 2}) == {"a": {"b": 1, "c": {"d": 2}}}
     assert values == {"a": {"b": 1}}
+
+
+def test_a_matcher_runs_where_the_policy_has_click_ids(render: Render) -> None:
+    changes = {"matcher.enabled": True, "matcher.replicas": 2, "policy": f"click_ids: {{park_for: 6d}}\n{POLICY}"}
+    sets = of("StatefulSet", render(changes=changes))
+    assert set(sets) == {"shop-onecount-counter", "shop-onecount-aggregator", "shop-onecount-matcher"}
+    matcher = sets["shop-onecount-matcher"]["spec"]
+    (container,) = matcher["template"]["spec"]["containers"]
+    assert (matcher["replicas"], container["args"]) == (2, ["run", "matcher"])

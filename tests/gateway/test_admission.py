@@ -121,3 +121,48 @@ def test_a_key_is_known_by_its_hash_only() -> None:
     assert digest == keys.digest(key)
     assert key not in digest
     assert keys.id_of("") == keys.id_of("oc") == keys.id_of("other_shop_x") == ""
+
+
+MATCHED = RULES._replace(click_ids=True)
+LEAD = {
+    "event_id": "c1",
+    "event_type": "conversion",
+    "event_time": NOW_MS,
+    "advertiser_id": "shop",
+    "click_id": "k1",
+    "conversion_name": "purchase",
+}
+
+
+@pytest.mark.parametrize("user", [{}, {"user_id": None}], ids=["absent", "null"])
+@pytest.mark.parametrize("advertiser", ["shop", "hashed"])
+def test_a_click_may_stand_for_its_user_where_the_policy_finds_it(user: dict[str, Any], advertiser: str) -> None:
+    raw = json.dumps(LEAD | user | {"advertiser_id": advertiser}).encode()
+    admitted = admit(raw, DOORS[0], MATCHED, NOW_MS)
+    assert isinstance(admitted, Record)
+    assert admitted.key == b"k1"
+    assert json.loads(admitted.value) == LEAD | {"advertiser_id": advertiser}
+    judged = decode_event(admitted.value, admitted.key, NOW_MS, PLATFORMS, AGE_MS, SKEW_MS, True)
+    assert isinstance(judged, Accepted)
+    refused = admit(raw, DOORS[0], RULES, NOW_MS)
+    assert isinstance(refused, Refused)
+    assert refused.rejection.field == "user_id"
+
+
+def test_without_consent_a_click_leads_to_nobody() -> None:
+    admitted = admit(json.dumps(LEAD | {"consent": "denied"}).encode(), DOORS[0], MATCHED, NOW_MS)
+    assert isinstance(admitted, Record)
+    written = json.loads(admitted.value)
+    assert written["user_id"].startswith(privacy.ONE_TIME)
+    assert "click_id" not in written
+
+
+@given(event=sent, door=st.sampled_from(DOORS), without=st.sampled_from([(), ("user_id",)]))
+def test_what_is_admitted_where_clicks_are_matched_is_accepted_there(
+    event: dict[str, Any], door: Door, without: tuple[str, ...]
+) -> None:
+    event = {name: value for name, value in event.items() if name not in without}
+    admitted = admit(json.dumps(event).encode(), door, MATCHED, NOW_MS)
+    if isinstance(admitted, Record):
+        judged = decode_event(admitted.value, admitted.key, admitted.time_ms, PLATFORMS, AGE_MS, SKEW_MS, True)
+        assert isinstance(judged, Accepted)

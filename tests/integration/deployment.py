@@ -35,14 +35,14 @@ REDIS_TIMEOUT_S = 10.0
 
 
 TOPICS = (
-    "dlq", "rekeyed", "deltas", "policy", "attributed", "counts", "journeys", "models", "rollups", "leads", "overdue", "followups",
+    "dlq", "rekeyed", "deltas", "clicks", "policy", "attributed", "counts", "journeys", "models", "rollups", "leads", "overdue", "followups",
     "orders", "reported", "spend", "reconciliation", "return", "desk_dlq",
 )  # fmt: skip
 
 
 def names_of(name: str) -> dict[str, str]:
     """Every topic and group of a deployment, as settings: none is shared with another one."""
-    groups = {f"{each}_group": f"{name}.{each}" for each in ("counter", "aggregator", "desk")}
+    groups = {f"{each}_group": f"{name}.{each}" for each in ("counter", "aggregator", "matcher", "desk")}
     return {"events_topics": f"{name}.events"} | {f"{each}_topic": f"{name}.{each}" for each in TOPICS} | groups
 
 
@@ -70,6 +70,7 @@ class Deployment:
         self.running: list[subprocess.Popen[bytes]] = []
         policy = load_policy(self.settings.policy)[0]
         self.follows_journeys = policy.bounds.journeys is not None
+        self.matches_clicks = policy.bounds.click_ids is not None
         create_topics(self.settings, policy, -1)
 
     def start(
@@ -209,6 +210,7 @@ class Deployment:
             settings.attributed_topic,
             settings.counts_topic,
             *((settings.journeys_topic, settings.models_topic) if self.follows_journeys else ()),
+            *((settings.clicks_topic,) if self.matches_clicks else ()),
         ]
 
     def stop(self, worker: subprocess.Popen[bytes]) -> int:

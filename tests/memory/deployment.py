@@ -72,6 +72,7 @@ class Deployment:
         counters: int = 1,
         aggregators: int = 1,
         registry: str = "",
+        matchers: int = 1,
     ) -> None:
         """`registry`: the address of a schema registry."""
         # an interval of 0 is refused by the settings' check; here it makes a turn read exactly once
@@ -86,6 +87,7 @@ class Deployment:
                 settings.journeys_topic,
                 settings.models_topic,
                 settings.dlq_topic,
+                settings.clicks_topic,
             ),
             partitions,
         )
@@ -98,7 +100,11 @@ class Deployment:
         self.clock_ms = 0
         self.workers = {
             f"{role}-{number}": Worker(role, f"{role}-{number}")
-            for role, count in (("counter", counters), ("aggregator", aggregators))
+            for role, count in (
+                ("counter", counters),
+                ("aggregator", aggregators),
+                ("matcher", matchers if policy.bounds.click_ids else 0),
+            )
             for number in range(count)
         }
         self.rebuilt: Counter[str] = Counter()  # how often state was rebuilt, by role
@@ -167,7 +173,7 @@ class Deployment:
 
     def group(self, role: str) -> Any:
         """The consumer group of a role."""
-        return self.clients.group(self.settings.counter_group if role == "counter" else self.settings.aggregator_group)
+        return self.clients.group(self.settings.group_of(role))
 
     def idle(self, name: str) -> None:
         """Lets the idle timeout of a worker's partitions run out."""
@@ -199,9 +205,12 @@ class Deployment:
 
     def _is_shared_out(self) -> bool:
         """Whether every partition has the owner that it is to have."""
+        leading = {"counter": self.settings.rekeyed_topic, "aggregator": self.settings.deltas_topic}
+        if self.policy.bounds.click_ids is not None:
+            leading["matcher"] = self.settings.clicks_topic
         return all(
             self.group(role).owners.get(partition, "nobody") == self.group(role).target(partition)
-            for role, topic in (("counter", self.settings.rekeyed_topic), ("aggregator", self.settings.deltas_topic))
+            for role, topic in leading.items()
             for partition in range(self.broker.topics[topic])
         )
 

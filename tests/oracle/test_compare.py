@@ -273,6 +273,8 @@ def report(**changes):
         "rejected": {"empty": 1},
         "refused_adjustments": {},
         "noise": 0,
+        "matched": 0,
+        "waiting": 0,
         "forgets": 0,
         "forgotten": 0,
         "attributed_rows": {"counted": 1},

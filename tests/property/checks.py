@@ -8,6 +8,7 @@ from typing import Any
 from app.contract import journeys, rows
 from app.contract.reasons import ADJUSTMENT_REASONS
 from app.formats.opening import Formats, open_formats
+from app.verify.click_ids import ClickLog
 from app.verify.differences import Upsert, compare_letters, compare_partitions, compare_rows, fold_log
 from app.verify.oracle import Answer, answer, opened, refusals_over_time
 from app.verify.partition import owner_of
@@ -24,8 +25,12 @@ def oracles_answer(deployment: Deployment) -> Answer:
     batches = committed_batches(
         message.value() or b"" for message in broker.committed(settings.deltas_topic) if message.partition() == 0
     )
+    clicks = None
+    if deployment.policy.bounds.click_ids is not None:
+        told = [_record(message) for message in broker.committed(settings.clicks_topic)]
+        clicks = ClickLog(told, broker.topics[settings.clicks_topic])
     records, formats = input_records(deployment), formats_of(deployment)
-    return answer(records, deployment.policy, deployment.partitions, batches, settings.rekeyed_topic, formats)
+    return answer(records, deployment.policy, deployment.partitions, batches, settings.rekeyed_topic, formats, clicks)
 
 
 def formats_of(deployment: Deployment) -> Formats | None:
@@ -110,11 +115,12 @@ def _latest_ms(must: Answer, deployment: Deployment) -> int:
     """The time (epoch ms) of the latest event that moved a stream time: repeats too, but no forget."""
     records = [each for each in input_records(deployment) if each.coordinates not in must.rejected and not each.source]
     events = [json.loads(body) for _, body in opened(records, formats_of(deployment)) if isinstance(body, bytes)]
-    return max((event["event_time"] for event in events if event["event_type"] != "forget"), default=0)
+    # of an envelope nothing is known here
+    return max((each["event_time"] for each in events if each.get("event_type", "forget") != "forget"), default=0)
 
 
 def _accounting(must: Answer) -> Iterator[str]:
-    judged = must.accepted + len(must.duplicates) + len(must.rejected)
+    judged = must.accepted + len(must.duplicates) + len(must.rejected) + must.waiting
     if judged != must.produced:
         yield f"the oracle judged {judged} of {must.produced} records"
 
@@ -181,5 +187,5 @@ def _record(message: MemoryMessage) -> Record:
         message.key(),
         message.value(),
         source,
-        message.headers() if source is None else None,
+        message.headers(),
     )

@@ -23,6 +23,7 @@ EMPTIED: Final = "redis emptied"
 EXPIRED: Final = "transactions time out"
 NO_REDIS: Final = "redis is down"
 WORKERS: Final = (*["counter-0"] * 4, *["counter-1"] * 2, *["aggregator-0"] * 3, "aggregator-1")
+MATCHERS: Final = (*["matcher-0"] * 4, *["matcher-1"] * 2)
 IN_A_STEP: Final = (CRASH, OVERTAKEN, REPLACED, EXPIRED)
 
 
@@ -60,9 +61,10 @@ class Empty:
 
 @dataclass(frozen=True)
 class FallBack:
-    """Redis restarts with what its disk held this many turns ago."""
+    """Redis restarts with what its disk held this many turns ago, or only what it held of one role."""
 
     turns: int
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,23 @@ class Idle:
 Action = Turn | Move | Empty | FallBack | Idle
 
 
-def make_plan(chance: Random, order: Order) -> list[Action]:
+def make_plan(chance: Random, order: Order, has_matchers: bool = False) -> list[Action]:
     """What happens: turns, and a few of the things that may go wrong.
 
     Not all at once: what one fault breaks, the next one often hides. The counter loses its state only where a rebuild must
     give the same answer (see `Order`).
     """
     may_lose = ["aggregator"] if order is Order.MIXED else ["counter", "counter", "aggregator"]
+    workers, roles = WORKERS, ["counter", "aggregator"]
+    if has_matchers:
+        workers, roles, may_lose = (*WORKERS, *MATCHERS), [*roles, "matcher"], [*may_lose, "matcher", "matcher"]
     emptied = [f"{EMPTIED} {role}" for role in may_lose]
     taken = [OVERTAKEN, OVERTAKEN, REPLACED]
 
     def turn(fault: str | Fate | Lost | None, steps: Sequence[str] = ("",)) -> Turn:
         brings = chance.choice([0, 1, 1, 2, 2, 3, 5])
         grant = chance.choice([None, None, None, 1, 2, 3])
-        return Turn(brings, chance.choice(WORKERS), grant, chance.randrange(4), fault, chance.choice(steps))
+        return Turn(brings, chance.choice(workers), grant, chance.randrange(4), fault, chance.choice(steps))
 
     kinds: dict[str, Callable[[], Action]] = {
         "crashes": lambda: turn(CRASH, STEPS),
@@ -99,11 +104,13 @@ def make_plan(chance: Random, order: Order) -> list[Action]:
         "losses": lambda: Empty(chance.choice(may_lose)),
         "commits": lambda: turn(chance.choice(list(Fate))),
         "writes": lambda: turn(chance.choice([*Lost, NO_REDIS])),
-        "moves": lambda: Move(chance.choice(["counter", "aggregator"]), chance.randrange(3), chance.randrange(2)),
-        "idle": lambda: Idle(chance.choice(WORKERS), chance.choice([0, 1, 24, 2_000]) * HOUR_MS),
+        "moves": lambda: Move(chance.choice(roles), chance.randrange(3), chance.randrange(2)),
+        "idle": lambda: Idle(chance.choice(workers), chance.choice([0, 1, 24, 2_000]) * HOUR_MS),
     }
     if order is not Order.MIXED:
         kinds["old disks"] = lambda: FallBack(chance.randint(1, 4))
+    if has_matchers:
+        kinds["old disks of matchers"] = lambda: FallBack(chance.randint(1, 4), "matcher")
     chosen = chance.sample(sorted(kinds), chance.randint(1, 3))
     return [
         turn(None) if chance.random() < 0.6 else kinds[chance.choice(chosen)]()
@@ -117,7 +124,9 @@ class Story:
     def __init__(self, world: World, delta_partitions: int, registry: str = "") -> None:
         self.world = world
         self.topics = tuple(["ads.events", "ads.more"][: world.topics])
-        self.deployment = Deployment(world.policy, world.partitions, delta_partitions, self.topics, 2, 2, registry)
+        self.deployment = Deployment(
+            world.policy, world.partitions, delta_partitions, self.topics, 2, 2, registry, matchers=2
+        )
         self.to_come = list(world.arrivals)
         self.disks: list[dict[bytes, Any]] = []  # what Redis held before each turn
         self.happened: list[str] = []  # the faults that really struck, for statistics
@@ -136,10 +145,18 @@ class Story:
                 deployment.empty_redis(action.role)
             case FallBack():
                 if len(self.disks) >= action.turns:
-                    deployment.memory.fall_back(self.disks[-action.turns])
+                    deployment.memory.fall_back(self._disk(action))
             case Idle():
                 deployment.clock_ms = deployment.broker.now_ms + action.ahead_ms
                 deployment.idle(action.worker)
+
+    def _disk(self, action: FallBack) -> dict[bytes, Any]:
+        """What the disk held, where only one role's part is lost beside what there is."""
+        held, now = self.disks[-action.turns], self.deployment.memory.copy()
+        start = ("{" + self.deployment.settings.tag(action.role[0])).encode() if action.role else b""
+        return {key: value for key, value in now.items() if not key.startswith(start)} | {
+            key: value for key, value in held.items() if key.startswith(start)
+        }
 
     def arrive(self, count: int) -> None:
         """The next records reach Kafka."""

@@ -14,11 +14,13 @@ from app.contract.events import EVENT_TYPES, TOUCH_TYPES, Rejection, decode_even
 from app.intake.decode import decode_batch
 from app.intake.partitioner import owners
 from app.intake.shapes import WORTH_LEARNING, Shapes
-from app.policy.model import Bounds
+from app.intake.walk import CLICK_ID, COLUMNS
+from app.policy.model import Bounds, ClickIds
 from app.verify.partition import crc32, murmur2
 from tests.unit.test_contract import DAY_MS, NOW_MS, PLATFORMS, REFUSED, adjustment, conversion, encoded, view, without
 
 BOUNDS = Bounds(max_event_age_ms=7 * DAY_MS, max_clock_skew_ms=300_000)
+BY_CLICK = Bounds(max_event_age_ms=7 * DAY_MS, max_clock_skew_ms=300_000, click_ids=ClickIds())
 
 texts = st.one_of(
     st.sampled_from(
@@ -98,19 +100,27 @@ def records(draw: st.DrawFn) -> tuple[bytes | None, bytes | None]:
     return draw(st.sampled_from([raw, raw, raw, raw, raw, raw, raw, None, b"", b"\xef\xbb\xbf" + raw, b"null"])), key
 
 
-def agree(batch: list[tuple[bytes | None, bytes | None]], shapes: Shapes | None = None) -> None:
+def agree(
+    batch: list[tuple[bytes | None, bytes | None]], shapes: Shapes | None = None, bounds: Bounds = BOUNDS
+) -> None:
     """Holds the batch's judgement against the strict one, row by row and field by field."""
     stamps = np.full(len(batch), NOW_MS, dtype=np.int64)
     values, keys = [raw for raw, _ in batch], [key for _, key in batch]
-    decoded = decode_batch(values, keys, stamps, PLATFORMS, BOUNDS, shapes or Shapes())
+    decoded = decode_batch(values, keys, stamps, PLATFORMS, bounds, shapes or Shapes())
     index_of = {row: index for index, row in enumerate(decoded.rows.tolist())}
-    rejected = dict(decoded.rejections)
-    assert not index_of.keys() & rejected.keys()
+    rejected, userless = dict(decoded.rejections), dict(decoded.userless)
+    assert len(index_of) + len(rejected) + len(userless) == len(batch)
     columns = {name: texts.to_list() for name, texts in decoded.texts.items()}
     for row, (raw, key) in enumerate(batch):
-        strict = decode_event(raw, key, NOW_MS, PLATFORMS, BOUNDS.max_event_age_ms, BOUNDS.max_clock_skew_ms)
+        strict = decode_event(
+            *(raw, key, NOW_MS, PLATFORMS, bounds.max_event_age_ms, bounds.max_clock_skew_ms),
+            bounds.click_ids is not None,
+        )
         if isinstance(strict, Rejection):
             assert rejected.get(row) == strict, (raw, key)
+            continue
+        if strict.event.user_id is None:
+            assert userless.get(row) == strict, (raw, key)
             continue
         assert row in index_of, (raw, key)
         index, event = index_of[row], strict.event
@@ -244,3 +254,29 @@ def test_murmur2_gives_the_values_of_kafka_s_own_tests() -> None:
     }
     for key, value in known.items():
         assert owners(texts_of([key]), 2**31, "murmur2").tolist() == [value & 0x7FFFFFFF]
+
+
+@given(
+    st.lists(records(), min_size=1, max_size=20),
+    st.lists(st.sampled_from(["absent", "null", "empty", "there"]), min_size=20, max_size=20),
+)
+def test_events_that_name_a_click_and_no_user_are_judged_as_the_contract_does(
+    batch: list[tuple[bytes | None, bytes | None]], users: list[str]
+) -> None:
+    rewritten = []
+    for (raw, key), user in zip(batch, users, strict=False):
+        if raw is not None and user != "there":
+            value = {"absent": b"", "null": b'"user_id":null,', "empty": b'"user_id":"",'}[user]
+            raw = raw.replace(b'"user_id":"u1",', value).replace(b'"user_id": "u1", ', value)
+            raw = raw.replace(b'{"', b'{"click_id":"k1","', 1) if b"click_id" not in raw else raw
+        rewritten.append((raw, key))
+    agree(rewritten, Shapes((*COLUMNS, CLICK_ID)), BY_CLICK)
+    agree(rewritten, Shapes())
+
+
+def test_the_click_ids_of_touches_are_read_where_they_are_asked_for() -> None:
+    clicks = [view(event_id=f"e{n}", event_type="click", click_id=f"k{n}") for n in range(2 * WORTH_LEARNING)]
+    batch = [(encoded(event), None) for event in [*clicks, view(), view(event_type="click", click_id="")]]
+    for shapes in (Shapes((*COLUMNS, CLICK_ID)), Shapes()):
+        for _ in range(2):  # the second time the shape is known
+            agree(batch, shapes, BY_CLICK)

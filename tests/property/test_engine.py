@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.memory.deployment import deployed
 from tests.property.checks import differences
+from tests.property.clicked import make_clicked_world
 from tests.property.dense import make_dense_world
 from tests.property.forgets import delete_older
 from tests.property.plans import Action, Story, make_plan
@@ -26,7 +27,7 @@ def stories(draw: st.DrawFn, make: Callable[[Random], World]) -> Told:
     """
     chance = Random(draw(st.integers(0, 2**64)))
     world = make(chance)
-    happens = make_plan(chance, world.order)
+    happens = make_plan(chance, world.order, world.policy.bounds.click_ids is not None)
     deltas = chance.randint(1, 2)
     kept = st.integers(0, 29)
     arrivals = tuple(arrival for arrival in world.arrivals if draw(kept))
@@ -59,6 +60,13 @@ def test_what_is_published_is_the_oracles_answer_whatever_comes_and_whatever_hap
 
 @given(stories(make_dense_world))
 def test_what_one_user_changes_again_and_again_is_exact_whatever_happens(
+    story: Told,
+) -> None:
+    assert_exact(story)
+
+
+@given(stories(make_clicked_world))
+def test_events_that_name_only_a_click_find_its_user_exactly_once_whatever_happens(
     story: Told,
 ) -> None:
     assert_exact(story)

@@ -19,7 +19,18 @@ from tests.security.acls import grant, least_privilege, revoke
 
 PRINCIPALS = tuple(
     f"onecount-{role}"
-    for role in ("counter", "aggregator", "producer", "importer", "operator", "page", "gateway", "desk", "crm")
+    for role in (
+        "counter",
+        "aggregator",
+        "matcher",
+        "producer",
+        "importer",
+        "operator",
+        "page",
+        "gateway",
+        "desk",
+        "crm",
+    )
 )
 MARK = "s3cr3t"  # begins every secret, so that it is known where one is printed
 ADMIN = "admin"  # of Redis
@@ -173,7 +184,9 @@ def names_of(name: str) -> dict[str, str]:
 
 
 @contextmanager
-def secured_deployment(secured: Secured, listener: str, name: str, folder: Path) -> Iterator[SecuredDeployment]:
+def secured_deployment(
+    secured: Secured, listener: str, name: str, folder: Path, **more: object
+) -> Iterator[SecuredDeployment]:
     """Topics made by the operator, and to everyone just what deploy/kafka-acls.sh gives; its processes end with the block.
 
     The test itself acts as the operator, too: what it verifies, it reads with the operator's rights.
@@ -187,7 +200,7 @@ def secured_deployment(secured: Secured, listener: str, name: str, folder: Path)
         "kafka": json.dumps(secured.kafka_of("SCRAM", "onecount-operator")),
         "kafka_password": password_of("onecount-operator"),
         "request_timeout_ms": 5_000,
-    }
+    } | more
     # the keys of Redis are named as docs/security.md has them, without a namespace; and a scenario counts alone
     with deployed(secured.addresses["SCRAM"], "redis://nowhere", name, folder, namespace="", **settings) as onecount:
         for variable in ("ONECOUNT_KAFKA", "ONECOUNT_KAFKA_PASSWORD", "ONECOUNT_REDIS_URL"):

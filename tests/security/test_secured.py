@@ -17,6 +17,7 @@ from confluent_kafka import Producer
 
 from app.local.kafka import tool_command
 from tests.gateway.harness import Gateway, conversion, taken
+from tests.integration.deployment import POLICY
 from tests.security.acls import given, least_privilege, run_script
 from tests.security.secured import MARK, Secured, SecuredDeployment, names_of, password_of, secured_deployment
 
@@ -117,6 +118,30 @@ def test_the_gateway_gets_along_with_its_rights(scram: SecuredDeployment) -> Non
     assert gateway.stop() == 0
     assert b"no rate limits" not in gateway.log.read_bytes()
     assert_no_secret(gateway.log.read_text())
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.faults
+def test_a_matcher_gets_along_with_its_rights(secured: Secured, topic_prefix: str, tmp_path: Path) -> None:
+    policy = tmp_path / "clicks.yaml"
+    policy.write_text(f"click_ids: {{park_for: 6d}}\n{POLICY.read_text()}")
+    with secured_deployment(secured, "SCRAM", topic_prefix, tmp_path, policy=str(policy)) as scram:
+        roles = ("counter", "aggregator", "matcher")
+        workers = [scram.start(role) for role in roles]
+        for seed in ("3", "4"):
+            sent = scram.run("onecount-producer", "generate", "--count", "6000", "--seed", seed)
+            assert sent.returncode == 0, sent.stderr
+            report = scram.onecount.assert_exact()
+            assert report.matched > 0
+            if seed == "3":  # what was lost is rebuilt from the log
+                assert [scram.onecount.stop(worker) for worker in workers] == [0] * 3
+                assert scram.run("onecount-operator", "rebuild").returncode == 0
+                workers = [scram.start(role) for role in roles]
+        assert [scram.onecount.stop(worker) for worker in workers] == [0] * 3
+        forgotten = scram.run("onecount-operator", "reset", "--yes")
+        assert forgotten.stdout.count("deleted the group") == 3, forgotten
+        assert scram.secured.denied_by_redis() == []
+        assert_no_secret(*(scram.log(role) for role in roles))
 
 
 @pytest.mark.timeout(120)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from app.contract.events import Accepted, Rejection, decode_event
@@ -17,7 +18,7 @@ from app.generate.faults import invalid_record
 from app.generate.owner import murmur2
 from app.generate.scene import open_scene
 from app.policy.load import load_policy
-from app.policy.model import Policy
+from app.policy.model import ClickIds, Policy
 from app.settings import Settings
 
 START_MS = 1_764_000_000_000
@@ -393,3 +394,17 @@ def test_the_producer_is_idempotent_and_spreads_as_the_policy_says() -> None:
     assert properties["acks"] == "all"
     assert properties["partitioner"] == "murmur2_random"
     assert producer_properties(Settings(), "crc32")["partitioner"] == "consistent_random"
+
+
+def test_where_clicks_are_matched_some_conversions_name_only_one(policy: Policy) -> None:
+    bounds = msgspec.structs.replace(policy.bounds, click_ids=ClickIds())
+    stream = list(events(11, 60_000, START_MS, msgspec.structs.replace(policy, bounds=bounds), Mix(users=2_000)))
+    said = [(each, json.loads(each.value)) for each in stream if each.value and not each.kind.startswith("invalid/")]
+    clicks = {event["click_id"]: event for _, event in said if event["event_type"] == "click"}
+    userless = [(record, event, clicks.get(event["click_id"])) for record, event in said if "user_id" not in event]
+    assert {event["event_type"] for _, event, _ in userless} == {"conversion", "adjustment"}
+    assert 0 < sum(click is None for _, _, click in userless) < len(userless) / 10, "a few name one that never comes"
+    for record, event, click in userless:
+        assert record.key is None
+        assert click is None or event.get("platform") in (None, click["platform"])
+        assert click is None or click["user_id"].encode() == record.user

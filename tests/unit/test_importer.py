@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from rich.console import Console
@@ -15,7 +16,7 @@ from app.importer import ImportRefusedError, MappingError, Summary, import_file
 from app.importer.prepare import Prepared
 from app.importer.sending import batches
 from app.policy.load import load_policy
-from app.policy.model import Policy
+from app.policy.model import ClickIds, Policy
 from app.settings import Settings
 from tests.unit.imported import HOUR_MS, FakeKafka, table
 
@@ -344,3 +345,37 @@ def test_a_place_that_cannot_be_written_is_named(run: Import, tmp_path: Path) ->
     with pytest.raises(ImportRefusedError, match=r"cannot write the state file .*give another path"):
         run(table(minutes(1)), clicks(), kafka, state_path=tmp_path / "nowhere" / "state.json")
     assert kafka.records == []
+
+
+def test_a_row_may_name_a_click_and_no_user_where_the_policy_finds_it(
+    run: Import, policy: Policy, tmp_path: Path
+) -> None:
+    fields = {
+        "event_id": {"column": "id"},
+        "event_type": "conversion",
+        "event_time": {"time": "at", "format": "iso"},
+        "advertiser_id": "shop",
+        "user_id": {"column": "user"},
+        "click_id": {"column": "gclid"},
+        "conversion_name": "purchase",
+    }
+    document = {"format": "csv", "rows": [{"event": "sale", "fields": fields}]}
+    text = table(
+        [("c1", "", "2025-03-01T12:00:00Z", "g1"), ("c2", "u2", "2025-03-01T12:01:00Z", ""), ("c3", "", "2025-03-01T12:02:00Z", "")],
+        "id,user,at,gclid",
+    )  # fmt: skip
+    kafka = FakeKafka()
+    assert run(text, document, kafka).sent == 1
+    assert [line["reason"] for line in rejected(tmp_path)] == ["no_user_id", "missing_field"]
+    found = msgspec.structs.replace(policy, bounds=msgspec.structs.replace(policy.bounds, click_ids=ClickIds()))
+    kafka = FakeKafka()
+    path = tmp_path / "again.csv"
+    path.write_text(text)
+    summary = import_file(
+        Settings(), found, path, tmp_path / "mapping.yaml", open_with=kafka.open, look_up=kafka.look_up
+    )
+    assert (summary.sent, sum(summary.rejected.values())) == (2, 1)
+    assert [key for key, _, _ in kafka.records] == [b"g1", b"u2"]
+    del fields["user_id"], fields["click_id"]
+    with pytest.raises(MappingError, match="every event needs user_id, or click_id where the policy has click_ids"):
+        run(text, document, FakeKafka())

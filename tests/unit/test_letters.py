@@ -24,7 +24,8 @@ from app.letters.original import Original, kept_part
 from app.letters.plan import Deed
 from app.letters.refusal import LettersError
 from app.policy.load import load_policy
-from tests.unit.test_contract import DAY_MS, NOW_MS, REFUSED, adjustment, conversion, encoded, view
+from app.policy.model import ClickIds
+from tests.unit.test_contract import DAY_MS, NOW_MS, REFUSED, adjustment, conversion, encoded, view, without
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = load_policy(ROOT / "deploy" / "policy.yaml")[0]
@@ -88,6 +89,16 @@ def test_what_rests_on_other_events_is_not_sent_again_though_its_bytes_are_sound
         again = judge_again(letter(reason, value=raw), Original(b"u1", raw), POLICY, NOW_MS)
         assert again.refusal is not None
         assert again.refusal.reason == reason
+
+
+def test_an_event_that_found_no_click_is_sent_again_as_it_was_while_it_is_young_enough() -> None:
+    raw = encoded(without(conversion(), "user_id") | {"click_id": "k1"})
+    lost = letter(reasons.CLICK_NOT_FOUND, value=raw)
+    bounds = msgspec.structs.replace(POLICY.bounds, click_ids=ClickIds())
+    policy = msgspec.structs.replace(POLICY, bounds=bounds)
+    judged = [judge_again(lost, Original(b"any", raw), policy, NOW_MS + later_ms) for later_ms in (0, 8 * DAY_MS)]
+    assert [each.refusal.reason if each.refusal else None for each in judged] == [None, "too_old"]
+    assert judged[0].record == Original(b"any", raw)
 
 
 def test_an_event_without_a_key_is_sent_again_under_its_user() -> None:

@@ -98,7 +98,7 @@ def test_the_committed_page_is_that_of_the_catalogue() -> None:
     )
 
 
-@pytest.mark.parametrize("role", ["counter", "aggregator"])
+@pytest.mark.parametrize("role", ["counter", "aggregator", "matcher"])
 def test_every_series_is_there_from_the_start_with_zero(role: str) -> None:
     metrics = Metrics(role, "w-0")
     metrics.policy(load_policy(POLICY)[0])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from io import StringIO
 
+import msgspec
 import orjson
 import pytest
 from rich.console import Console
@@ -12,7 +13,7 @@ from app.contract.topics import OVERWRITTEN_KEPT_MS
 from app.engine.clients import Topic
 from app.engine.topics import all_specs_of
 from app.policy.load import load_policy
-from app.policy.model import DAY_MS
+from app.policy.model import DAY_MS, ClickIds
 from app.privacy import ForgetRefused, Forgotten, print_report, remains
 from app.privacy.forget import encode
 from app.privacy.rows import Person, Removed, row_topics
@@ -68,6 +69,22 @@ def test_the_days_are_those_of_the_topics_own_settings(monkeypatch: pytest.Monke
         ("Redis", "touches"): 30 + 7 + 7.5,
         ("Redis", "user_id"): 97,
     }
+
+
+def test_where_clicks_are_matched_their_ids_remain_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, policy = Settings(), load_policy(POLICY)[0]
+    bounds = msgspec.structs.replace(policy.bounds, click_ids=ClickIds(known_for_ms=40 * DAY_MS))
+    policy = msgspec.structs.replace(policy, bounds=bounds)
+    specs = {spec.name: spec.config for spec in all_specs_of(settings, policy)}
+    kept_ms = int(specs["onecount.clicks"]["retention.ms"])
+    assert kept_ms == (40 + 7 + 1) * DAY_MS
+    config = DEFAULTS | {"retention.ms": kept_ms, "delete.retention.ms": DAY_MS}
+    monkeypatch.setattr(remains, "_configs", lambda _, topics: dict.fromkeys(topics, config))
+    found = remains.find_remains(settings, policy, There(), (), NOW_MS)  # type: ignore[arg-type]
+    days = {
+        each.where: (each.until_ms - NOW_MS) / DAY_MS for each in found if "click id" in each.what and each.until_ms
+    }
+    assert days == {"onecount.clicks": 48 + 7, "Redis": 50}
 
 
 def test_topics_that_were_made_before_bound_no_compaction(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,14 @@ aggregator:
   ports: {metrics: {{ $port }}}
   live: {path: /live, port: metrics}
   ready: {path: /ready, port: metrics}
+{{- if .Values.matcher.enabled }}
+matcher:
+  kind: StatefulSet
+  args: [run, matcher]
+  ports: {metrics: {{ $port }}}
+  live: {path: /live, port: metrics}
+  ready: {path: /ready, port: metrics}
+{{- end }}
 {{- if .Values.desk.enabled }}
 desk:
   kind: Deployment
@@ -207,6 +215,9 @@ securityContext:
 {{- if ge (int (default 5000 $settings.transaction_timeout_ms)) (int (default 7000 $settings.session_timeout_ms)) }}
 {{- fail (printf "%s: transaction_timeout_ms must be below session_timeout_ms" $role) }}
 {{- end }}
+{{- end }}
+{{- if and .Values.matcher.enabled (not (hasKey (fromYaml .Values.policy) "click_ids")) }}
+{{- fail "matcher.enabled: the policy has no `click_ids`, so there is nothing to match: add them (docs/counting.md), or leave the matcher out" }}
 {{- end }}
 {{- if and .Values.desk.enabled (not (hasKey (fromYaml .Values.policy) "journeys")) }}
 {{- fail "desk.enabled: the policy has no `journeys`, and leads come from journeys: add them (docs/counting.md), or leave the desk out" }}
