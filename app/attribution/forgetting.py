@@ -62,6 +62,7 @@ def _remove(state: UserState, until_ms: int) -> None:
     state.last_order, state.forgotten_ms = None, until_ms
     for conversion in state.conversions:
         conversion.credits, conversion.path = {}, NO_PATH
+        conversion.reports = [report for report in conversion.reports if report.time_ms > until_ms]
 
 
 def _later(before: Answer, until_ms: int) -> Answer:

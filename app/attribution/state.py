@@ -49,8 +49,24 @@ class Path(msgspec.Struct, array_like=True, frozen=True, gc=False):
 NO_PATH: Final = Path(0, 0, 0, 0, None, [], None, None, [])
 
 
+class Report(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What one report says of a conversion, and when it says that it happened (epoch ms)."""
+
+    time_ms: int
+    is_browser: bool
+    value_micros: int | None
+    currency: str | None
+    order_id: str | None
+
+    def said(self) -> tuple[bool, int | None, str | None, str | None]:
+        """What it says, and who does."""
+        return self.is_browser, self.value_micros, self.currency, self.order_id
+
+
 class Conversion(msgspec.Struct, array_like=True, gc=False):
-    """One accepted conversion event, the best touch known per platform, and the revision of each row published for it."""
+    """One accepted conversion event as its first report has it, the best touch known per platform, the revision of each row
+    published for it, and what further reports of it say (docs/counting.md, section 14).
+    """
 
     event_id: str
     name: str
@@ -62,6 +78,8 @@ class Conversion(msgspec.Struct, array_like=True, gc=False):
     credits: dict[str, Touch]
     revisions: dict[str, int]
     path: Path = NO_PATH  # where the policy follows journeys
+    is_browser: bool = False  # who made the first report
+    reports: list[Report] = []  # the further ones, where the policy merges reports
 
     def identity(self) -> tuple[str, str, str]:
         """What makes two events of one user the same conversion event."""

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from app.attribution.journeys import Key
+from app.attribution.merging import merged
 from app.attribution.settle import Taken, is_taken, settle
 from app.attribution.state import Adjustment, Conversion, Path, Touch, UserState
 from app.contract import rows
@@ -90,6 +91,8 @@ def take_over(
             if same and time_ms < cut.told_ms:
                 for conversion in same:
                     conversion.credits = _credits_of(conversion, reports, policy)
+                    if time_ms < cut.doubt_ms and policy.at(time_ms).merge_reports_ms:
+                        _take_fields(conversion, reports)
             elif not same and time_ms < cut.stands_ms:
                 # what has no row of its own is a repeat that was taken for the first, or judged nowhere
                 repeats = [conversion for conversion in held if conversion.time_ms not in times_ms]
@@ -207,6 +210,7 @@ def _conversion(platform: str, reports: list[AttributedRow], credits: dict[str, 
         row.order_id,
         credits,
         {},
+        is_browser=True,  # the row is made of all reports, and stands before what any of them says
     )
 
 
@@ -227,6 +231,20 @@ def _credits_of(conversion: Conversion, reports: list[AttributedRow], policy: Po
     others = {row.platform for row in reports} - {row.platform for row in own}
     told = _touches_of([row for row in own if conversion.platform in ("", row.platform)], policy)
     return {platform: touch for platform, touch in conversion.credits.items() if platform in others} | told
+
+
+def _take_fields(conversion: Conversion, reports: list[AttributedRow]) -> None:
+    """Gives a conversion what its rows show: they are made of all reports of it, of which the log may lack some. That stands
+    before what any report says, as a browser's word does.
+    """
+    own = [row for row in reports if row.event_time == conversion.time_ms and conversion.platform in ("", row.platform)]
+    if not own:
+        return
+    row = next((row for row in own if row.status not in _VALUELESS), own[0])
+    conversion.currency, conversion.order_id = row.currency, row.order_id
+    conversion.is_browser, conversion.reports = True, []
+    if row.status not in _VALUELESS:
+        conversion.value_micros = to_micros(row.value)
 
 
 def _take_paths(
@@ -272,7 +290,7 @@ def _retract(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut, 
         for row in reports
         if row.status == rows.RETRACTED and row.event_time < cut.stands_ms
     ]
-    decisions = settle(state.conversions, state.adjustments, policy).decisions if retracted else {}
+    decisions = settle(merged(state.conversions, policy), state.adjustments, policy).decisions if retracted else {}
     gone: dict[Key, int] = {}
     for key, row in retracted:
         decision = decisions.get((*key, row.platform))
@@ -285,7 +303,9 @@ def _retract(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut, 
         state.adjustments.append(
             Adjustment("", "", "retract", time_ms, None, None, event_id, nowhere, None, b"", identity, is_refused=True)
         )
-    refusals = settle(state.conversions, state.adjustments, policy).refusals if state.adjustments else {}
+    refusals = (
+        settle(merged(state.conversions, policy), state.adjustments, policy).refusals if state.adjustments else {}
+    )
     for adjustment in state.adjustments:
         is_refused = adjustment.time_ms < cut.doubt_ms or adjustment.identity() in refusals
         adjustment.is_refused = adjustment.is_refused or is_refused

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from app.attribution.journeys import Journey, Key, follow, journey_row, latest_order, model_rows
+from app.attribution.merging import keep, merged
 from app.attribution.settle import Decision, Settlement, credit, settle
 from app.attribution.state import NEVER_MS, Adjustment, Conversion, Path, Touch, UserState
 from app.contract import rows
@@ -63,57 +64,81 @@ def answer(state: UserState, policy: Policy) -> Answer:
     """The canonical answer for one user."""
     if not state.conversions:
         return NO_ANSWER
-    settlement = settle(state.conversions, state.adjustments, policy)
-    return Answer(settlement, follow(state, settlement, policy))
+    judged = msgspec.structs.replace(state, conversions=merged(state.conversions, policy))
+    settlement = settle(judged.conversions, state.adjustments, policy)
+    return Answer(settlement, follow(judged, settlement, policy))
+
+
+class Arrived(NamedTuple):
+    """A conversion event that came; `is_repeat`: its id is remembered, so that it is no conversion of its own."""
+
+    conversion: Conversion
+    is_repeat: bool = False
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
-    """The answer as it was before, how many of the new events were held already, and how many are of before the time up to
-    which the person was forgotten.
+    """The answer as it was before, how many of the new events were held already, how many are of before the time up to
+    which the person was forgotten, and of which reports something was kept: whether a browser made each.
     """
 
     before: Answer
     repeats: int
     forgotten: int
+    merged: list[bool]
 
 
 def take_in(
     state: UserState,
-    conversions: list[Conversion],
+    arrived: list[Arrived],
     adjustments: list[Adjustment],
     touches: list[tuple[str, Touch]],
     paths: Paths,
     policy: Policy,
     since_ms: int,
 ) -> Taken:
-    """Adds what is new to `state` in place. `paths`: of the conversions that a new touch or visit may stand before, which are
-    those of `since_ms` (epoch ms) and later.
+    """Adds what is new to `state` in place; conversions in the order in which they came. `paths`: of the conversions that a new
+    touch or visit may stand before, which are those of `since_ms` (epoch ms) and later.
     """
     before = answer(state, policy)
-    came = len(conversions) + len(adjustments)
+    came = sum(not is_repeat for _, is_repeat in arrived) + len(adjustments)
     if state.forgotten_ms != NEVER_MS:
-        conversions = [conversion for conversion in conversions if conversion.time_ms > state.forgotten_ms]
+        arrived = [each for each in arrived if each.conversion.time_ms > state.forgotten_ms]
         adjustments = [adjustment for adjustment in adjustments if adjustment.time_ms > state.forgotten_ms]
-    repeats = _add(state.conversions, conversions) + _add(state.adjustments, adjustments)
+    left = sum(not is_repeat for _, is_repeat in arrived) + len(adjustments)
+    repeats, merged_by = _add_conversions(state.conversions, arrived, policy)
+    repeats += _add_adjustments(state.adjustments, adjustments)
     look_back(state, touches, paths, policy, since_ms)
-    return Taken(before, repeats, came - len(conversions) - len(adjustments))
+    return Taken(before, repeats, came - left, merged_by)
 
 
-def _add(held: list[Any], new: list[Any]) -> int:
-    """Appends what is not held yet; how many were. One may come twice in a batch that spans more time than ids are
-    remembered.
+def _add_conversions(held: list[Conversion], arrived: list[Arrived], policy: Policy) -> tuple[int, list[bool]]:
+    """Appends what is not held yet, and keeps what further reports of the others say; how many accepted ones were held, and who
+    made the reports of which something was kept. One may come twice in a batch that spans more time than ids are remembered.
     """
-    if not new:
-        return 0
-    known = {item.identity() for item in held}
+    repeats, merged_by = 0, []
+    known = {conversion.identity(): conversion for conversion in held} if arrived else {}
+    for conversion, is_repeat in arrived:
+        first = known.get(conversion.identity())
+        if first is not None:
+            repeats += not is_repeat
+            if keep(first, conversion, policy):
+                merged_by.append(conversion.is_browser)
+        elif not is_repeat:
+            known[conversion.identity()] = conversion
+            held.append(conversion)
+    return repeats, merged_by
+
+
+def _add_adjustments(held: list[Adjustment], new: list[Adjustment]) -> int:
+    """Appends what is not held yet; how many were."""
+    known = {adjustment.identity() for adjustment in held} if new else set()
     repeats = 0
-    for item in new:
-        identity = item.identity()
-        if identity in known:
+    for adjustment in new:
+        if adjustment.identity() in known:
             repeats += 1
         else:
-            known.add(identity)
-            held.append(item)
+            known.add(adjustment.identity())
+            held.append(adjustment)
     return repeats
 
 
@@ -383,8 +408,9 @@ def _needed_since(state: UserState, kept: set[tuple[str, str, str]], journeys: J
 
 def _ties(conversion: Conversion) -> set[tuple[str, ...]]:
     ties: set[tuple[str, ...]] = {("event", conversion.event_id)}
-    if conversion.order_id:
-        ties.add(("order", conversion.order_id))
+    for order_id in (conversion.order_id, *(report.order_id for report in conversion.reports)):
+        if order_id:
+            ties.add(("order", order_id))
     for platform, touch in conversion.credits.items():
         ties.add(("touch", platform, conversion.name, touch.kind, touch.event_id))
     if conversion.path.credited is not None:

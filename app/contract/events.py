@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Annotated, Final, NamedTuple, TypeVar
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -27,6 +27,9 @@ TOUCH_TYPES: Final = ("view", "click", "engaged_view")
 EVENT_TYPES: Final = (*TOUCH_TYPES, "visit", "conversion", "adjustment", "forget")
 # What a touch may say about itself, in the order in which it is stored and published.
 TOUCH_ATTRIBUTES: Final = ("campaign_id", "ad_id", "creative_id", "landing_page", "offer_id", "source", "medium")
+
+BROWSER: Final = "browser"  # who reports a conversion; whoever does not say is a server
+SERVER: Final = "server"
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text = Annotated[str, msgspec.Meta(max_length=2048)]
@@ -59,6 +62,7 @@ class Event(msgspec.Struct, gc=False, frozen=True):
     order_id: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     adjustment: str | None = None
     conversion_event_id: Id | None = None
+    reported_by: Literal["browser", "server"] | None = None
 
 
 class Userless(Event, gc=False, frozen=True):

@@ -184,6 +184,7 @@ def generated_words(done: dict[str, Any]) -> str:
         "late_click": "late clicks",
         "invalid": "broken records",
         "second_report": "orders reported twice",
+        "page_report": "by the page and the server",
         "foreign": "on a partition not their user's",
     }
     found = [f"{kinds[kind]:,} {words}" for kind, words in troubles.items() if kinds[kind]]

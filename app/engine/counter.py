@@ -88,9 +88,9 @@ class CounterStage:
         messages = [message for batch in batches.values() for message in batch.records]
         decoded, values = self._intake(messages, parts, suppressed, fold)
         own, stream_ms = self._own(messages, parts, decoded, suppressed, fold)
-        fresh = self._dedup(parts, decoded, own, stream_ms, run, fold)
+        fresh, repeats = self._dedup(parts, decoded, own, stream_ms, run, fold)
         touches = self._touches(parts, decoded, fresh)
-        work = self._work(messages, parts, decoded, fresh, fold)
+        work = self._work(messages, parts, decoded, fresh, repeats, fold)
         visits = self._visits(parts, decoded, fresh) if self.policy.bounds.journeys else {}
         count_deltas = settle_users(
             self.opened, touches, visits, work, suppressed, self.policy, self.settings, run, fold
@@ -173,8 +173,10 @@ class CounterStage:
 
     def _dedup(
         self, parts: np.ndarray, decoded: Decoded, own: np.ndarray, stream_ms: np.ndarray, run: Run, fold: Fold
-    ) -> np.ndarray:
-        """The own events that were not seen before, as indices into `decoded`; remembers them."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The own events that were not seen before, as indices into `decoded`, and the repeats that may tell more of a
+        conversion; remembers the new ones.
+        """
         ids = self._ids(decoded)[own]
         found = parts[decoded.rows[own]]
         at = dict(_by_partition(found))
@@ -195,7 +197,8 @@ class CounterStage:
         for index in own[~fresh].tolist():
             platform = decoded.texts["platform"].at(index)
             fold.counted["duplicate", platform or "", EVENT_TYPES[decoded.types[index]]] += 1
-        return own[fresh]
+        repeats = own[~fresh] if self.policy.merges_reports() else own[:0]
+        return own[fresh], repeats[decoded.types[repeats] == CONVERSION]
 
     def _ids(self, decoded: Decoded) -> np.ndarray:
         texts = decoded.texts
@@ -238,27 +241,36 @@ class CounterStage:
         return found
 
     def _work(
-        self, messages: list[Record], parts: np.ndarray, decoded: Decoded, fresh: np.ndarray, fold: Fold
+        self,
+        messages: list[Record],
+        parts: np.ndarray,
+        decoded: Decoded,
+        fresh: np.ndarray,
+        repeats: np.ndarray,
+        fold: Fold,
     ) -> dict[int, dict[str, UserWork]]:
-        """The new conversions, adjustments and forgets, by partition and user; noise is counted and left out."""
+        """The new conversions, adjustments and forgets and the repeats of conversions, by partition and user, in the order in
+        which they came; noise is counted and left out.
+        """
         work: dict[int, dict[str, UserWork]] = {}
         kinds = decoded.types[fresh]
         for code in range(TOUCH_CODES, len(EVENT_TYPES)):
             if code != CONVERSION:
                 fold.counted["accepted", "", EVENT_TYPES[code]] += int((kinds == code).sum())
-        rows = fresh[kinds >= CONVERSION]
+        rows = np.sort(np.concatenate([fresh[kinds >= CONVERSION], repeats]))
+        again = frozenset(repeats.tolist())
         bases = user_hashes(decoded.texts["user_id"].take(rows), hash64(decoded.texts["advertiser_id"].take(rows)))
         for index, base in zip(rows.tolist(), bases.tolist(), strict=True):
             event, time_ms = decoded.events[index], int(decoded.times_ms[index])
-            message = messages[decoded.rows[index]]
+            message, is_repeat = messages[decoded.rows[index]], index in again
             if event.event_type == "conversion":
-                fold.counted["accepted", event.platform or "", "conversion"] += 1
+                fold.counted["accepted", event.platform or "", "conversion"] += not is_repeat
                 if self.policy.at(time_ms).counted_action(event.conversion_name or "") is None:
-                    fold.counted["noise",] += 1
+                    fold.counted["noise",] += not is_repeat
                     continue
             users = work.setdefault(int(parts[decoded.rows[index]]), {})
             user = UserWork.of(users, event.advertiser_id, event.user_id, base)
-            user.add(event, time_ms, message)
+            user.add(event, time_ms, message, is_repeat)
         return work
 
     def _publish_deltas(

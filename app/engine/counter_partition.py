@@ -11,8 +11,9 @@ from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.converters import Converters, user_field
 from app.attribution.state import Adjustment, Conversion
 from app.attribution.touches import SegmentKey, touches_of, visits_of
+from app.attribution.users import Arrived
 from app.columns.texts import Texts, hash64, stir
-from app.contract.events import Event, to_micros
+from app.contract.events import BROWSER, Event, to_micros
 from app.contract.rows import KEPT_BYTES
 from app.dedup.seen import Seen
 from app.engine.fold import Command, Record, Run
@@ -136,16 +137,20 @@ class CounterPartition:
 class Part:
     """Conversions and adjustments in the order in which they came. `until_ms`: of the forget behind them (epoch ms)."""
 
-    __slots__ = ("adjustments", "conversions", "until_ms")
+    __slots__ = ("adjustments", "arrived", "until_ms")
 
     def __init__(self) -> None:
-        self.conversions: list[Conversion] = []
+        self.arrived: list[Arrived] = []
         self.adjustments: list[Adjustment] = []
         self.until_ms: int | None = None
 
     def is_empty(self) -> bool:
         """Whether nothing came, and no forget stands behind it."""
-        return not (self.conversions or self.adjustments) and self.until_ms is None
+        return not (self.arrived or self.adjustments) and self.until_ms is None
+
+    def conversions(self) -> list[Conversion]:
+        """The conversions that are no repeats."""
+        return [conversion for conversion, is_repeat in self.arrived if not is_repeat]
 
 
 class UserWork:
@@ -171,13 +176,11 @@ class UserWork:
         return len(self.parts) > 1
 
     def conversions(self) -> list[Conversion]:
-        """The conversions of all parts."""
-        if len(self.parts) == 1:
-            return self.parts[0].conversions
-        return [conversion for part in self.parts for conversion in part.conversions]
+        """The conversions of all parts that are no repeats."""
+        return [conversion for part in self.parts for conversion in part.conversions()]
 
-    def add(self, event: Event, time_ms: int, message: Record) -> None:
-        """Adds one accepted conversion, adjustment or forget, and where its record lies."""
+    def add(self, event: Event, time_ms: int, message: Record, is_repeat: bool = False) -> None:
+        """Adds one accepted conversion, adjustment or forget, or a repeat of a conversion, and where its record lies."""
         part = self.parts[-1]
         if event.event_type == "forget":
             part.until_ms = time_ms
@@ -187,9 +190,21 @@ class UserWork:
         order_id = event.order_id or None
         if event.event_type == "conversion":
             name: Any = event.conversion_name
-            part.conversions.append(
-                Conversion(
-                    event.event_id, name, event.platform or "", time_ms, value_micros, event.currency, order_id, {}, {}
+            part.arrived.append(
+                Arrived(
+                    Conversion(
+                        event.event_id,
+                        name,
+                        event.platform or "",
+                        time_ms,
+                        value_micros,
+                        event.currency,
+                        order_id,
+                        {},
+                        {},
+                        is_browser=event.reported_by == BROWSER,
+                    ),
+                    is_repeat,
                 )
             )
         else:

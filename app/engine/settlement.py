@@ -15,7 +15,7 @@ from app.attribution.users import Change, CountDelta, Paths, changes, expire, ta
 from app.columns.table import distinct
 from app.columns.texts import Coded, Texts, hash64, texts_of
 from app.contract import rows
-from app.contract.events import TOUCH_TYPES, Rejection
+from app.contract.events import BROWSER, SERVER, TOUCH_TYPES, Rejection
 from app.contract.journeys import JourneyRow, ModelRow
 from app.contract.rows import AttributedRow
 from app.engine import paths
@@ -267,7 +267,7 @@ def _follow(
     visited = replies[: len(reading.followed.wanted.commands)]
     trails = paths.Trails(reading.view, reading.followed, reading.work, touched, visited, policy, run)
     asked = {
-        field: ((*states[field].conversions, *user.parts[0].conversions), states[field].forgotten_ms)
+        field: ((*states[field].conversions, *user.parts[0].conversions()), states[field].forgotten_ms)
         for field, user in reading.work.items()
     }
     return trails.before(asked), partial(_paths_of, trails)
@@ -300,12 +300,14 @@ def _settle_user(
         if at and part.is_empty():
             continue
         if at:
-            paths = paths_of((*state.conversions, *part.conversions), state.forgotten_ms)
-        taken = take_in(state, part.conversions, part.adjustments, touches, paths, policy, since_ms)
+            paths = paths_of((*state.conversions, *part.conversions()), state.forgotten_ms)
+        taken = take_in(state, part.arrived, part.adjustments, touches, paths, policy, since_ms)
         if taken.repeats:
             fold.counted["duplicate", "", "conversion"] += taken.repeats
         if taken.forgotten:
             fold.counted["forgotten",] += taken.forgotten
+        for is_browser in taken.merged:
+            fold.counted["merged", BROWSER if is_browser else SERVER] += 1
         change = changes(*who, state, taken.before, policy)
         if part.until_ms is not None:
             until_ms = forgotten_until(state, part.until_ms)

@@ -7,7 +7,17 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from app.contract import reasons
-from app.contract.events import Event, Rejection, Userless, judge_age, judge_bytes, judge_event, judge_fields, key_of
+from app.contract.events import (
+    BROWSER,
+    Event,
+    Rejection,
+    Userless,
+    judge_age,
+    judge_bytes,
+    judge_event,
+    judge_fields,
+    key_of,
+)
 from app.formats.cloudevents import with_fields
 from app.gateway import privacy
 from app.gateway.config import Site
@@ -39,7 +49,7 @@ class Door(NamedTuple):
 
     `fills`: fields (as JSON) that an event gets where it does not name them. `sets`: fields that it gets whatever it names.
     `check`: refuses what this sender may not send. `is_denied`: no event has consent. `takes_age`: an event without a time may
-    say how old it is (`age_ms`), else it is of now.
+    say how old it is (`age_ms`), else it is of now. `is_browser`: its conversions are reported by a browser, whatever they say.
     """
 
     check: Callable[[Event], Rejection | None]
@@ -47,6 +57,7 @@ class Door(NamedTuple):
     sets: Mapping[str, str] = {}
     is_denied: bool = False
     takes_age: bool = False
+    is_browser: bool = False
 
 
 class Record(NamedTuple):
@@ -122,7 +133,7 @@ def admit(raw: bytes, door: Door, rules: Rules, now_ms: int) -> Record | Refused
     refusal = judge_age(judged.time_ms, now_ms, rules.max_event_age_ms, rules.max_clock_skew_ms)
     if refusal is not None:
         return Refused(event_id, refusal)
-    event = _disguised(event, given, door, rules)
+    event = _disguised(_reported(event) if door.is_browser else event, given, door, rules)
     if isinstance(event, Rejection):
         return Refused(event_id, event)
     written = _Written if event.user_id is not None else _WrittenUserless
@@ -161,6 +172,12 @@ def _disguised(event: Event, given: _Given, door: Door, rules: Rules) -> Event |
             "without consent no order is kept by its order_id; name the conversion by its event id",
         )
     return privacy.without_user(event, rules.secret)
+
+
+def _reported(event: Event) -> Event:
+    """A browser's event: of conversions it matters who reports them, and no other one need say so."""
+    reporter = BROWSER if event.event_type == "conversion" else None
+    return event if event.reported_by == reporter else msgspec.structs.replace(event, reported_by=reporter)
 
 
 def _text(raw: msgspec.Raw | msgspec.UnsetType) -> str | None:

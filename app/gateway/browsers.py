@@ -93,6 +93,7 @@ async def _take_pixel(gateway: Gateway, request: Request, headers: dict[str, str
         {} if is_signed and "user_id" in event else {"user_id": visitor},
         is_denied=_objects(request),
         takes_age=True,
+        is_browser=True,
     )
     event.setdefault("user_id", visitor)
     for name in _OWN:
@@ -189,6 +190,7 @@ async def _take_beacon(gateway: Gateway, request: Request, site: Site, headers: 
         {"user_id": visitor} if visitor else {},
         is_denied=_objects(request),
         takes_age=True,
+        is_browser=True,
     )
     response = await deliver(gateway, sent, way, f"browser.{site.advertiser_id}", site.rate, "/v1/browser")
     suggested, consents = _suggested(sent)

@@ -55,12 +55,13 @@ def report(
     platform: str | None,
     details: str,
     kind: str,
+    event_id: str = "",
 ) -> str:
-    """Schedules one report of a conversion, sent at `due_ms`, about `time_ms`; returns its event_id. `details`:
-    further JSON members.
+    """Schedules one report of a conversion, sent at `due_ms`, about `time_ms`; returns its event_id, a new one if none is
+    given. `details`: further JSON members.
     """
     world = scene.world
-    event_id = new_id(scene)
+    event_id = event_id or new_id(scene)
     time = time_text(scene, time_ms)
     on = f',"platform":"{platform}"' if platform else ""
     who, is_userless = named(scene, user, ad, platform)
@@ -89,7 +90,14 @@ def _order(scene: Scene, at_ms: int, user: int, ad: int, action: str, platform: 
     early = adjusted and rng.random() < mix.adjustments_early
     # An adjustment can only come first if the conversion's report is held up on its way.
     due_ms = at_ms + rng.randrange(40_000, 90_000) if early else at_ms
-    event_id = report(scene, due_ms, at_ms, user, ad, action, platform, details, kind)
+    if not adjusted and rng.random() < mix.shared_reports:
+        pages = f',"value":{value},"currency":"USD","reported_by":"browser"'
+        event_id = report(scene, due_ms, at_ms, user, ad, action, platform, pages, "page_report")
+        apart_ms = rng.randrange(1_000, 60_001)
+        sent_ms, time_ms = due_ms + apart_ms, at_ms + apart_ms
+        report(scene, sent_ms, time_ms, user, ad, action, platform, details, kind, event_id)
+    else:
+        event_id = report(scene, due_ms, at_ms, user, ad, action, platform, details, kind)
     if rng.random() < mix.second_reports:
         # The server does not know the value of the discount, so every fifth time it reports a little more.
         other = details if rng.random() < 0.8 else details.replace(f'"value":{value}', f'"value":{value + 5:.2f}')

@@ -44,6 +44,9 @@ class Mix:
 
     # Of the orders (conversions of a macro action).
     second_reports: float = 0.30  # the server reports what the pixel did, 1 to 60 s apart, under another event_id
+    shared_reports: float = (
+        0.15  # the page and the server report it by one event_id, 1 to 60 s apart; the page knows no order_id
+    )
     other_platform_reports: float = 0.03  # another platform's pixel reports it too
     reused_order_ids: float = 0.005  # the order_id is an earlier one of another user
     adjustments: float = 0.08  # retracted or restated 1 s to 10 min later

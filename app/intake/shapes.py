@@ -51,7 +51,17 @@ TEXT_FIELDS: Final = {
 NUMBER_FIELDS: Final = ("event_time", "cost")
 # Known fields that no touch has: a record with one of them is judged by the strict contract.
 OTHER_FIELDS: Final = frozenset(
-    ("page", "referrer", "conversion_name", "value", "currency", "order_id", "adjustment", "conversion_event_id")
+    (
+        "page",
+        "referrer",
+        "conversion_name",
+        "value",
+        "currency",
+        "order_id",
+        "adjustment",
+        "conversion_event_id",
+        "reported_by",
+    )
 )
 REQUIRED: Final = ("event_id", "event_type", "event_time", "advertiser_id", "user_id", "platform", "campaign_id")
 

@@ -74,6 +74,15 @@ GROUPS: Final[dict[str, tuple[Metric, ...]]] = {
             COUNTERS,
         ),
         Metric(
+            "onecount_merged_reports_total",
+            "counter",
+            ("reported_by",),
+            "Further reports of a conversion that were merged into it, by who made them.",
+            "they came within the policy's `merge_reports` of the first one and said something that it did not; in `onecount_events_total` they are duplicates",
+            "none, though both the pages and the servers report: their `event_id`, `user_id` or `conversion_name` differ, and such a conversion counts twice",
+            "counter",
+        ),
+        Metric(
             "onecount_forgotten_events_total",
             "counter",
             (),

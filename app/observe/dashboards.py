@@ -260,8 +260,10 @@ COUNTING: Final = Dashboard(
                     "s",
                 ),
                 Panel(
-                    "Corrections", "Published decisions that a later event changed: late touches, earlier duplicates, adjustments.",
-                    ((_rate("onecount_corrections_total", _PLATFORMS, "platform"), "{{platform}}"),),
+                    "Corrections", "Published decisions that a later event changed: late touches, earlier duplicates, adjustments, further reports. "
+                    "And the reports of one conversion that were merged, by who made them.",
+                    ((_rate("onecount_corrections_total", _PLATFORMS, "platform"), "{{platform}}"),
+                     (_rate("onecount_merged_reports_total", _ON, "reported_by"), "merged, of a {{reported_by}}")),
                     "cps",
                 ),
                 Panel(

@@ -19,7 +19,7 @@ it is (`instance`) and its stage (`stage`: counter, aggregator, matcher, desk or
 [runbook.md](runbook.md).
 
 A repeat of an event with another payload is dropped like any repeat and not told apart ([decisions.md](decisions.md), 11),
-so there is no metric of conflicts.
+so there is no metric of conflicts; but of a conversion's further reports it is told how many were merged.
 """
 _COLUMNS = ("metric", "kind", "labels", "of", "what it is", "what it means", "when it looks wrong")
 

@@ -21,7 +21,7 @@ from prometheus_client import (
 )
 
 from app import __version__
-from app.contract.events import EVENT_TYPES, TOUCH_TYPES
+from app.contract.events import BROWSER, EVENT_TYPES, SERVER, TOUCH_TYPES
 from app.contract.leads import COOL, HOT, STATES
 from app.contract.reasons import ALL_REASONS
 from app.contract.rows import STATUSES, UNATTRIBUTED
@@ -51,11 +51,13 @@ _ZEROS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "onecount_owned_partitions": (MODES,),
     "onecount_batch_seconds": (STEPS,),
     "onecount_kafka_log_lines_total": (KAFKA_CLIENTS, LEVELS),
+    "onecount_merged_reports_total": ((BROWSER, SERVER),),
 }
 _NAMED: Final = {  # what a batch counts, by the first part of its key; the rest are the labels
     "rejected": "onecount_rejected_events_total",
     "conversion": "onecount_conversions_total",
     "noise": "onecount_noise_conversions_total",
+    "merged": "onecount_merged_reports_total",
     "forgotten": "onecount_forgotten_events_total",
     "late": "onecount_late_events_total",
     "corrected": "onecount_corrections_total",

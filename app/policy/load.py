@@ -39,6 +39,7 @@ _DURATIONS: Final = (
     "adjustment_window",
 )
 MANY_ACTIONS: Final = 10
+MAX_MERGE_MS: Final = DAY_MS // 24  # at most dedup_window, so that a cut log never hides a report alone
 
 
 class PolicyError(Exception):
@@ -89,6 +90,7 @@ def parse_policy(document: object, name: str = "policy") -> tuple[Policy, int | 
         platforms={key: _platform(key, value) for key, value in document["platforms"].items()},
         actions={key: _action(value) for key, value in document["actions"].items()},
         formats=tuple(sorted(document.get("formats", ()))),
+        merge_reports_ms=duration_ms(document["merge_reports"]) if "merge_reports" in document else 0,
     )
     policy = Policy(bounds, (version,))
     _refuse_impossible(policy, name)
@@ -235,6 +237,8 @@ def _refuse_impossible(policy: Policy, name: str) -> None:
             raise PolicyError(f"{name}: {key.removesuffix('_ms')} must be above 0")
     if bounds.dedup_window_ms < DAY_MS // 24:
         raise PolicyError(f"{name}: dedup_window must be at least 1h, real repeats come seconds to hours apart")
+    if version.merge_reports_ms > MAX_MERGE_MS:
+        raise PolicyError(f"{name}: merge_reports must be at most 1h: the page and the server tell of one moment")
     missing = set(bounds.dimensions) - set(bounds.keep)
     if missing:
         raise PolicyError(

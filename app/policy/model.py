@@ -54,13 +54,16 @@ class Platform(msgspec.Struct, frozen=True):
 
 
 class Version(msgspec.Struct, frozen=True):
-    """The counting rules in force from `effective_from_ms` (epoch ms; 0 for the first) on."""
+    """The counting rules in force from `effective_from_ms` (epoch ms; 0 for the first) on. `merge_reports_ms`: how far apart
+    two reports of one conversion may be (event time) whose fields are merged; 0: a repeat is dropped, whatever it says.
+    """
 
     number: int
     effective_from_ms: int
     platforms: dict[str, Platform]
     actions: dict[str, Action]
     formats: tuple[str, ...] = ()  # in which events may be written, beside JSON
+    merge_reports_ms: int = 0
 
     def counted_action(self, name: str) -> Action | None:
         """The action if it names its business outcome; None means noise."""
@@ -131,6 +134,10 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
             return self.versions[0]
         index = bisect_right(self.versions, time_ms, key=lambda version: version.effective_from_ms)
         return self.versions[max(index - 1, 0)]
+
+    def merges_reports(self) -> bool:
+        """Whether any version merges what several reports say of one conversion."""
+        return any(version.merge_reports_ms for version in self.versions)
 
     def reach_ms(self, version: Version, platform: str, kind: str) -> int:
         """The earliest touch (epoch ms) that the version may credit, however long its window.

@@ -106,15 +106,16 @@ def fit(
 
 
 def _same_rules(recorded: Version, wanted: Version) -> bool:
-    return (recorded.platforms, recorded.actions, recorded.formats) == (
+    return (recorded.platforms, recorded.actions, recorded.formats, recorded.merge_reports_ms) == (
         wanted.platforms,
         wanted.actions,
         wanted.formats,
+        wanted.merge_reports_ms,
     )
 
 
 def _differences(recorded: Version, wanted: Version) -> list[str]:
-    found = []
+    found = ["merge_reports"] if recorded.merge_reports_ms != wanted.merge_reports_ms else []
     for label, old, new in (
         ("platform", recorded.platforms, wanted.platforms),
         ("action", recorded.actions, wanted.actions),

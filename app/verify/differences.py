@@ -155,16 +155,17 @@ def words(row: msgspec.Struct) -> str:
 def behind_attributed(
     answer: Answer, key: bytes, must: AttributedRow | None, is_now: AttributedRow | None
 ) -> tuple[Coordinates, ...]:
-    """The accepted events that a row speaks of: its conversion and order, the touches, the adjustments that name it."""
+    """The events that a row speaks of: its conversion and order, the touches, the adjustments that name it."""
     advertiser_id, user_id, _, _, event_id = orjson.loads(key)
     person = answer.people.get((advertiser_id, user_id), Person())
     known = [row for row in (must, is_now) if row is not None]
     conversions = {event_id, *(row.duplicate_of for row in known)}
     touches = {row.touch_event_id for row in known}
     order_ids = {row.order_id for row in known} - {None}
+    reports = [*person.conversions, *person.reports]
     found = (
-        *(each.found for each in person.conversions if each.event.event_id in conversions),
-        *(each.found for each in person.conversions if each.event.order_id in order_ids),
+        *(each.found for each in reports if each.event.event_id in conversions),
+        *(each.found for each in reports if each.event.order_id in order_ids),
         *(each.found for each in person.touches if each.event.event_id in touches),
         *(each.found for each in person.adjustments if each.event.order_id in order_ids),
         *(each.found for each in person.adjustments if each.event.conversion_event_id in conversions),
@@ -175,15 +176,16 @@ def behind_attributed(
 def behind_journey(
     answer: Answer, key: bytes, must: JourneyRow | ModelRow | None, is_now: JourneyRow | ModelRow | None
 ) -> tuple[Coordinates, ...]:
-    """The accepted events that a journey or its models speak of: the order's reports, the adjustments that name it, the
+    """The events that a journey or its models speak of: the order's reports, the adjustments that name it, the
     touches, and then all else that the person did before, the latest first.
     """
     advertiser_id, user_id, name, event_id, *_ = orjson.loads(key)
     person = answer.people.get((advertiser_id, user_id), Person())
     known = [row for row in (must, is_now) if row is not None]
-    same_id = [each for each in person.conversions if each.event.event_id == event_id]
+    told = [*person.conversions, *person.reports]
+    same_id = [each for each in told if each.event.event_id == event_id]
     order_ids = {each.event.order_id for each in same_id} - {None, ""}
-    reports = [*same_id, *(each for each in person.conversions if each.event.order_id in order_ids)]
+    reports = [*same_id, *(each for each in told if each.event.order_id in order_ids)]
     reports = [each for each in reports if each.event.conversion_name == name]
     report_ids = {each.event.event_id for each in reports}
     shown = {(touch.platform, touch.touch_type, touch.event_id) for row in known for touch in _touches(row)}

@@ -21,8 +21,9 @@ from app.verify.click_ids import ClickLog, Matching, compare_clicks, is_copy, ke
 from app.verify.door import Door
 from app.verify.journey_rows import journey_row, model_rows
 from app.verify.journeys import RealOrder, follow
+from app.verify.merging import as_told, hear
 from app.verify.partition import owner_of
-from app.verify.records import Arrival, Coordinates, Order, Person, Record
+from app.verify.records import Arrival, Coordinates, Order, Person, Record, name_of
 from app.verify.sequence import Streams, by_batches, by_time
 from app.verify.settlement import Decision, counted_action, settle, to_micros
 
@@ -66,6 +67,7 @@ def answer(
         result.faults += compare_clicks(result.clicks, result.told_clicks)
     for person in result.people.values():
         if person.conversions:
+            person = as_told(person, policy)
             decisions, refused = settle(person, policy)
             result.refused_adjustments |= refused
             for decision in decisions:
@@ -197,13 +199,18 @@ def show(coordinates: Coordinates) -> str:
 
 
 def process(batches: list[list[Arrival]], policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
-    """One owner partition's events, batch by batch in processing order: those that are new go to their persons."""
+    """One owner partition's events, batch by batch in processing order: those that are new, and duplicates of conversions, go to
+    their persons.
+    """
     door = Door(policy.bounds, result.rejected, result.duplicates)
     for batch in batches:
-        new = [arrival for arrival in batch if door.is_new(arrival)]
+        taken = [arrival for arrival in batch if door.is_new(arrival) or arrival.found in result.duplicates]
         # Section 12: a person is forgotten "with all touches and visits of its batch" before.
-        for arrival in sorted(new, key=lambda each: each.event.event_type in ("conversion", "adjustment", "forget")):
-            accept(arrival, policy, result, tallies)
+        for arrival in sorted(taken, key=lambda each: each.event.event_type in ("conversion", "adjustment", "forget")):
+            if arrival.found not in result.duplicates:
+                accept(arrival, policy, result, tallies)
+            elif arrival.event.event_type == "conversion":
+                hear(result.people[arrival.event.advertiser_id, arrival.event.user_id], arrival, policy)
 
 
 def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
@@ -234,6 +241,7 @@ def count_for_good(
     """Section 12: what is counted now of conversions up to `until_ms` stays counted, though nothing else of them does."""
     if not person.conversions:
         return
+    person = as_told(person, policy)
     decisions, refused = settle(person, policy)
     result.refused_adjustments |= refused  # their letters are written
     for decision in decisions:
@@ -375,8 +383,11 @@ def refusals_over_time(person: Person, policy: Policy) -> dict[Coordinates, set[
     so_far = Person()
     found: dict[Coordinates, set[str]] = defaultdict(set)
     for arrival in person.history:
-        so_far.add(arrival)
+        if arrival.event.event_type == "conversion" and name_of(arrival) in map(name_of, so_far.conversions):
+            hear(so_far, arrival, policy)
+        else:
+            so_far.add(arrival)
         if so_far.adjustments and so_far.conversions:
-            for coordinates, reason in settle(so_far, policy)[1].items():
+            for coordinates, reason in settle(as_told(so_far, policy), policy)[1].items():
                 found[coordinates].add(reason)
     return found

@@ -57,7 +57,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 class Person(msgspec.Struct):
     """Everything accepted of one (advertiser, user), in processing order: by kind, and in `history` all of it but visits,
-    which no adjustment hangs on.
+    which no adjustment hangs on. `reports`: the duplicates that tell more of one of the conversions (section 14).
 
     Forgotten up to and including `forgotten_ms` (section 12): what is not later is in `history` only, and only if it came
     before the forget.
@@ -67,6 +67,7 @@ class Person(msgspec.Struct):
     touches: list[Arrival] = msgspec.field(default_factory=list)
     conversions: list[Arrival] = msgspec.field(default_factory=list)
     adjustments: list[Arrival] = msgspec.field(default_factory=list)
+    reports: list[Arrival] = msgspec.field(default_factory=list)
     visits: list[Arrival] = msgspec.field(default_factory=list)
     forgotten_ms: int = -1
 
@@ -89,8 +90,16 @@ class Person(msgspec.Struct):
 
     def _forget(self, until_ms: int) -> None:
         self.forgotten_ms = max(self.forgotten_ms, until_ms)
-        for events in (self.touches, self.conversions, self.adjustments, self.visits):
+        for events in (self.touches, self.conversions, self.adjustments, self.reports, self.visits):
             events[:] = [each for each in events if each.time_ms > self.forgotten_ms]
+        left = {name_of(each) for each in self.conversions}
+        self.reports = [each for each in self.reports if name_of(each) in left]
+
+
+def name_of(conversion: Arrival) -> tuple[str, str | None, str]:
+    """What makes two conversion events of one person repeats of each other."""
+    event = conversion.event
+    return (event.platform or "", event.conversion_name, event.event_id)
 
 
 def parse_source(header: bytes) -> Coordinates:

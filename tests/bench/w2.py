@@ -41,6 +41,7 @@ MIX: Final = Mix(
     engaged_views=0,
     visits=0.002,
     conversions=0.006,  # with their second reports and those that follow late clicks one in a hundred
+    shared_reports=0,
     invalid=0.0005,
     advertisers=20,
     campaigns=20,

@@ -63,7 +63,14 @@ def test_events_out_of_order_are_counted_where_they_belong(
     policy = load_policy(deployment.settings.policy)[0]
     # no record that the generator itself sends late: all disorder is this test's
     punctual = Mix(
-        late_clicks=0, second_reports=0, adjustments=0, other_platform_reports=0, repeats=0, foreign=0, visited_before=0
+        late_clicks=0,
+        second_reports=0,
+        shared_reports=0,
+        adjustments=0,
+        other_platform_reports=0,
+        repeats=0,
+        foreign=0,
+        visited_before=0,
     )
     begun_ms = now_ms() - 60 * MINUTE_MS
     ordered = list(located(deployment, events(seed, 24_000, begun_ms, policy, punctual, 12)))

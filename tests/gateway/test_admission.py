@@ -31,7 +31,13 @@ DOORS = [
     Door(anything),
     Door(anything, is_denied=True),
     Door(only("conversion"), {"event_type": b'"conversion"'}),
-    Door(anything, {"user_id": b'"filled"', "event_id": b'"filled"'}, {"user_id": "cookie"}, takes_age=True),
+    Door(
+        anything,
+        {"user_id": b'"filled"', "event_id": b'"filled"'},
+        {"user_id": "cookie"},
+        takes_age=True,
+        is_browser=True,
+    ),
 ]
 
 texts = st.text(max_size=8) | st.sampled_from(
@@ -45,6 +51,7 @@ fields: dict[str, Any] = {
     "consent": st.sampled_from(["granted", "denied", None]) | values,
     "adjustment": st.sampled_from(["retract", "restate"]) | values,
     "age_ms": st.integers(-1, AGE_MS + 1) | values,
+    "reported_by": st.sampled_from(["browser", "server", None]) | values,
 }
 names = (*Event.__struct_fields__, "consent", "age_ms", "unknown")
 always = ("event_id", "event_type", "advertiser_id", "user_id")
@@ -66,6 +73,10 @@ def test_an_admitted_event_is_accepted_by_the_counter_and_holds_nothing_personal
     written = json.loads(admitted.value)
     assert written.keys() <= set(Event.__struct_fields__)
     assert b"@b.cd" not in admitted.value
+    if door.is_browser:
+        assert written.get("reported_by") == ("browser" if written["event_type"] == "conversion" else None)
+    else:
+        assert written.get("reported_by") == event.get("reported_by")
     if written["event_type"] == "forget":
         assert written["user_id"] in (event.get("user_id"), "cookie") or written["user_id"].startswith(privacy.HASHED)
     elif door.is_denied or event.get("consent") == "denied":

@@ -159,7 +159,7 @@ def test_from_landing_to_the_count_and_the_server_tells_of_it_too(
     page.reload()  # the same click once more
     page.click("#next")
     page.wait_for_function("() => typeof onecount === 'function' && !onecount.q")
-    order = {"conversion_name": "purchase", "value": 99.5, "currency": "EUR", "order_id": "o-1", "event_id": "order-1"}
+    order = {"conversion_name": "purchase", "value": 99.5, "currency": "EUR", "event_id": "order-1"}
     page.evaluate("order => onecount('conversion', order)", order)
     (bought,) = site.events(1, lambda event: event["event_id"] == "order-1")
     (cookie,) = cookies(context)
@@ -170,9 +170,10 @@ def test_from_landing_to_the_count_and_the_server_tells_of_it_too(
     assert (click["ad_id"], click["source"], click["medium"], click["landing_page"]) == ("a7", "google", "cpc", "/")
     assert (visit["event_type"], visit["page"]) == ("visit", "/")
     assert click["event_time"] < visit["event_time"] < bought["event_time"]
+    assert bought["reported_by"] == "browser"
     # the shop's server has the cookie too, and tells of the order with and without the platform, later and with another time
     for platform in ({}, {"platform": "google_ads"}):
-        told = conversion("order-1", **{name: order[name] for name in ("value", "currency", "order_id")}, **platform)
+        told = conversion("order-1", value=119.4, currency="EUR", order_id="o-1", **platform)
         assert site.gateway.post(told | {"user_id": cookie["value"]}).status_code == 202
     marker = conversion("marker", user_id=cookie["value"], platform="google_ads")  # counted after all of these
     assert site.gateway.post(marker).status_code == 202
@@ -180,6 +181,7 @@ def test_from_landing_to_the_count_and_the_server_tells_of_it_too(
     (row,) = site.rows(1, "order-1")
     assert (row["platform"], row["status"], row["conversions"], row["value"]) == ("google_ads", "counted", 1, 99.5)
     assert (row["campaign_id"], row["ad_id"]) == ("spring", "a7")
+    assert (row["order_id"], row["currency"]) == ("o-1", "EUR"), "what the page left out is the server's"
     assert row["event_time"] == bought["event_time"], "the browser's report is the first one"
 
 

@@ -319,6 +319,19 @@ def test_beacons_come_from_the_advertisers_own_pages_and_say_only_what_they_may(
     assert abs(event["event_time"] - now_ms()) < 10_000
 
 
+def test_who_reports_a_conversion_is_known_by_its_door(gateway: Gateway, prefix: str) -> None:
+    bought = "event_type=conversion&conversion_name=purchase&reported_by=server"
+    for query in (f"advertiser_id=shop&{bought}&event_id={prefix}-pixel", signed(f"{bought}&event_id={prefix}-signed")):
+        assert gateway.get(f"/p.gif?{query}", referer=f"{ORIGIN}/thanks").headers["onecount"] == "taken"
+    said = conversion(f"{prefix}-beacon", user_id="v" * 24, reported_by="server")
+    assert gateway.post(said, "/v1/browser?advertiser_id=shop", None, origin=ORIGIN).status_code == 202
+    relayed = conversion(f"{prefix}-relayed", reported_by="browser")
+    assert gateway.post([conversion(f"{prefix}-server"), relayed]).status_code == 202
+    found = {event["event_id"]: event.get("reported_by") for event in taken(gateway.deployment, prefix)}
+    browsers = dict.fromkeys((f"{prefix}-{door}" for door in ("pixel", "signed", "beacon", "relayed")), "browser")
+    assert found == browsers | {f"{prefix}-server": None}
+
+
 # --- CloudEvents
 
 

@@ -176,6 +176,14 @@ def test_behind_a_journey_stand_its_reports_adjustments_touches_and_then_all_bef
     assert behind_journey(FOLLOWED, nobody, JOURNEY, None) == ()
 
 
+def test_behind_a_row_and_a_journey_stand_the_further_reports_of_the_conversion():
+    rules = policy(merge_reports="5m", journeys={})
+    answer = answer_to(conversion("x", 0), conversion("x", 1, value=2), conversion("x", HOUR, value=3), rules=rules)
+    (row,), (journey,) = answer.attributed.items(), answer.journeys.items()
+    assert [offset for _, _, offset in behind_attributed(answer, *row, None)] == [0, 1]
+    assert [offset for _, _, offset in behind_journey(answer, *journey, None)] == [0, 1]
+
+
 def test_a_missing_row_and_one_too_many_are_told_with_what_they_say():
     (missing,) = compare_rows("t", {KEY: ROW}, {}, nothing_behind)
     (extra,) = compare_rows("t", {}, {KEY: ROW}, nothing_behind)

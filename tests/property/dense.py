@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from app.policy.model import Action, Bounds, Journeys, Platform, Policy, Version
-from tests.property.policies import FOREVER_MS, MINUTE_MS, START_MS, UNIT_MS
+from tests.property.policies import FOREVER_MS, MERGE_MS, MINUTE_MS, START_MS, UNIT_MS
 from tests.property.worlds import Arrival, Order, World
 
 POLICY: Final = Policy(
@@ -32,6 +32,7 @@ POLICY: Final = Policy(
                 "purchase": Action("macro", "hard", "revenue", "one", None),
                 "cart": Action("micro", "soft", "revenue", "every", None),
             },
+            merge_reports_ms=MERGE_MS,
         ),
     ),
 )
@@ -59,7 +60,7 @@ def make_event(chance: Random, rare: list[str]) -> dict[str, Any]:
         order = {"order_id": f"o{number % 3}"} if chance.randrange(3) == 0 else {}
         platform = {"platform": chance.choice(["meta", "tiktok"])} if chance.randrange(3) == 0 else {}
         names = {"event_id": f"c{number % 6}", "conversion_name": chance.choice(["purchase", "purchase", "cart"])}
-        return event | order | platform | names | {"event_type": kind}
+        return event | order | platform | names | make_report(chance) | {"event_type": kind}
     if kind in ("click", "view"):
         campaign = chance.choice(["c1", "c2", "c3"])
         platform = chance.choice(["meta", "meta", "tiktok"])
@@ -71,6 +72,16 @@ def make_event(chance: Random, rare: list[str]) -> dict[str, Any]:
     value = {"value": minute} if kind == "restate" else {}
     named = {"conversion_event_id": f"c{number % 6}"}
     return event | value | named | {"event_type": "adjustment", "event_id": f"a{number}", "adjustment": kind}
+
+
+def make_report(chance: Random) -> dict[str, Any]:
+    """What a report says of its conversion, and who reports."""
+    said = {
+        "value": chance.choice([None, None, 0, 5, 7]),
+        "currency": chance.choice([None, None, "EUR", "USD"]),
+        "reported_by": chance.choice([None, None, "browser"]),
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def make_dense_world(chance: Random) -> World:

@@ -9,6 +9,7 @@ from app.policy.model import CREDITS, DAY_MS, METHODS, MODELS, Action, Bounds, J
 MINUTE_MS: Final = 60_000
 UNIT_MS: Final = 6 * 3_600_000
 START_MS: Final = 19_700 * DAY_MS
+MERGE_MS: Final = 5 * MINUTE_MS
 FOREVER_MS: Final = 1_000 * DAY_MS
 PLATFORMS: Final = ("meta", "tiktok")
 ACTIONS: Final = ("purchase", "signup", "cart")
@@ -29,7 +30,9 @@ def make_version(chance: Random, number: int, effective_from_ms: int) -> Version
         "cart": Action("micro", "soft", "revenue", chance.choice(["one", "every"]), None),
         "newsletter": Action("micro", "soft", None, "one", None),  # no outcome: noise
     }
-    return Version(number, effective_from_ms, platforms, actions)
+    return Version(
+        number, effective_from_ms, platforms, actions, merge_reports_ms=chance.choice([0, MERGE_MS, MERGE_MS])
+    )
 
 
 def make_journeys(chance: Random, versions: list[Version]) -> Journeys:

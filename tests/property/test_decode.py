@@ -37,6 +37,7 @@ texts = st.one_of(
             "a:b:c",
             ":",
             '":',
+            "browser",
             "{",
             "[" * 70,
         ]
@@ -69,7 +70,7 @@ base = st.sampled_from(
 )  # fmt: skip
 names = st.sampled_from(
     ["event_id", "user_id", "advertiser_id", "platform", "campaign_id", "landing_page", "page", "referrer", "order_id", "conversion_name",
-     "currency", "adjustment", "conversion_event_id", "click_id", "medium", "extra", "event_type"]
+     "currency", "adjustment", "conversion_event_id", "click_id", "medium", "extra", "event_type", "reported_by"]
 )  # fmt: skip
 
 

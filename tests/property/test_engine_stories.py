@@ -48,8 +48,16 @@ def deployment() -> Iterator[Deployment]:
         yield found
 
 
-def send(deployment: Deployment, kind: str, event_id: str, at: float, topic: str = "ads.events", **fields: Any) -> None:
-    """One event of the user ann, at so many steps of the grid."""
+def send(
+    deployment: Deployment,
+    kind: str,
+    event_id: str,
+    at: float,
+    topic: str = "ads.events",
+    written: float | None = None,
+    **fields: Any,
+) -> None:
+    """One event of the user ann, at so many steps of the grid; its record is of then, or `written` at another time."""
     event = {"event_id": event_id, "event_type": kind, "event_time": START_MS + round(at * UNIT_MS)}
     event |= {"advertiser_id": "shop", "user_id": "ann"} | fields
     if kind in ("view", "click", "engaged_view"):
@@ -57,7 +65,8 @@ def send(deployment: Deployment, kind: str, event_id: str, at: float, topic: str
     if kind == "conversion":
         event = {"conversion_name": "purchase"} | event
     value = json.dumps(event).encode()
-    deployment.broker.append(topic, 0, value=value, timestamp=event["event_time"])
+    written_ms = event["event_time"] if written is None else START_MS + round(written * UNIT_MS)
+    deployment.broker.append(topic, 0, value=value, timestamp=written_ms)
 
 
 def assert_exact(deployment: Deployment) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.engine import policy_topic
 from app.policy import record
-from app.policy.load import PolicyError
+from app.policy.load import PolicyError, parse_policy
 from app.policy.model import Policy, Version
 from app.settings import Settings
 from tests.memory.kafka import MemoryClients
@@ -39,9 +39,9 @@ def earliest_ms(policy: Policy, now_ms: int) -> int:
     return now_ms + record.NOTICE_MS + policy.bounds.max_clock_skew_ms
 
 
-def rules(version: Version) -> tuple[Any, Any, Any]:
+def rules(version: Version) -> tuple[Any, ...]:
     """What a version says, whatever its number and from when on it holds."""
-    return version.platforms, version.actions, version.formats
+    return version.platforms, version.actions, version.formats, version.merge_reports_ms
 
 
 starts = st.lists(
@@ -141,6 +141,7 @@ FILE = {
     "platforms": {"meta": {"method": "click", "windows": {"click": "7d"}}},
     "actions": {"purchase": {"class": "macro", "intent": "hard", "outcome": "revenue", "count": "every"}},
 }
+MERGING = FILE | {"merge_reports": "5m"}
 OTHER = FILE | {"platforms": {"meta": {"method": "view", "windows": {"view": "1d"}}}}
 
 
@@ -167,3 +168,34 @@ def test_the_topic_s_record_outlives_the_workers_and_is_written_once(tmp_path: P
     with pytest.raises(PolicyError, match="older version"):
         start(FILE, 9_000)
     assert len(broker.committed(settings.policy_topic)) == 2
+
+
+def test_merging_of_reports_is_turned_on_like_any_rule(tmp_path: Path) -> None:
+    settings = Settings(policy=tmp_path / "policy.yaml")
+    clients = MemoryClients(Broker({settings.policy_topic: 1}))
+
+    def start(document: dict[str, Any]) -> Policy:
+        settings.policy.write_text(yaml.safe_dump(document))
+        with patch.object(policy_topic.time, "time", return_value=3_000):
+            return policy_topic.establish(settings, clients)[0]
+
+    assert not start(FILE).merges_reports()
+    with pytest.raises(PolicyError, match=r"in force \(merge_reports\)"):
+        start(MERGING)
+    policy = start(MERGING | {"effective_from": "1970-01-01T02:00:00Z"})
+    assert [version.merge_reports_ms for version in policy.versions] == [0, 300_000]
+    assert policy.merges_reports()
+
+
+def test_a_record_of_before_reports_could_be_merged_merges_none() -> None:
+    policy = parse_policy(FILE)[0]
+    document = msgspec.json.decode(record.encode(record.Recorded(policy.bounds, policy.versions[0])))
+    del document["version"]["merge_reports_ms"]
+    assert record.decode(msgspec.json.encode(document)).version == policy.versions[0]
+
+
+@pytest.mark.parametrize("text", ["61m", "2d", "5 minutes"])
+def test_reports_are_merged_over_minutes_only(text: str) -> None:
+    with pytest.raises(PolicyError, match="merge_reports"):
+        parse_policy(FILE | {"merge_reports": text})
+    assert parse_policy(FILE | {"merge_reports": "1h", "dedup_window": "1h"})[0].merges_reports()

@@ -7,9 +7,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.attribution.settle import settle
 from app.attribution.state import STATE_VERSION, Adjustment, Conversion, Touch, UserState, pack, unpack
-from app.attribution.users import changes, prune, take_in
+from app.attribution.users import Arrived, answer, changes, prune, take_in
 from app.policy.load import parse_policy
 
 POLICY, _ = parse_policy(
@@ -19,6 +18,7 @@ POLICY, _ = parse_policy(
         "order_window": "400s",
         "adjustment_window": "300s",
         "correction_horizon": "200s",
+        "merge_reports": "60s",
         "platforms": {
             "meta": {"method": "click_then_view", "windows": {"click": "200s", "view": "60s"}},
             "tiktok": {"method": "view", "windows": {"view": "100s"}},
@@ -38,9 +38,11 @@ touches = st.builds(
     platforms, st.sampled_from(["view", "click"]), moments, st.integers(0, 4),
 )  # fmt: skip
 conversions = st.builds(
-    lambda platform, name, time_ms, number, order, value: Conversion(f"x{number}", name, platform, time_ms, value, "USD", order, {}, {}),
+    lambda platform, name, time_ms, number, order, value, currency, is_browser: Conversion(
+        f"x{number}", name, platform, time_ms, value, currency, order, {}, {}, is_browser=is_browser
+    ),
     st.sampled_from(["", "meta", "tiktok"]), st.sampled_from(["purchase", "signup"]), moments, st.integers(0, 6),
-    st.sampled_from([None, None, "o1", "o2"]), st.sampled_from([None, 1_000_000, 7_500_000]),
+    st.sampled_from([None, None, "o1", "o2"]), st.sampled_from([None, 1_000_000, 7_500_000]), st.sampled_from([None, "USD"]), st.booleans(),
 )  # fmt: skip
 adjustments = st.builds(
     lambda kind, time_ms, number, order, event: Adjustment(f"a{number}", "", kind, time_ms, 3_000_000, order, event, ("t", 0, number, 0), None, b""),
@@ -58,15 +60,8 @@ def run(batches: list[list[Any]]) -> tuple[dict[bytes, Any], Counter[tuple[Any, 
     stored: list[Any] = []
     for batch in batches:
         state = unpack(packed)
-        fresh = [UserState(STATE_VERSION, [], [])]
-        fresh[0].conversions += [
-            unpack(pack(UserState(STATE_VERSION, [item], []))).conversions[0]
-            for item in batch
-            if isinstance(item, Conversion)
-        ]
-        fresh[0].adjustments += [item for item in batch if isinstance(item, Adjustment)]
-        stored += [item for item in batch if isinstance(item, tuple)]
-        before = take_in(state, fresh[0].conversions, fresh[0].adjustments, stored, {}, POLICY, 0).before
+        stored += touches_in(batch)
+        before = take_in(state, arrived_in(batch), adjustments_in(batch), stored, {}, POLICY, 0).before
         change = changes("a", "u", state, before, POLICY)
         for key, row in change.rows:
             if row is None:
@@ -83,24 +78,49 @@ def run(batches: list[list[Any]]) -> tuple[dict[bytes, Any], Counter[tuple[Any, 
     return rows, Counter({key: count for key, count in counts.items() if count}), revisions
 
 
-def kinds(events: list[Any]) -> tuple[list[Conversion], list[Adjustment], list[tuple[str, Touch]]]:
-    """Events as `take_in` takes them."""
-    return (
-        [item for item in events if isinstance(item, Conversion)],
-        [item for item in events if isinstance(item, Adjustment)],
-        [item for item in events if isinstance(item, tuple)],
-    )
+def arrived_in(events: list[Any]) -> list[Arrived]:
+    """The conversions and their repeats, as copies, since a state keeps what it takes in."""
+    found = []
+    for event in events:
+        if isinstance(event, Conversion | Arrived):
+            conversion, is_repeat = event if isinstance(event, Arrived) else Arrived(event)
+            copy = unpack(pack(UserState(STATE_VERSION, [conversion], []))).conversions[0]
+            found.append(Arrived(copy, is_repeat))
+    return found
+
+
+def adjustments_in(events: list[Any]) -> list[Adjustment]:
+    return [event for event in events if isinstance(event, Adjustment)]
+
+
+def touches_in(events: list[Any]) -> list[Any]:
+    return [event for event in events if type(event) is tuple]
 
 
 def distinct(history: list[Any]) -> list[Any]:
-    """One event an identity, as deduplication leaves them."""
-    found: dict[Any, Any] = {}
+    """One event an identity, as deduplication leaves them; of conversions the repeats too, as such."""
+    known: set[Any] = set()
+    found = []
     for item in history:
-        found.setdefault(
-            (item[0], item[1].kind, item[1].event_id) if isinstance(item, tuple) else (type(item), item.identity()),
-            item,
-        )
-    return list(found.values())
+        key = (item[0], item[1].kind, item[1].event_id) if isinstance(item, tuple) else (type(item), item.identity())
+        if key not in known:
+            known.add(key)
+            found.append(item)
+        elif isinstance(item, Conversion):
+            found.append(Arrived(item, is_repeat=True))
+    return found
+
+
+def first_before_repeats(events: list[Any]) -> list[Any]:
+    """The events in their order, but no repeat before what it repeats."""
+    firsts = {event.identity(): event for event in events if isinstance(event, Conversion)}
+    found: list[Any] = []
+    for event in events:
+        first = firsts.pop(event.conversion.identity(), None) if isinstance(event, Arrived) else None
+        found += [event] if first is None else [first, event]
+        if isinstance(event, Conversion) and firsts.pop(event.identity(), None) is None:
+            found.pop()  # it was put before its repeat
+    return found
 
 
 @given(histories, st.randoms(use_true_random=False))
@@ -109,6 +129,7 @@ def test_neither_the_order_nor_the_cuts_change_the_answer(history: list[Any], ch
     whole = run([events])
     shuffled = events[:]
     chance.shuffle(shuffled)
+    shuffled = first_before_repeats(shuffled)
     cuts = sorted(chance.randint(0, len(shuffled)) for _ in range(3))
     parts = [shuffled[start:end] for start, end in zip([0, *cuts], [*cuts, len(shuffled)], strict=True)]
     pieces = run(parts)
@@ -122,23 +143,19 @@ def test_neither_the_order_nor_the_cuts_change_the_answer(history: list[Any], ch
 def test_what_is_pruned_changes_no_decision_on_what_is_kept(history: list[Any], stream_s: int) -> None:
     state = UserState(STATE_VERSION, [], [])
     events = distinct(history)
-    take_in(
-        state,
-        *kinds(events),
-        {},
-        POLICY,
-        0,
-    )
+    take_in(state, arrived_in(events), adjustments_in(events), touches_in(events), {}, POLICY, 0)
     changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], {}, POLICY, 0).before, POLICY)
     whole = unpack(pack(state))
     prune(state, stream_s * SECOND_MS - POLICY.conversion_retention_ms())
-    kept = settle(state.conversions, state.adjustments, POLICY).decisions
-    before = settle(whole.conversions, whole.adjustments, POLICY).decisions
+    kept = answer(state, POLICY).settlement.decisions
+    before = answer(whole, POLICY).settlement.decisions
     assert kept == {key: before[key] for key in kept}
 
 
 def moved(event: Any, by_ms: int, suffix: str) -> Any:
     """An event at a later time, of another id; but a touch keeps its id, as one that comes again when it was forgotten."""
+    if isinstance(event, Arrived):
+        return event._replace(conversion=moved(event.conversion, by_ms, suffix))
     if isinstance(event, tuple):
         platform, touch = event
         return platform, msgspec.structs.replace(touch, time_ms=touch.time_ms + by_ms)
@@ -165,13 +182,13 @@ def test_what_was_let_go_changes_no_decision_on_what_comes_later_however_often_i
         # what comes is no older than the correction horizon
         by_ms = max(0, end_ms - horizon_ms) + gap * 10 * SECOND_MS
         new = [moved(event, by_ms, f".{at}") for event in distinct(part)]
-        known += kinds(new)[2]
+        known += touches_in(new)
         for state in (whole, pruned):
-            conversions, adjustments, _ = kinds(new)
-            copies = unpack(pack(UserState(STATE_VERSION, conversions, adjustments)))
-            take_in(state, copies.conversions, copies.adjustments, known, {}, POLICY, end_ms - horizon_ms)
-        times_ms = [event[1].time_ms if isinstance(event, tuple) else event.time_ms for event in new]
+            copies = unpack(pack(UserState(STATE_VERSION, [], adjustments_in(new))))
+            take_in(state, arrived_in(new), copies.adjustments, known, {}, POLICY, end_ms - horizon_ms)
+        times_ms = [each.conversion.time_ms for each in arrived_in(new)]
+        times_ms += [touch.time_ms for _, touch in touches_in(new)] + [each.time_ms for each in adjustments_in(new)]
         end_ms = max([end_ms, *times_ms])
-        found, must = (settle(state.conversions, state.adjustments, POLICY).decisions for state in (pruned, whole))
+        found, must = (answer(state, POLICY).settlement.decisions for state in (pruned, whole))
         assert found == {key: must[key] for key in found}
         prune(pruned, end_ms - POLICY.conversion_retention_ms())

@@ -14,7 +14,7 @@ from app.columns.texts import texts_of
 from app.contract.events import TOUCH_TYPES
 from app.intake.partitioner import owners
 from app.policy.model import Policy
-from tests.property.policies import ACTIONS, MINUTE_MS, NOISE, PLATFORMS, START_MS, UNIT_MS, make_policy
+from tests.property.policies import ACTIONS, MERGE_MS, MINUTE_MS, NOISE, PLATFORMS, START_MS, UNIT_MS, make_policy
 
 USERS: Final = ("ann", "bob", "zoë", "u" * 40)
 ADVERTISERS: Final = ("shop", "bank")
@@ -86,7 +86,7 @@ class _Scribe:
 
     def write(self) -> None:
         """One more record."""
-        shape = self.chance.choice(["new"] * 14 + ["repeat"] * 3 + ["altered"] * 2 + ["junk"])
+        shape = self.chance.choice(["new"] * 14 + ["repeat"] * 3 + ["altered"] * 2 + ["report"] * 3 + ["junk"])
         if self.order is not Order.TAME:
             self.now_ms += self.chance.choice(self.steps_ms)
         if shape == "junk":
@@ -99,6 +99,8 @@ class _Scribe:
         event = self._event()
         if shape == "altered" and self.written and self.order is not Order.TAME:
             event = self._altered(event)
+        if shape == "report" and self.order is not Order.TAME:
+            event = self._another_report() or event
         self._keep_within_the_rules(event)
         key = self.chance.choice([None] * 8 + [event["user_id"].encode()] * 16 + [b"another"])
         self.written.append((event, key))
@@ -158,6 +160,7 @@ class _Scribe:
             "order_id": self.chance.choice([None, None, None, "", "o1", "o2"]),
             "value": self.chance.choice([None, None, 0, 0.1, 3, 19.99]),
             "currency": self.chance.choice([None, None, "EUR", "USD"]),
+            "reported_by": self.chance.choice([None, None, "browser", "server"]),
         }
 
     def _adjustment(self) -> Event:
@@ -232,6 +235,20 @@ class _Scribe:
         same = ("event_id", "event_type", "advertiser_id", "platform", "conversion_name")
         whole = event if event["event_type"] == earlier["event_type"] else earlier
         return whole | {name: earlier[name] for name in same if name in earlier}
+
+    def _another_report(self) -> Event | None:
+        """What the server, or the browser, says of a conversion that was reported before; mostly near enough to be merged."""
+        others = [other for other, _ in self.written[-12:] if other["event_type"] == "conversion"]
+        if not others:
+            return None
+        other = self.chance.choice(others)
+        apart_ms = self.chance.choice([0, 0, 1, MINUTE_MS, 2 * MINUTE_MS, MERGE_MS, MERGE_MS, MERGE_MS + 1])
+        said = self._conversion() | {"conversion_name": other["conversion_name"]}
+        if self.chance.randrange(4):
+            said["platform"] = other["platform"]
+        event_time = other["event_time"] + self.chance.choice([-1, 1]) * apart_ms
+        self.now_ms = max(self.now_ms, event_time)
+        return other | said | {"event_time": event_time}
 
     def _keep_within_the_rules(self, event: Event) -> None:
         """Gives a conversion or an adjustment a new id where its old one would be judged by what is kept "at the least".

@@ -86,7 +86,14 @@ def test_every_kind_of_event_and_trouble_is_there(stream: list[Generated]) -> No
     kinds = Counter(record.kind for record in stream)
     expected = {
         *("view", "click", "engaged_view", "visit", "late_click", "conversion", "conversion_without_platform"),
-        *("unknown_action", "second_report", "other_platform_report", "reused_order_id", "empty_order_id"),
+        *(
+            "unknown_action",
+            "second_report",
+            "page_report",
+            "other_platform_report",
+            "reused_order_id",
+            "empty_order_id",
+        ),
         *("retract", "restate", "early_adjustment", "second_adjustment", "preceding_adjustment"),
         *("repeat", "retry", "foreign"),
     }
@@ -141,10 +148,10 @@ def test_invalid_events_come_in_a_stream_and_each_for_its_reason(stream: list[Ge
 def test_a_repeat_comes_1_to_46_s_later_with_other_bytes_and_the_same_id(
     sound: list[tuple[Generated, Accepted]], stream: list[Generated]
 ) -> None:
-    first: dict[tuple[str, str], tuple[Generated, Accepted]] = {}
+    first: dict[tuple[str | None, ...], tuple[Generated, Accepted]] = {}
     repeats = 0
     for record, judged in sound:
-        key = (judged.event.event_type, judged.event.event_id)
+        key = (judged.event.event_type, judged.event.event_id, judged.event.reported_by)
         if record.kind == "repeat":
             original, before = first[key]
             repeats += 1
@@ -189,6 +196,22 @@ def test_an_order_reported_twice_has_two_event_ids_within_a_minute(sound: list[t
     reported_twice = [sorted(times.values()) for times in orders.values() if len(times) > 1]
     assert 0.2 < len(reported_twice) / len(orders) < 0.5
     assert sum(times[-1] - times[0] <= 2 * MINUTE_MS for times in reported_twice) == len(reported_twice)
+
+
+def test_pages_report_orders_whose_order_id_their_servers_tell_within_a_minute(
+    sound: list[tuple[Generated, Accepted]],
+) -> None:
+    pages = {judged.event.event_id: judged for _, judged in sound if judged.event.reported_by == "browser"}
+    told = {
+        judged.event.event_id: judged
+        for _, judged in sound
+        if judged.event.event_id in pages and judged.event.reported_by is None
+    }
+    assert pages
+    assert len(told) > len(pages) * 0.9, "all but those at the stream's end"
+    assert all(judged.event.order_id is None for judged in pages.values())
+    assert all(judged.event.order_id is not None for judged in told.values())
+    assert all(abs(judged.time_ms - pages[event_id].time_ms) <= 2 * MINUTE_MS for event_id, judged in told.items())
 
 
 def test_an_order_id_is_now_and_then_another_users(sound: list[tuple[Generated, Accepted]]) -> None:

@@ -133,6 +133,7 @@ def test_a_batch_is_counted_under_its_labels(metrics: Metrics) -> None:
         {
             ("accepted", "meta", "view"): 5, ("duplicate", "", "conversion"): 2, ("rejected", "empty"): 3, ("noise",): 4,
             ("conversion", "meta", "click_then_view", "counted"): 6, ("late", "meta"): 7, ("corrected", ""): 8, ("rekeyed",): 9,
+            ("merged", "browser"): 10,
         }
     )  # fmt: skip
     metrics.batch(fold, 1_200.0)
@@ -149,6 +150,8 @@ def test_a_batch_is_counted_under_its_labels(metrics: Metrics) -> None:
         ("onecount_late_events_total", (("platform", "meta"),)): 7,
         ("onecount_corrections_total", (("platform", ""),)): 8,
         ("onecount_rekeyed_events_total", ()): 9,
+        ("onecount_merged_reports_total", (("reported_by", "browser"),)): 10,
+        ("onecount_merged_reports_total", (("reported_by", "server"),)): 0,
         ("onecount_latency_seconds_count", ()): 3,
         ("onecount_latency_seconds_bucket", (("le", "0.2"),)): 1,
         ("onecount_latency_seconds_bucket", (("le", "0.3"),)): 2,
