@@ -22,6 +22,7 @@ from app.local import LocalRedis, local_redis
 from app.local.processes import ChildProcess, pick_ports
 from app.settings import Settings
 from tests.conftest import Services
+from tests.gateway.harness import Gateway, conversion
 from tests.integration.deployment import Deployment, deployed
 from tests.promql import operands
 from tests.unit.test_alarms import FOLDER, RULES
@@ -118,7 +119,7 @@ def own_redis() -> Iterator[LocalRedis]:
 def test_every_question_of_a_panel_and_an_alarm_is_answered_of_a_real_run(
     services: Services, own_redis: LocalRedis, topic_prefix: str, tmp_path: Path
 ) -> None:
-    first, second, third, fourth = pick_ports(4)
+    first, second, third, fourth, fifth = pick_ports(5)
     with deployed(services.bootstrap, own_redis.url, topic_prefix, tmp_path, request_timeout_ms=3_000) as deployment:
         # the port is that of the slot, so the second counter is told one less
         deployment.start("counter", ONECOUNT_METRICS_PORT=str(first))
@@ -126,7 +127,9 @@ def test_every_question_of_a_panel_and_an_alarm_is_answered_of_a_real_run(
         deployment.start("aggregator", ONECOUNT_METRICS_PORT=str(third))
         desk = deployment.desk(ONECOUNT_METRICS_PORT=str(fourth))
         tell_nonsense(deployment.settings)
-        ports = {"counter": [first, second], "aggregator": [third], "desk": [fourth]}
+        gateway = Gateway(deployment, metrics_port=fifth).ready()
+        send_by(gateway)
+        ports = {"counter": [first, second], "aggregator": [third], "desk": [fourth], "gateway": [fifth]}
         every = [first, second, third]
         with prometheus(ports, tmp_path) as asked, deployment.load(rate=700):
             deployment.wait_until(
@@ -138,6 +141,7 @@ def test_every_question_of_a_panel_and_an_alarm_is_answered_of_a_real_run(
             assert_alarms_are_answered_and_silent(asked)
             assert_logs_are_calm(deployment)
             assert deployment.stop(desk) == 0
+            assert gateway.stop() == 0
             own_redis.kill()
             deployment.wait_until(lambda: {status(port, "/ready") for port in every} == {503}, "no worker is ready")
             assert {status(port, "/live") for port in every} == {200}
@@ -157,6 +161,14 @@ def tell_nonsense(settings: Settings) -> None:
     producer.produce(settings.followups_topic, b"{}", b"u1")
     producer.produce(settings.spend_topic, b"{}", b"k")
     assert producer.flush(30) == 0
+
+
+def send_by(gateway: Gateway) -> None:
+    """Whatever a gateway can make of an event and a request: accepted, rejected, refused, a pixel of each kind."""
+    assert gateway.post(conversion("observed-1")).status_code == 202
+    assert gateway.post({"event_id": "observed-2"}).status_code == 422
+    assert gateway.post(conversion("observed-3"), key=None).status_code == 401
+    assert gateway.get("/p.gif?advertiser_id=nobody").status_code == 200
 
 
 def assert_panels_are_answered(asked: Prometheus) -> None:

@@ -51,7 +51,9 @@ def told_of_leads(scram: SecuredDeployment) -> list[CompletedProcess[str]]:
     """A desk as its own principal, which a CRM tells of a lead as another one, and the revenue check as the operator."""
     desk = scram.start("desk")
     scram.onecount.wait_until(lambda: scram.published("desk"), "leads are published")
-    (lead,) = scram.onecount.shown("/leads?state=waiting&limit=1")["rows"]
+    waiting = "/leads?state=waiting&limit=1"
+    scram.onecount.wait_until(lambda: scram.onecount.shown(waiting)["rows"], "a lead waits")
+    (lead,) = scram.onecount.shown(waiting)["rows"]
     told = {name: lead[name] for name in ("advertiser_id", "user_id", "conversion_name")}
     properties = scram.secured.kafka_of("SCRAM", "onecount-crm") | {"sasl.password": password_of("onecount-crm")}
     producer = Producer(properties | {"bootstrap.servers": scram.secured.addresses["SCRAM"]})

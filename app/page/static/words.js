@@ -94,6 +94,7 @@ export const REASON = {
   too_old: ["Too old", "sent later than the policy's max_event_age"],
   in_the_future: ["In the future", "ahead of its record by more than max_clock_skew"],
   beyond_correction_horizon: ["Too late to correct", "older than the policy's correction_horizon"],
+  click_not_found: ["Click not found", "names a click id that no accepted click had until park_for was over"],
   adjustment_twice: ["Adjusted twice", "an earlier adjustment of this order stands"],
   adjustment_too_old: ["Adjusted too late", "past the policy's adjustment_window"],
   adjustment_precedes_conversion: ["Adjusted too early", "an adjustment from before its conversion"],
