@@ -14,7 +14,7 @@ from app.attribution.merging import keep, merged
 from app.attribution.settle import Decision, Settlement, credit, settle
 from app.attribution.state import NEVER_MS, Adjustment, Conversion, Path, Touch, UserState
 from app.contract import rows
-from app.contract.events import MICROS, TOUCH_ATTRIBUTES
+from app.contract.events import MICROS
 from app.contract.journeys import JourneyRow, ModelRow, journey_key, model_key
 from app.contract.rows import AttributedRow
 from app.policy.model import Journeys, Policy
@@ -46,7 +46,6 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     corrected: list[str]  # the platform of each decision that was published before
 
 
-_NOTHING_SHOWN: Final = (None,) * len(TOUCH_ATTRIBUTES)
 Paths = dict[tuple[str, str, str], Path]  # by a conversion's identity
 
 
@@ -266,9 +265,7 @@ def _deltas(
     return [delta for delta in (taken, given) if delta]
 
 
-def _delta(
-    advertiser_id: str, platform: str, decision: Decision | None, sign: int, policy: Policy
-) -> CountDelta | None:
+def _delta(advertiser: str, platform: str, decision: Decision | None, sign: int, policy: Policy) -> CountDelta | None:
     """What a decision is in the counts, with its sign; None where it is in none."""
     if decision is None or decision.status != rows.COUNTED or decision.touch is None:
         return None
@@ -276,7 +273,7 @@ def _delta(
     return CountDelta(
         conversion.time_ms // window_ms * window_ms,
         platform,
-        advertiser_id,
+        advertiser,
         policy.dimensions(decision.touch.attributes),
         conversion.name,
         conversion.currency or "",
@@ -320,7 +317,7 @@ def attributed_row(
         touch.event_id if touch else None,
         touch.time_ms if touch else None,
         conversion.time_ms - touch.time_ms if touch else None,
-        *(policy.shown(touch.attributes) if touch else _NOTHING_SHOWN),
+        *policy.shown(touch.attributes if touch else None),
         revision,
     )
 

@@ -65,6 +65,7 @@ class Table:
     def __init__(self, key: str, record: np.dtype[Any]) -> None:
         self.key = key
         self.record = record
+        self._halves = np.dtype([("rest", f"V{record.itemsize - _HALF}"), ("upper", "<u4")])  # as a run holds a record
         self.runs: list[Run] = []  # the oldest first
         self._upper: list[np.ndarray] = []  # aligned with `runs`: the upper halves of the hashes, sorted
         # room for the records that are in no run, of which `new_count` are there; plain bytes, which are copied as such
@@ -179,8 +180,7 @@ class Table:
 
     def _all_of(self, parts: list[np.ndarray]) -> np.ndarray:
         """Records in a row. NumPy looks at each field of each part before it joins them, unless they are mere bytes."""
-        plain = f"V{self.record.itemsize}"
-        return np.concatenate([part.view(plain) for part in parts]).view(self.record)
+        return np.concatenate([part.view(self._new.dtype) for part in parts]).view(self.record)
 
     def _due(self) -> list[int]:
         """The places of the runs to merge next: the oldest of the newest level that has FAN_OUT of them; so many as fit."""
@@ -205,16 +205,17 @@ class Table:
 
     def _store(self, place: int, run: Run, records: np.ndarray) -> list[Command]:
         """Takes a new run in; the commands that write it."""
+        hashes = np.ascontiguousarray(records[HASH])
         # equal hashes stay in the order in which they were written
-        order = np.argsort(records[HASH], kind="stable") if run.level else _order(records[HASH])
-        raw = records.view(f"V{self.record.itemsize}")[order].view(np.uint8).reshape(len(records), -1)
-        upper = np.ascontiguousarray(raw[:, -_HALF:]).view("<u4")[:, 0]
+        order = np.argsort(hashes, kind="stable") if run.level else _order(hashes)
+        ordered = records.view(self._new.dtype).take(order).view(self._halves)
+        upper = np.ascontiguousarray(ordered["upper"])
         self.runs.insert(place, run)
         self._upper.insert(place, upper)
         key = self._run_key(run)
         return [
             ("SET", f"{key}:at", upper.tobytes()),
-            ("SET", key, np.ascontiguousarray(raw[:, :-_HALF]).tobytes()),
+            ("SET", key, ordered["rest"].tobytes()),
             ("SET", f"{self.key}:runs", _encode(self.runs)),
         ]
 
@@ -224,10 +225,9 @@ class Table:
 
     def _joined(self, upper: np.ndarray, rest: bytes) -> np.ndarray:
         """Records from the two parts in which a run holds them."""
-        raw = np.empty((len(upper), self.record.itemsize), dtype=np.uint8)
-        raw[:, :-_HALF] = np.frombuffer(rest, dtype=np.uint8).reshape(len(upper), -1)
-        raw[:, -_HALF:] = upper.astype("<u4")[:, None].view(np.uint8)
-        return raw.view(self.record)[:, 0]
+        records = np.empty(len(upper), dtype=self._halves)
+        records["rest"], records["upper"] = np.frombuffer(rest, dtype=self._halves["rest"]), upper
+        return records.view(self.record)
 
     def _expect(self, held: bytes | None, size_bytes: int) -> None:
         if held is None or len(held) != size_bytes:

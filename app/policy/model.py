@@ -24,6 +24,7 @@ METHODS: Final = {
 }
 # The rank by which kinds beat each other, whatever their times.
 RANK: Final = {"view": 1, "engaged_view": 2, "click": 3}
+_NOTHING: Final = (None,) * len(TOUCH_ATTRIBUTES)
 MAX_LOOKBACK_MS: Final = 90 * DAY_MS  # the longest window that any of the platforms offers
 
 
@@ -169,9 +170,11 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
             found.append({**each, "": tuple(place for places in each.values() for place in places)})
         return tuple(found)
 
-    def shown(self, attributes: tuple[str | None, ...]) -> tuple[str | None, ...]:
-        """All attributes that a row shows (`TOUCH_ATTRIBUTES`), of those of a touch, which are in the order of `keep`."""
-        return self._shown((*attributes, None))
+    def shown(self, attributes: tuple[str | None, ...] | None) -> tuple[str | None, ...]:
+        """All attributes that a row shows (`TOUCH_ATTRIBUTES`), of those of a touch, which are in the order of `keep`; None: there
+        is no touch.
+        """
+        return _NOTHING if attributes is None else self._shown((*attributes, None))
 
     def dimensions(self, attributes: tuple[str | None, ...]) -> tuple[str | None, ...]:
         """The values of the dimensions, of a touch's attributes."""

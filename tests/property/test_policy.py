@@ -11,10 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.contract.events import TOUCH_ATTRIBUTES
 from app.engine import policy_topic
 from app.policy import record
 from app.policy.load import PolicyError, parse_policy
-from app.policy.model import Policy, Version
+from app.policy.model import Bounds, Platform, Policy, Version
 from app.settings import Settings
 from tests.memory.kafka import MemoryClients
 from tests.memory.log import Broker
@@ -199,3 +200,21 @@ def test_reports_are_merged_over_minutes_only(text: str) -> None:
     with pytest.raises(PolicyError, match="merge_reports"):
         parse_policy(FILE | {"merge_reports": text})
     assert parse_policy(FILE | {"merge_reports": "1h", "dedup_window": "1h"})[0].merges_reports()
+
+
+@pytest.mark.parametrize("dimensions", [(), ("ad_id",), ("campaign_id",), ("campaign_id", "ad_id")])
+def test_attributes_are_named_by_their_place_in_keep(dimensions: tuple[str, ...]) -> None:
+    kept = {"ad_id": "a1", "medium": None, "campaign_id": "c1"}
+    policy = Policy(Bounds(keep=tuple(kept), dimensions=dimensions), ())
+    values = tuple(kept.values())
+    assert policy.dimensions(values) == tuple(kept[name] for name in dimensions)
+    assert policy.shown(values) == tuple(kept.get(name) for name in TOUCH_ATTRIBUTES)
+    assert policy.shown(None) == (None,) * len(TOUCH_ATTRIBUTES)
+
+
+def test_a_conversion_may_be_credited_where_its_version_has_a_method() -> None:
+    meta, tiktok = Platform("click_then_view", {"click": 2, "view": 1}, {}), Platform("view", {"view": 1}, {})
+    policy = Policy(Bounds(), (Version(1, 0, {"meta": meta}, {}), Version(2, 10, {"meta": meta, "tiktok": tiktok}, {})))
+    both = (("meta", "click"), ("meta", "view"))
+    assert (policy.places(9, "meta"), policy.places(9, "tiktok"), policy.places(9, "")) == (both, (), both)
+    assert (policy.places(10, "tiktok"), policy.places(10, "")) == ((("tiktok", "view"),), (*both, ("tiktok", "view")))
