@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
@@ -105,9 +107,11 @@ class Desks:
         return [orjson.loads(line) for line in raw.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
 
     def url(self, process: subprocess.Popen[bytes]) -> str:
-        """Where it serves, once it does."""
+        """Where it serves, once it does: it says so a moment before it listens."""
         self.wait(lambda: any("url" in event for event in self.events(process)), "the desk serves")
-        return next(event["url"] for event in self.events(process) if "url" in event).removesuffix("/leads")
+        url = next(event["url"] for event in self.events(process) if "url" in event).removesuffix("/leads")
+        self.wait(lambda: process.poll() is not None or listens(url), "the desk listens")
+        return url
 
     def get(self, process: subprocess.Popen[bytes], path: str, host: str | None = None) -> tuple[int, Any]:
         """The status and the JSON of an answer."""
@@ -118,6 +122,8 @@ class Desks:
         except urllib.error.HTTPError as error:
             body = error.read()
             return error.code, orjson.loads(body) if body.startswith(b"{") else body.decode()
+        except urllib.error.URLError as error:
+            raise AssertionError(f"{error} (exit code {process.poll()})\n{self.logs()}") from error
 
     def is_active(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether it said that it publishes, and not since that it begins anew."""
@@ -285,6 +291,16 @@ class Desks:
         """SIGTERM; the exit code."""
         process.send_signal(signal.SIGTERM)
         return process.wait(PATIENCE_S)
+
+
+def listens(url: str) -> bool:
+    """Whether anybody takes connections there."""
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname, parts.port), 10).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 @contextmanager
