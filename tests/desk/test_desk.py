@@ -272,7 +272,7 @@ def values(rows: list[bytes], **query: str) -> list[str | None]:
 def test_what_brings_the_most_customers_comes_first() -> None:
     rows = [
         returned("mail", conversions=90, leads=200),
-        returned("search", new_customers=7, conversions=9),
+        returned("search", new_customers=7, conversions=9, from_day="2026-12-01"),
         returned("news", new_customers=8, conversions=8),
         returned(None, new_customers=8),
         returned("old", "2026-W46", from_day="2026-11-09"),
