@@ -167,8 +167,13 @@ def _is_of(claim: Claim, truth: Truth) -> bool:
 
 def _is_outside(claim: Claim, truths: list[Truth]) -> bool:
     """Whether what a platform's method credits nothing for has a touch of the platform before it: then the touch is too old."""
-    return claim.status == UNATTRIBUTED and any(
-        truth.outside == claim.platform and _is_of(claim, truth) and truth.time_ms <= claim.time_ms for truth in truths
+    return (
+        claim.status == UNATTRIBUTED
+        and claim.platform != ""
+        and any(
+            truth.outside == claim.platform and _is_of(claim, truth) and truth.time_ms <= claim.time_ms
+            for truth in truths
+        )
     )
 
 

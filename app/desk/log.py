@@ -84,6 +84,11 @@ class Ends:
         answers: dict[Any, Future[Any]] = admin.list_offsets(
             asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=timeout_s
         )
-        found = {(each.topic, each.partition): answer.result(timeout_s + 1).offset for each, answer in answers.items()}
+        try:
+            found = {
+                (each.topic, each.partition): answer.result(timeout_s + 1).offset for each, answer in answers.items()
+            }
+        except TimeoutError as error:  # this process was paused while it waited
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer about the ends of the topics")) from error
         self._admin = admin  # one that was not answered may go on asking a broker that has died
         return found

@@ -65,7 +65,10 @@ def _furthest(row: ReconciliationRow) -> tuple[Any, ...]:
 
 
 def _latest(row: ReturnRow | ReconciliationRow) -> tuple[Any, ...]:
-    return (row.period != TO_DATE, -date.fromisoformat(row.from_day).toordinal(), row.period)
+    """All that is known first, then the newest period. To date, rows begin on days of their own."""
+    if row.period == TO_DATE:
+        return (0, 0, row.period)
+    return (1, -date.fromisoformat(row.from_day).toordinal(), row.period)
 
 
 _WHOSE: Final[dict[str, tuple[str, ...]]] = {"advertiser_id": (), "user_id": (), "conversion_name": (), "platform": ()}

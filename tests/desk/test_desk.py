@@ -9,10 +9,12 @@ from typing import Any
 
 import orjson
 import pytest
+from confluent_kafka import KafkaException
 
 from app.contract.money import ReturnRow, decode_reconciliation
 from app.contract.rollups import rollup_key
 from app.contract.rows import encode
+from app.desk import log as log_module
 from app.desk import session as session_module
 from app.desk.fold import Input, Output
 from app.desk.log import Batch
@@ -270,7 +272,7 @@ def values(rows: list[bytes], **query: str) -> list[str | None]:
 def test_what_brings_the_most_customers_comes_first() -> None:
     rows = [
         returned("mail", conversions=90, leads=200),
-        returned("search", new_customers=7, conversions=9),
+        returned("search", new_customers=7, conversions=9, from_day="2026-12-01"),
         returned("news", new_customers=8, conversions=8),
         returned(None, new_customers=8),
         returned("old", "2026-W46", from_day="2026-11-09"),
@@ -303,6 +305,20 @@ def test_the_revenue_check_is_shown_as_the_command_prints_it() -> None:
         (row.platform, row.campaign_id) for row in wanted
     ]
     assert orjson.loads(answer(RECONCILIATION, rows, {"scope": "all"}))["total"] == 2
+
+
+class Never:
+    """Answers nothing in time."""
+
+    def result(self, timeout_s: float) -> Any:
+        raise TimeoutError
+
+
+def test_a_pause_while_the_ends_are_asked_for_is_no_answer_and_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = SimpleNamespace(list_offsets=lambda asked, **_: dict.fromkeys(asked, Never()))
+    monkeypatch.setattr(log_module, "AdminClient", lambda _: admin)
+    with pytest.raises(KafkaException, match="no answer about the ends"):
+        log_module.Ends(Settings()).ask([(IN, 0)])
 
 
 # --- The names

@@ -157,6 +157,13 @@ def test_it_explains_a_claim_for_an_order_that_names_no_platform_too() -> None:
     assert outside(googles, journey(day, credited=credited, touches=[credited], first_touch=OLD)) == (1, 0, 0)
 
 
+def test_a_conversion_of_no_platform_and_without_a_touch_is_before_no_window() -> None:
+    day = "2026-11-16T12:00"
+    nobodys = attributed(day, platform="", status="unattributed", campaign_id=None)
+    row = Books(nobodys, journey(day, status="unattributed", credited=None)).rows["2026-W47", "", None]
+    assert (row.outside_window, row.unattributed) == (0, 1)
+
+
 def test_what_the_row_cannot_tell_is_not_told() -> None:
     nobody = {"status": "unattributed", "campaign_id": None, "credited": None}
     day = "2026-11-16T12:00"
