@@ -14,7 +14,7 @@ from app.policy.model import Policy
 
 UNKNOWN_ACTION: Final = "unknown_action"
 NO_USER_ID: Final = "no_user_id"
-_NO_USER_ID: Final = "the row names no user: add a column with the user_id (docs/offline.md); a click id alone finds a user only where click ids are matched"
+_NO_USER_ID: Final = "the row names no user: add a column with the user_id (docs/offline.md); a click id alone finds a user only where the policy has click_ids"
 _NUMBERS: Final = frozenset(("event_time", "value", "cost"))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openpyxl
 import pytest
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.console import Console
 from app.importer import Given, ImportRefusedError, MappingError, Summary, built_in, import_file
 from app.importer.prepare import Outcome
 from app.policy.load import load_policy
-from app.policy.model import Policy
+from app.policy.model import ClickIds, Policy
 from app.settings import Settings
 from tests.unit.imported import FakeKafka
 
@@ -356,6 +357,18 @@ def test_what_is_told_with_a_mapping_decides_what_a_resumed_import_sends(run: Ru
     run(google(*rows), FakeKafka(), resume=True, limit=1)
     with pytest.raises(ImportRefusedError, match=r"what is said with the mapping"):
         run(google(*rows), FakeKafka(), resume=True, given=Given("other", SHOP.actions))
+
+
+def test_a_click_id_alone_is_enough_where_the_policy_has_click_ids(policy: Policy, tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text(google(ROW.replace(",u1", ",")))
+    bounds = msgspec.structs.replace(policy.bounds, click_ids=ClickIds())
+    kafka = FakeKafka()
+    import_file(
+        Settings(), msgspec.structs.replace(policy, bounds=bounds), tmp_path / "rows", "google_ads",
+        given=SHOP, open_with=kafka.open, look_up=kafka.look_up,
+    )  # fmt: skip
+    (event,) = kafka.events()
+    assert (event["click_id"], "user_id" in event) == ("Cj0KCQ-x_1", False)
 
 
 def test_the_mappings_that_come_with_onecount_have_codes_of_a_platform() -> None:
