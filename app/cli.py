@@ -226,7 +226,7 @@ def _report(found: list[str], fine: str) -> None:
         console.print(f"[red]bad[/]  {line}", highlight=False, soft_wrap=True)
     if found:
         raise typer.Exit(FAILED)
-    console.print(f"[green]ok[/]   {fine}", highlight=False)
+    console.print(f"[green]ok[/]   {fine}", highlight=False, soft_wrap=True)
 
 
 @app.command()

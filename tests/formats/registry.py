@@ -8,6 +8,8 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from app.formats import opening
+
 NOT_FOUND = {"error_code": 40403, "message": "Schema not found"}
 NO_VERSION = {"error_code": 40402, "message": "Version not found"}
 
@@ -106,3 +108,14 @@ def registry(port: int = 0) -> Iterator[Registry]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def fresh(url: str, timeout_s: float = 10.0) -> Iterator[None]:
+    """This process as one that has just started: no schema of the registry is known, before and after. `timeout_s`: as set."""
+    opening._registry.cache_clear()
+    try:
+        yield
+    finally:
+        opening._registry((("url", url),), timeout_s).close()
+        opening._registry.cache_clear()

@@ -3,8 +3,7 @@ answer is published, and it is the answer to the same events in JSON.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from typing import Any, Final
@@ -13,11 +12,10 @@ import msgspec
 from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 
-from app.formats import opening
 from app.formats.opening import FORMATS
 from app.policy.model import Policy
-from app.settings import Settings
 from tests.formats.registry import Registry as Held
+from tests.formats.registry import fresh
 from tests.formats.written import Writers, binary, structured
 from tests.memory.deployment import Deployment, deployed
 from tests.property.checks import differences
@@ -90,17 +88,6 @@ def play(story: Story, happens: list[Action], held: Held | None, chance: Random)
     story.finish()
 
 
-@contextmanager
-def fresh(held: Held) -> Iterator[None]:
-    """As processes that have just started: no schema is known."""
-    opening._registry.cache_clear()
-    try:
-        yield
-    finally:
-        opening._registry((("url", held.url),), Settings().request_timeout_ms / 1000).close()
-        opening._registry.cache_clear()
-
-
 def rows(deployment: Deployment) -> dict[tuple[str, bytes | None], Any]:
     """What the output topics hold at last, by topic and key, without what tells how it came about."""
     found: dict[tuple[str, bytes | None], Any] = {}
@@ -123,7 +110,7 @@ def test_what_is_published_is_the_oracles_answer_in_whatever_format_events_come(
     arrivals = tuple(written(arrival, chance, shared_writers) for arrival in world.arrivals)
     mixed = replace(world, policy=taking_formats(world.policy, since), arrivals=arrivals)
     story = Story(mixed, deltas, shared.url)
-    with fresh(shared), deployed(story.deployment) as deployment:
+    with fresh(shared.url), deployed(story.deployment) as deployment:
         play(story, happens, shared, chance)
         delete_older(deployment)
         for worker in deployment.workers.values():
@@ -144,7 +131,7 @@ def test_counts_are_those_of_the_same_events_in_json(shared: Held, shared_writer
         must = rows(deployment)
     arrivals = tuple(written(arrival, chance, shared_writers) for arrival in world.arrivals)
     mixed = Story(replace(world, policy=taking_formats(world.policy, 0), arrivals=arrivals), 1, shared.url)
-    with fresh(shared), deployed(mixed.deployment) as deployment:
+    with fresh(shared.url), deployed(mixed.deployment) as deployment:
         play(mixed, [], None, chance)
         assert rows(deployment) == must
         event(f"{min(len(must), 5)} rows")

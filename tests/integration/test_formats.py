@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from app.contract import reasons
 from app.policy.model import DAY_MS
 from tests.conftest import Services
-from tests.formats.registry import Registry, registry
+from tests.formats.registry import Registry, fresh, registry
 from tests.formats.written import AVSC, Headers, Writers, binary, structured
 from tests.integration.deployment import POLICY, Deployment, deployed
 from tests.integration.letters import (
@@ -48,8 +48,16 @@ def writers(held: Registry) -> Iterator[Writers]:
 def deployment(held: Registry, services: Services, topic_prefix: str, tmp_path: Path) -> Iterator[Deployment]:
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY.read_text() + "\nformats: [cloudevents, avro, protobuf]\n")
-    told = {"policy": str(policy), "schema_registry": json.dumps({"url": held.url}), "request_timeout_ms": 2_000}
-    with deployed(services.bootstrap, services.redis_url, topic_prefix, tmp_path, **told) as running:
+    timeout_s = 2.0
+    told = {
+        "policy": str(policy),
+        "schema_registry": json.dumps({"url": held.url}),
+        "request_timeout_ms": int(1000 * timeout_s),
+    }
+    with (
+        fresh(held.url, timeout_s),
+        deployed(services.bootstrap, services.redis_url, topic_prefix, tmp_path, **told) as running,
+    ):
         yield running
 
 
