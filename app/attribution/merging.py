@@ -5,7 +5,7 @@ to be accepted, so neither their order nor any cut into batches matters.
 """
 
 from collections import defaultdict
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -43,6 +43,32 @@ def keep(conversion: Conversion, repeat: Conversion, policy: Policy) -> bool:
     is_new = kept != conversion.reports
     conversion.reports = kept
     return is_new
+
+
+class Arrived(NamedTuple):
+    """A conversion event that came; `is_repeat`: its id is remembered, so that it is no conversion of its own."""
+
+    conversion: Conversion
+    is_repeat: bool = False
+
+
+def take_in_order(held: list[Conversion], arrived: list[Arrived], policy: Policy) -> tuple[int, list[bool]]:
+    """Appends to `held` what is not there yet, and keeps what further reports of the others say; how many accepted ones were
+    held, and of which reports something was kept: whether a browser made each. One may come twice in a batch that spans more
+    time than ids are remembered.
+    """
+    repeats, merged_by = 0, []
+    known = {conversion.identity(): conversion for conversion in held} if arrived else {}
+    for conversion, is_repeat in arrived:
+        first = known.get(conversion.identity())
+        if first is not None:
+            repeats += not is_repeat
+            if keep(first, conversion, policy):
+                merged_by.append(conversion.is_browser)
+        elif not is_repeat:
+            known[conversion.identity()] = conversion
+            held.append(conversion)
+    return repeats, merged_by
 
 
 def merged(conversions: list[Conversion], policy: Policy) -> list[Conversion]:

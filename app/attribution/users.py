@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from app.attribution.journeys import Journey, Key, follow, journey_row, latest_order, model_rows
-from app.attribution.merging import keep, merged
+from app.attribution.merging import Arrived, merged, take_in_order
 from app.attribution.settle import Decision, Settlement, credit, settle
 from app.attribution.state import NEVER_MS, Adjustment, Conversion, Path, Touch, UserState
 from app.contract import rows
@@ -68,13 +68,6 @@ def answer(state: UserState, policy: Policy) -> Answer:
     return Answer(settlement, follow(judged, settlement, policy))
 
 
-class Arrived(NamedTuple):
-    """A conversion event that came; `is_repeat`: its id is remembered, so that it is no conversion of its own."""
-
-    conversion: Conversion
-    is_repeat: bool = False
-
-
 class Taken(msgspec.Struct, frozen=True, gc=False):
     """The answer as it was before, how many of the new events were held already, how many are of before the time up to
     which the person was forgotten, and of which reports something was kept: whether a browser made each.
@@ -104,28 +97,10 @@ def take_in(
         arrived = [each for each in arrived if each.conversion.time_ms > state.forgotten_ms]
         adjustments = [adjustment for adjustment in adjustments if adjustment.time_ms > state.forgotten_ms]
     left = sum(not is_repeat for _, is_repeat in arrived) + len(adjustments)
-    repeats, merged_by = _add_conversions(state.conversions, arrived, policy)
+    repeats, merged_by = take_in_order(state.conversions, arrived, policy)
     repeats += _add_adjustments(state.adjustments, adjustments)
     look_back(state, touches, paths, policy, since_ms)
     return Taken(before, repeats, came - left, merged_by)
-
-
-def _add_conversions(held: list[Conversion], arrived: list[Arrived], policy: Policy) -> tuple[int, list[bool]]:
-    """Appends what is not held yet, and keeps what further reports of the others say; how many accepted ones were held, and who
-    made the reports of which something was kept. One may come twice in a batch that spans more time than ids are remembered.
-    """
-    repeats, merged_by = 0, []
-    known = {conversion.identity(): conversion for conversion in held} if arrived else {}
-    for conversion, is_repeat in arrived:
-        first = known.get(conversion.identity())
-        if first is not None:
-            repeats += not is_repeat
-            if keep(first, conversion, policy):
-                merged_by.append(conversion.is_browser)
-        elif not is_repeat:
-            known[conversion.identity()] = conversion
-            held.append(conversion)
-    return repeats, merged_by
 
 
 def _add_adjustments(held: list[Adjustment], new: list[Adjustment]) -> int:

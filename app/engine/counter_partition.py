@@ -9,9 +9,9 @@ import numpy as np
 
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.converters import Converters, user_field
+from app.attribution.merging import Arrived
 from app.attribution.state import Adjustment, Conversion
 from app.attribution.touches import SegmentKey, touches_of, visits_of
-from app.attribution.users import Arrived
 from app.columns.texts import Texts, hash64, stir
 from app.contract.events import BROWSER, Event, to_micros
 from app.contract.rows import KEPT_BYTES
