@@ -28,8 +28,6 @@ STOP_TIMEOUT_S = 30.0  # a client that hangs while it closes must not outlive th
 _RESTART_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 # A worker that nobody can watch does not count; one that was just stopped may still have the port, so it is tried again.
 _PORTS = "workers of one host take ONECOUNT_METRICS_PORT and the ports after it, so give each role a range of its own"
-# Huge pages for the arrays that come and go with each batch; glibc reads this only as a process begins.
-_TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _log = structlog.get_logger()
 
 
@@ -113,8 +111,7 @@ def supervise(settings: Settings, role: str, workers: int) -> int:
 
 def _spawn(role: str, slot: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "app", "run", role, "--slot", str(slot), "--supervisor", str(os.getpid())],
-        env=_TUNABLES | os.environ,
+        [sys.executable, "-m", "app", "run", role, "--slot", str(slot), "--supervisor", str(os.getpid())]
     )
 
 
