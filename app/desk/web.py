@@ -34,6 +34,9 @@ class _WithoutKafka(BootStrategy):
 class _Application(faust.App):
     BootStrategy = _WithoutKafka
 
+    def _create_directories(self) -> None:
+        """Makes none where it is started: no table lies on disk, and a container's own file system is read-only."""
+
 
 class _OwnPagesOnly(Web):
     """Without Faust's own pages, which show settings and tables."""
