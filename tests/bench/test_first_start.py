@@ -20,7 +20,9 @@ from tests.conftest import Services
 
 EVENTS: Final = 200_000
 START_MS: Final = 1_764_000_000_000
-PEAK_MB: Final = 560  # some 90 of it Numba's, and 50 more where it has to compile the loops first (docs/decisions.md, 51)
+PEAK_MB: Final = (
+    560  # some 90 of it Numba's, and 50 more where it has to compile the loops first (docs/decisions.md, 51)
+)
 RATIO: Final = 20  # the whole process's CPU, its start included, over orjson.loads
 COUNT_TIMEOUT_S: Final = 90.0
 
