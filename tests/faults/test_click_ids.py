@@ -52,7 +52,7 @@ def deployment(services: Services, topic_prefix: str, tmp_path: Path) -> Iterato
 def finish(deployment: Deployment) -> Report:
     """As every case ends; and that it was about something."""
     report = deployment.finish()
-    assert report.matched > 50, "too few found their user for this to say anything"
+    assert report.matched > 20, "too few found their user for this to say anything"
     return report
 
 
@@ -91,8 +91,9 @@ def test_conversions_of_a_call_centre_are_counted_once_through_a_kill_and_a_lost
     assert report.attributed_rows == {"counted": 39, "retracted": 1}
     assert report.rejected == {CLICK_NOT_FOUND: 1}
     assert rebuilt_by(deployment, "matcher", 1)
-    listed = deployment.onecount("dlq", "list", "--reason", CLICK_NOT_FOUND)
-    assert (listed.returncode, "click_not_found" in listed.stdout) == (0, True), listed.stdout + listed.stderr
+    listed = deployment.onecount("dlq", "list", "--reason", CLICK_NOT_FOUND, "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert [orjson.loads(line)["reason"] for line in listed.stdout.splitlines()] == [CLICK_NOT_FOUND]
     deployment.finish()
 
 
