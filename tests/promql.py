@@ -3,6 +3,7 @@
 import re
 
 _KEYWORDS = {"and", "or", "unless", "bool", "offset"}
+_PAIRED = r"^(\s*(on|ignoring|group_left|group_right)\s*\([^)]*\))+"  # how a comparison pairs what it compares
 _MATCHING = r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)"
 
 
@@ -25,5 +26,5 @@ def operands(expression: str) -> list[str]:
             current = ""
         else:
             current += token
-    found = [part.strip() for part in (*parts, current)]
+    found = [re.sub(_PAIRED, "", part).strip() for part in (*parts, current)]
     return [part for part in found if not re.fullmatch(r"[\d.]+", part)]

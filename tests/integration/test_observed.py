@@ -23,12 +23,13 @@ from app.local.processes import ChildProcess, pick_ports
 from app.settings import Settings
 from tests.conftest import Services
 from tests.gateway.harness import Gateway, conversion
-from tests.integration.deployment import Deployment, deployed
+from tests.integration.deployment import POLICY, Deployment, deployed
 from tests.promql import operands
 from tests.unit.test_alarms import FOLDER, RULES
 from tests.unit.test_dashboards import FOUR, panels
 
 LOAD_S = 12.0
+STANDS_STILL = 'ALERTS{alertname="OnecountStandsStill", alertstate="pending", stage=~"counter|aggregator|matcher"}'
 CALM = {"metrics", "started", "partitions", "librdkafka"}  # what a healthy worker logs
 # Grafana's variables as its own defaults fill them in; four scrapes are its shortest rate.
 VARIABLES = [(r"\$__rate_interval", "4s"), (r"\$(job|stage|instance|platform)\b", ".*")]
@@ -119,24 +120,28 @@ def own_redis() -> Iterator[LocalRedis]:
 def test_every_question_of_a_panel_and_an_alarm_is_answered_of_a_real_run(
     services: Services, own_redis: LocalRedis, topic_prefix: str, tmp_path: Path
 ) -> None:
-    first, second, third, fourth, fifth = pick_ports(5)
-    with deployed(services.bootstrap, own_redis.url, topic_prefix, tmp_path, request_timeout_ms=3_000) as deployment:
+    first, second, third, fourth, fifth, sixth = pick_ports(6)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"click_ids: {{park_for: 6d, known_for: 40d}}\n{POLICY.read_text()}")
+    settings = {"request_timeout_ms": 3_000, "policy": str(policy)}
+    with deployed(services.bootstrap, own_redis.url, topic_prefix, tmp_path, **settings) as deployment:
         # the port is that of the slot, so the second counter is told one less
         deployment.start("counter", ONECOUNT_METRICS_PORT=str(first))
         deployment.start("counter", slot=1, ONECOUNT_METRICS_PORT=str(second - 1))
         deployment.start("aggregator", ONECOUNT_METRICS_PORT=str(third))
+        deployment.start("matcher", ONECOUNT_METRICS_PORT=str(sixth))
         desk = deployment.desk(ONECOUNT_METRICS_PORT=str(fourth))
         tell_nonsense(deployment.settings)
         gateway = Gateway(deployment, metrics_port=fifth).ready()
-        send_by(gateway)
-        ports = {"counter": [first, second], "aggregator": [third], "desk": [fourth], "gateway": [fifth]}
-        every = [first, second, third]
+        ports = {"counter": [first, second], "aggregator": [third], "matcher": [sixth]}
+        ports |= {"desk": [fourth], "gateway": [fifth]}
+        every = [first, second, third, sixth]
         with prometheus(ports, tmp_path) as asked, deployment.load(rate=700):
             deployment.wait_until(
                 lambda: {status(port, "/ready") for port in (*every, fourth)} == {200}, "all workers are ready"
             )
             until_s = time.monotonic() + LOAD_S
-            deployment.wait_until(lambda: time.monotonic() > until_s, "some load")
+            deployment.wait_until(lambda: send_by(gateway) or time.monotonic() > until_s, "some load")
             assert_panels_are_answered(asked)
             assert_alarms_are_answered_and_silent(asked)
             assert_logs_are_calm(deployment)
@@ -146,7 +151,7 @@ def test_every_question_of_a_panel_and_an_alarm_is_answered_of_a_real_run(
             deployment.wait_until(lambda: {status(port, "/ready") for port in every} == {503}, "no worker is ready")
             assert {status(port, "/live") for port in every} == {200}
             deployment.wait_until(
-                lambda: asked.values('ALERTS{alertname="OnecountStandsStill", alertstate="pending"}') == [1, 1],
+                lambda: asked.values(f"count(count by (stage) ({STANDS_STILL}))") == [3],
                 "Prometheus sees that no stage counts",
             )
             assert sum(asked.values('onecount_session_ends_total{cause="redis"}')) >= 3
@@ -164,10 +169,10 @@ def tell_nonsense(settings: Settings) -> None:
 
 
 def send_by(gateway: Gateway) -> None:
-    """Whatever a gateway can make of an event and a request: accepted, rejected, refused, a pixel of each kind."""
-    assert gateway.post(conversion("observed-1")).status_code == 202
-    assert gateway.post({"event_id": "observed-2"}).status_code == 422
-    assert gateway.post(conversion("observed-3"), key=None).status_code == 401
+    """What a gateway makes of an event, a request and a pixel: accepted, rejected, refused."""
+    assert gateway.post([conversion(f"observed-{number}") for number in range(100)]).status_code == 202
+    assert gateway.post({"event_id": "observed-bad"}).status_code == 422
+    assert gateway.post(conversion("observed-0"), key=None).status_code == 401
     assert gateway.get("/p.gif?advertiser_id=nobody").status_code == 200
 
 
