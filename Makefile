@@ -42,7 +42,7 @@ test: test-machine ## Run all tests: make test [ARGS="-k redis"]
 	@$(RUN) -m pytest $(ARGS)
 
 faults: setup ## Run the whole fault suite, each case SEEDS times (1): make faults [SEEDS=3] [SEED=17] [ARGS="-k redis"]
-	@SEEDS=$${SEEDS:-1} $(RUN) -m pytest tests/faults tests/security tests/gateway -m "not soak" $(ARGS)
+	@SEEDS=$${SEEDS:-1} $(RUN) -m pytest tests -m "faults or smoke" $(ARGS)
 
 soak: setup ## Count for MINUTES (30) at half load while faults come at random: make soak [SEED=17]
 	@$(RUN) -m pytest tests/faults/test_soak.py -m soak -s $(ARGS)

@@ -119,7 +119,11 @@ def write_before_the_commit(patch: Patch) -> None:
 @pytest.mark.parametrize(
     ("mutate", "within"),
     [
-        pytest.param(mutate, Bounds(*within), id=mutate.__name__)
+        pytest.param(
+            *(mutate, Bounds(*within)),
+            id=mutate.__name__,
+            marks=[pytest.mark.faults] if mutate is do_not_raise_the_epoch else [],  # the longest one
+        )
         for mutate, within in (
             (seek_to_c, (1, 0)),
             (publish_in_replay, (1, 0)),

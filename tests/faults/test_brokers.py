@@ -43,7 +43,6 @@ def three(server: LocalRedis, topic_prefix: str, tmp_path: Path) -> Iterator[tup
         yield kafka, deployment
 
 
-@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_broker_stopped_and_killed_and_started_again_counts_exactly(

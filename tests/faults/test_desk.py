@@ -79,10 +79,7 @@ def test_a_desk_killed_at_every_step_publishes_exactly(deployment: Desks, chance
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "step",
-    [pytest.param(step, marks=[pytest.mark.smoke, pytest.mark.slow] if step == "produced" else []) for step in STEPS],
-)
+@pytest.mark.parametrize("step", STEPS)
 def test_a_desk_paused_at_a_step_writes_nothing_stale_when_it_wakes_up(deployment: Desks, seed: int, step: str) -> None:
     deployment.work(random.Random(seed), now_ms())
     first = deployment.start(ONECOUNT_FAILPOINT=f"{step}:1:stop")

@@ -41,7 +41,6 @@ def own_broker() -> Iterator[str]:
         yield kafka.bootstrap
 
 
-@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_counters_added_and_removed_every_three_seconds_count_exactly(

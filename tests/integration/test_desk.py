@@ -91,6 +91,7 @@ def metrics(port: int) -> str:
         return answer.read().decode()
 
 
+@pytest.mark.faults
 def test_what_is_no_more_true_when_a_desk_begins_is_taken_back(deployment: Desks, tmp_path: Path) -> None:
     with deployment.transaction():
         gone, stays = (journey(user, "demo_booked", "e", now() - 9 * HOUR_MS) for user in ("gone", "stays"))

@@ -120,6 +120,7 @@ def desk_rows(deployment: Deployment) -> dict[str, dict[str, int]]:
     return found
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 def test_what_a_desk_made_of_a_person_is_gone_within_seconds(deployment: Deployment) -> None:
     settings = deployment.settings

@@ -91,6 +91,7 @@ def journeys(count: int, since: int = 0) -> list[dict[str, Any]]:
     return clicks + [conversion(f"c{user}", user_id=f"u{user}") for user in users]
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 def test_events_count_once_whatever_they_are_written_in(
     deployment: Deployment, held: Registry, writers: Writers
