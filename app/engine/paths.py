@@ -14,6 +14,7 @@ from app.attribution import touches as touch_store
 from app.attribution.state import Conversion, Path, Touch
 from app.attribution.timeline import Places, Timeline, Windows, path_before
 from app.attribution.users import Paths
+from app.columns.table import distinct
 from app.columns.texts import Texts, coded
 from app.engine.counter_partition import CounterPartition, UserWork
 from app.engine.fold import Command, Run
@@ -86,7 +87,7 @@ class Trails:
         run: Run,
     ) -> None:
         assert view.visits is not None
-        visited = view.visits.read(reading.wanted, replies, reading.records, np.unique(reading.bases))
+        visited = view.visits.read(reading.wanted, replies, reading.records, distinct(reading.bases))
         self._view, self._policy, self._run = view, policy, run
         self._platforms = reading.platforms
         self._users = {field: user for user, field in enumerate(fields)}

@@ -218,7 +218,7 @@ def _settle_partition(
         users = reading.followed.hashes.ravel()
     else:
         users = np.concatenate([np.empty(0, dtype=np.uint64), *(users for _, users, _ in places.values())])
-    parts = view.touches.read(reading.wanted, touched, reading.records, np.unique(users))
+    parts = view.touches.read(reading.wanted, touched, reading.records, distinct(users))
     credits = _credits(view, reading.work, places, touch_store.Pool(parts, view.touches.span_ms), run)
     followed, paths_of = _follow(reading, states, parts, found[at + len(touched) :], policy, run)
     since_ms = view.settled_ms - policy.bounds.correction_horizon_ms  # before what is older stands no accepted event
