@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     schema_registry: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
         description="where the schemas of Avro and Protobuf events are, as JSON: "
-        '{"url": "https://registry:8081"} and further properties of Confluent\'s client; only their names are printed',
+        '{"url": "https://schemas:8081"} and further properties of Confluent\'s client; only their names are printed',
     )
     redis_password: SecretStr | None = Field(None, description="joins redis_url, in place of a password in it")
     redis_url: SecretStr = Field(

@@ -129,7 +129,7 @@ def open_formats(since_ms: Mapping[str, int], registry: Mapping[str, str], timeo
     if "url" not in registry:
         raise RegistryRefused(
             "the policy's formats need a schema registry: set ONECOUNT_SCHEMA_REGISTRY to "
-            '{"url": "https://registry.example.com"}'
+            '{"url": "https://schemas.example.com"}'
         )
     return Formats(since_ms, _registry(tuple(sorted(registry.items())), timeout_s))
 
