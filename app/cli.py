@@ -57,7 +57,7 @@ def main() -> None:
     from app.generate import DeliveryError
     from app.importer import ImportRefusedError, MappingError
     from app.local import LocalServiceError
-    from app.page.listen import PageError
+    from app.page import PageError
     from app.privacy import ForgetRefused
     from app.replay import ReplayRefused
     from app.verify.records import VerifyError

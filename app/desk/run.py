@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 from typing import Final
 
 import structlog
@@ -11,6 +10,7 @@ import structlog
 from app.desk.desk import Desk
 from app.desk.refusal import DeskError
 from app.desk.web import application, guarded
+from app.listening import listen
 from app.observe.logs import configure_logs
 from app.observe.metrics import Metrics, live_s
 from app.policy.desk import Desk as DeskPolicy
@@ -29,7 +29,9 @@ def run_desk(settings: Settings) -> int:
     if policy.bounds.journeys is None:
         raise PolicyError(f"{settings.policy}: the desk needs `journeys`: leads come from conversions.journeys")
     desk_policy = load_desk(settings.policy)
-    settings = settings.model_copy(update={"desk_port": _free_port(settings.desk_host, settings.desk_port)})
+    # Faust would say only in a traceback that the port is taken
+    with listen("desk", settings.desk_host, settings.desk_port, DeskError) as listener:
+        settings = settings.model_copy(update={"desk_port": listener.getsockname()[1]})
     configure_logs()
     metrics = Metrics("desk", settings.worker_id, 1.0, live_s(settings.request_timeout_ms))
     metrics.leads_of(sorted(desk_policy.follow_ups))
@@ -72,14 +74,3 @@ async def _end_at_last(desk: Desk) -> None:
     await asyncio.sleep(STOP_TIMEOUT_S)
     _log.error("stopping took too long, ended at once", role="desk", after_s=STOP_TIMEOUT_S)
     os._exit(FAILED)
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises `DeskError` where it is taken: Faust would only say so in a traceback."""
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-            return int(listener.getsockname()[1])
-    except OSError as error:
-        raise DeskError(
-            f"the desk can't listen on {host}:{port} ({error.strerror or error}): set ONECOUNT_DESK_HOST and ONECOUNT_DESK_PORT to what is free"
-        ) from error

@@ -1,7 +1,6 @@
 """`onecount gateway`: from start to a stop that loses nothing."""
 
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import FrameType
@@ -18,13 +17,13 @@ from app.gateway.metrics import Metrics
 from app.gateway.protocol import GuardedProtocol
 from app.gateway.servers import DOORS
 from app.gateway.site import site
+from app.listening import listen, url_of
 from app.observe.logs import configure_logs
 from app.policy.load import load_policy
 from app.settings import Settings
 
 KEEP_ALIVE_S: Final = 20  # longer than most clients keep a connection that they do not use
 STOP_S: Final = 20
-STALLED_MS: Final = 20_000  # a client that takes nothing for so long is dropped by the kernel
 BACKLOG: Final = 1_024
 FAILED: Final = 1
 _log = structlog.get_logger()
@@ -35,7 +34,9 @@ def serve(settings: Settings) -> int:
     configure_logs()
     load_policy(settings.policy)
     config = load_config(settings)
-    listener = _listen(settings.gateway_host, settings.gateway_port, settings.gateway_share_port)
+    listener = listen(
+        *("gateway", settings.gateway_host, settings.gateway_port, GatewayError), BACKLOG, settings.gateway_share_port
+    )
     metrics = Metrics((*DOORS, "/v1/browser"), settings.dead_letter_ratio_limit, settings.worker_id)
     if settings.metrics_port is not None:
         _log.info("metrics", port=metrics.serve(settings.metrics_port))
@@ -73,27 +74,12 @@ def serve(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more when it has stopped
         signal.signal(number, stop)
-    host = f"[{settings.gateway_host}]" if ":" in settings.gateway_host else settings.gateway_host
     _log.info(
         "gateway",
-        url=f"http://{host}:{listener.getsockname()[1]}",
+        url=url_of(settings.gateway_host, listener),
         keys=sorted(config.keys),
         advertisers=sorted(config.sites),
     )
     server.run(sockets=[listener])
     _log.info("stopped")
     return code
-
-
-def _listen(host: str, port: int, is_shared: bool) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=is_shared)
-    except (OSError, ValueError) as error:  # ValueError: the system can't share a port
-        raise GatewayError(
-            f"the gateway can't listen on {host}:{port} ({getattr(error, 'strerror', None) or error}): "
-            "set ONECOUNT_GATEWAY_HOST and ONECOUNT_GATEWAY_PORT to what is free"
-        ) from error
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what is accepted inherits it
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
-    return listener

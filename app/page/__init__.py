@@ -5,3 +5,7 @@
 Data flows one way: `reader` consumes and folds (`fold`: `figures`, `news`), `snapshot` makes each part of the page plain data,
 at most once a second, `broadcast` hands the same bytes to every browser (`site`), and `static/` draws them.
 """
+
+
+class PageError(RuntimeError):
+    """The page can't be served; the message says why and what to do."""

@@ -15,9 +15,10 @@ import uvicorn
 from pydantic import SecretStr
 from starlette.applications import Starlette
 
+from app.listening import listen, url_of
 from app.observe.logs import configure_logs
+from app.page import PageError
 from app.page.broadcast import Broadcast
-from app.page.listen import listen
 from app.page.reader import Reader, beat
 from app.page.site import site
 from app.settings import Settings
@@ -32,12 +33,11 @@ _log = structlog.get_logger()
 def serve(settings: Settings) -> int:
     """Serves the page until SIGTERM or SIGINT; the exit code. Raises `PageError` where it can't listen."""
     configure_logs()
-    listener = listen(settings.page_host, settings.page_port)
+    listener = listen("page", settings.page_host, settings.page_port, PageError)
     page = _Page(settings.model_copy(update=_patience(settings)))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more when it has stopped
         signal.signal(number, page.stop)
-    host = f"[{settings.page_host}]" if ":" in settings.page_host else settings.page_host
-    _log.info("page", url=f"http://{host}:{listener.getsockname()[1]}/", answers_to=list(settings.page_hosts))
+    _log.info("page", url=f"{url_of(settings.page_host, listener)}/", answers_to=list(settings.page_hosts))
     page.server.run(sockets=[listener])
     _log.info("stopped")
     return page.code

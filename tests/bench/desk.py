@@ -91,15 +91,8 @@ def orders(count: int, within_ms: int) -> Iterator[Input]:
 def measure_orders(make: type[Reconciliation] | type[Returns], count: int, when: str, within_ms: int) -> None:
     """What an order takes with its conversion."""
     policy, _ = parse_policy(money.DOCUMENT | {"correction_horizon": "1d", "adjustment_window": "1d"})
-    fold, before, taken, taking_s = make(money.SETTINGS, policy, money.DESK), memory_bytes(), 0, 0.0
-    records = (each for each in orders(count, within_ms) if each.topic in fold.inputs)
-    while part := list(islice(records, 1_000)):
-        begun_s = time.perf_counter()
-        for record in part:
-            fold.take(record)
-        taking_s += time.perf_counter() - begun_s
-        taken += len(part)
-    del part
+    fold, before = make(money.SETTINGS, policy, money.DESK), memory_bytes()
+    taken, taking_s = take_all(fold, (each for each in orders(count, within_ms) if each.topic in fold.inputs))
     begun_s = time.perf_counter()
     given = sum(1 for _ in fold.rows(LATER_MS))
     giving_s = time.perf_counter() - begun_s
@@ -128,16 +121,22 @@ def counts(rows: int) -> Iterator[Input]:
         yield as_input(COUNTS, number, key, row)
 
 
-def measure(name: str, fold: DeskFold, records: Iterator[Input], topics: tuple[str, ...]) -> None:
-    """Takes all records in parts, so that they are not in the memory that is measured, then asks for the rows."""
-    before, taken, taking_s = memory_bytes(), 0, 0.0
+def take_all(fold: DeskFold | Reconciliation | Returns, records: Iterator[Input]) -> tuple[int, float]:
+    """Takes all records in parts, so that they are not in the memory that is measured; how many, and the seconds of taking them."""
+    taken, taking_s = 0, 0.0
     while part := list(islice(records, 1_000)):
         begun_s = time.perf_counter()
         for record in part:
             fold.take(record)
         taking_s += time.perf_counter() - begun_s
         taken += len(part)
-    del part
+    return taken, taking_s
+
+
+def measure(name: str, fold: DeskFold, records: Iterator[Input], topics: tuple[str, ...]) -> None:
+    """Takes all records, then asks for the rows."""
+    before = memory_bytes()
+    taken, taking_s = take_all(fold, records)
     held = memory_bytes() - before
     published, given, begun_s = Published(topics, {}), 0, time.perf_counter()
     for output in fold.rows(LATER_MS):

@@ -14,7 +14,6 @@ import redis
 from app.contract import rows
 from app.contract.reasons import CLICK_NOT_FOUND
 from app.engine.clients import KafkaClients
-from app.engine.failpoint import STEPS
 from app.engine.rebuild import read_back, read_partition
 from app.generate import Mix
 from app.local import local_redis
@@ -22,14 +21,14 @@ from app.verify.report import Report
 from tests.conftest import Services
 from tests.faults.feed import Feed, feeding
 from tests.faults.redis_state import Counting, rebuilt
-from tests.faults.test_pauses import OWNER, PAUSES, ZOMBIE, is_stopped, owns_all, wait_for_progress, wake
+from tests.faults.test_kills import kill_at_each_step, kill_at_random_times
+from tests.faults.test_pauses import OWNER, PAUSES, pause_at
 from tests.integration.deployment import POLICY, Deployment, deployed
 from tests.integration.letters import click, conversion, send
 from tests.upserts import latest
 
 PARTITIONS = 4
 ROLES = ("counter", "aggregator", "matcher")
-LIVE_STEPS = [step for step in STEPS if step != "rebuilt"]
 MIX = Mix(conversions=0.08, by_click=0.7, late_clicks=0.2)
 
 Loaded = Callable[..., AbstractContextManager[Feed]]
@@ -116,10 +115,7 @@ def test_a_worker_killed_at_every_step_matches_exactly_once(
         if other != role:
             deployment.start(other)
     with feeding(deployment, 700, seed, MIX):
-        for step in LIVE_STEPS:
-            passing = 1 if step == "reopened" else chance.randint(1, 4)
-            worker = deployment.start(role, failpoint=f"{step}:{passing}")
-            assert deployment.wait_for_death(worker) == -signal.SIGKILL, f"did not die at {step}\n{deployment.logs()}"
+        kill_at_each_step(deployment, role, chance)
         deployment.start(role)
     finish(deployment)
 
@@ -130,14 +126,7 @@ def test_a_matcher_paused_at_every_step_writes_nothing_when_it_wakes(deployment:
         deployment.start(role, OWNER)
     with feeding(deployment, 1000, seed, MIX):
         for step, passing, why in PAUSES:
-            deployment.wait_until(lambda: owns_all(deployment, "matcher", OWNER), "the other matcher owns all")
-            zombie = deployment.start("matcher", ZOMBIE, failpoint=f"{step}:{passing}:stop")
-            deployment.wait_until(lambda zombie=zombie: is_stopped(zombie), f"stopped at {step}")
-            deployment.wait_until(lambda: owns_all(deployment, "matcher", OWNER), f"{step}: taken over")
-            wait_for_progress(deployment, "matcher")
-            wake(deployment, "matcher", zombie, why)
-            deployment.wait_until(lambda: deployment.owned("matcher", ZOMBIE), f"{step}: the zombie is back", 60)
-            assert deployment.stop(zombie) == 0, deployment.logs()
+            pause_at(deployment, "matcher", step, passing, why)
     finish(deployment)
 
 
@@ -147,13 +136,7 @@ def test_all_stages_killed_and_moved_at_random_times_match_exactly_once(
 ) -> None:
     workers = {(role, slot): deployment.start(role, slot) for role in ROLES for slot in (0, 1)}
     with feeding(deployment, 1000, seed, MIX):
-        for _ in range(12):
-            time.sleep(chance.uniform(0.3, 5))
-            name = chance.choice(list(workers))
-            workers[name].kill()
-            workers[name].wait()
-            time.sleep(chance.choice([0, 0, 2]))
-            workers[name] = deployment.start(*name)
+        kill_at_random_times(deployment, workers, 5, chance)
     finish(deployment)
 
 

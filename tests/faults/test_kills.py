@@ -2,6 +2,7 @@
 
 import random
 import signal
+import subprocess
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from app.engine.failpoint import STEPS
 from tests.integration.deployment import Deployment
 
 PARTITIONS = 4
+Workers = dict[tuple[str, int], "subprocess.Popen[bytes]"]  # by role and slot
 LIVE_STEPS = [step for step in STEPS if step != "rebuilt"]
 
 
@@ -26,12 +28,28 @@ def test_a_worker_killed_at_every_step_counts_exactly(
 ) -> None:
     deployment.start(other)
     with deployment.load(seed=seed):
-        for step in LIVE_STEPS:
-            passing = 1 if step == "reopened" else chance.randint(1, 4)
-            worker = deployment.start(role, failpoint=f"{step}:{passing}")
-            assert deployment.wait_for_death(worker) == -signal.SIGKILL, f"did not die at {step}\n{deployment.logs()}"
+        kill_at_each_step(deployment, role, chance)
         deployment.start(role)
     deployment.finish()
+
+
+def kill_at_each_step(deployment: Deployment, role: str, chance: random.Random) -> None:
+    """Starts a worker for each step of a batch, and sees it die there, at a passing left to chance."""
+    for step in LIVE_STEPS:
+        passing = 1 if step == "reopened" else chance.randint(1, 4)
+        worker = deployment.start(role, failpoint=f"{step}:{passing}")
+        assert deployment.wait_for_death(worker) == -signal.SIGKILL, f"did not die at {step}\n{deployment.logs()}"
+
+
+def kill_at_random_times(deployment: Deployment, workers: Workers, longest_s: float, chance: random.Random) -> None:
+    """Kills twelve workers one after the other, and starts each again; between two kills pass up to `longest_s` seconds."""
+    for _ in range(12):
+        time.sleep(chance.uniform(0.3, longest_s))
+        name = chance.choice(list(workers))
+        workers[name].kill()
+        workers[name].wait()
+        time.sleep(chance.choice([0, 0, 2]))
+        workers[name] = deployment.start(*name)
 
 
 @pytest.mark.timeout(400)
@@ -45,13 +63,7 @@ def test_several_workers_killed_at_random_times_count_exactly(
         ("aggregator", 1): deployment.start("aggregator", 1),
     }
     with deployment.load(rate=1000, seed=seed):
-        for _ in range(12):
-            time.sleep(chance.uniform(0.3, 6))
-            name = chance.choice(list(workers))
-            workers[name].kill()
-            workers[name].wait()
-            time.sleep(chance.choice([0, 0, 2]))
-            workers[name] = deployment.start(*name)
+        kill_at_random_times(deployment, workers, 6, chance)
     deployment.finish()
 
 

@@ -142,20 +142,25 @@ def pause_at_each(deployment: Deployment, role: str, pauses: list[tuple[str, int
     deployment.start(role, OWNER)
     with deployment.load(rate=1000, seed=seed):
         for step, passing, why in pauses:
-            deployment.wait_until(lambda: owns_all(deployment, role, OWNER), f"the other {role} owns all")
-            zombie = deployment.start(role, ZOMBIE, failpoint=f"{step}:{passing}:stop")
-            deployment.wait_until(lambda zombie=zombie: is_stopped(zombie), f"{role} is stopped at {step}")
-            if step != "reopened":
-                assert deployment.owned(role, ZOMBIE), f"stopped at {step} before it owned anything"
-            deployment.wait_until(lambda: owns_all(deployment, role, OWNER), f"{role}, {step}: taken over")
-            wait_for_progress(deployment, role)
-            wake(deployment, role, zombie, why)
-            deployment.wait_until(lambda: deployment.owned(role, ZOMBIE), f"{role}, {step}: the zombie is back", 60)
-            assert deployment.stop(zombie) == 0, deployment.logs()
+            pause_at(deployment, role, step, passing, why)
     deployment.finish()
     if any(step == "offsets_sent" for step, _, _ in pauses):
         topic = {"counter": deployment.settings.deltas_topic, "aggregator": deployment.settings.counts_topic}[role]
         assert aborted_records(deployment, topic) > 0, "nothing of the zombies' transactions was in the log"
+
+
+def pause_at(deployment: Deployment, role: str, step: str, passing: int, why: str | None) -> None:
+    """Stops a second worker at a step until the first one owns all its partitions and has gone on, then wakes it."""
+    deployment.wait_until(lambda: owns_all(deployment, role, OWNER), f"the other {role} owns all")
+    zombie = deployment.start(role, ZOMBIE, failpoint=f"{step}:{passing}:stop")
+    deployment.wait_until(lambda: is_stopped(zombie), f"{role} is stopped at {step}")
+    if step != "reopened":
+        assert deployment.owned(role, ZOMBIE), f"stopped at {step} before it owned anything"
+    deployment.wait_until(lambda: owns_all(deployment, role, OWNER), f"{role}, {step}: taken over")
+    wait_for_progress(deployment, role)
+    wake(deployment, role, zombie, why)
+    deployment.wait_until(lambda: deployment.owned(role, ZOMBIE), f"{role}, {step}: the zombie is back", 60)
+    assert deployment.stop(zombie) == 0, deployment.logs()
 
 
 def wake(deployment: Deployment, role: str, zombie: "subprocess.Popen[bytes]", why: str | None) -> None:

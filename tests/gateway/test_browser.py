@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from shutil import which
 from threading import Thread
 from typing import Any
 
 import orjson
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from app.engine.clients import KafkaClients
+from tests.chromium import chromium
 from tests.conftest import Services
 from tests.gateway.harness import CONFIG, Gateway, conversion, taken
 from tests.integration.deployment import Deployment, deployed
@@ -106,14 +106,8 @@ def site(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = which("chromium")
-    assert program is not None, "chromium is missing: run `make test`, or deploy/setup.sh --tests"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox"] if os.getuid() == 0 else []
-        )
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture

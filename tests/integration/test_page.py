@@ -8,20 +8,20 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from confluent_kafka import OFFSET_BEGINNING, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from app.contract import rows
 from app.engine.clients import KafkaClients
 from app.engine.topics import create_topics
 from app.local import local_kafka
 from app.policy.load import load_policy
+from tests.chromium import chromium
 from tests.conftest import Services
 from tests.integration.deployment import Deployment, deployed
 
@@ -82,15 +82,8 @@ def served(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = which("chromium")
-    assert program is not None, "chromium is missing: run `make test`, or deploy/setup.sh --tests"
-    with sync_playwright() as playwright:
-        # root can't use chromium's sandbox; the page is our own
-        chromium = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox"] if os.getuid() == 0 else []
-        )
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture
