@@ -5,7 +5,7 @@ run: a row is written after what it tells of has happened, so all rows from a ti
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from app.engine.clients import Clients
 from app.engine.failpoint import passing
-from app.engine.fold import Published, Record
+from app.engine.fold import Command, Published, Record
 from app.engine.session import Session, SessionEnded
 from app.engine.state import StateRefused
 
@@ -26,12 +26,21 @@ SETTLED_S: Final = 2.0  # without state, C alone says what is published: it is a
 STRETCH: Final = 1_000  # records of the deltas, read backwards; each further stretch is four times as long
 NOTHING_LEFT_MS: Final = 2**53  # later than any event
 BEAT_RECORDS: Final = 50_000  # well within a second
+HEARD_S: Final = 5.0  # so often the group hears of a worker that compares: well within max.poll.interval.ms
 
 
 def finish_rebuild(session: Session, partition: int) -> bool:
     """At C: what is published is read back, and whatever differs from the rebuilt state leaves as an ordinary
     correction; whether anything did.
     """
+    attended = Attended(session, partition)
+    try:
+        return _finish(session, partition, attended)
+    finally:
+        attended.end()
+
+
+def _finish(session: Session, partition: int, attended: "Attended") -> bool:
     clients, stage, owned = session.clients, session.stage, session.owned[partition]
     time.sleep(max(0.0, owned.opened_at + SETTLED_S - time.monotonic()))
     session.confirm_offsets([partition])
@@ -40,12 +49,12 @@ def finish_rebuild(session: Session, partition: int) -> bool:
     before = read_backwards(clients, leading, partition, owned.first[leading], offsets[leading])
     session.watch([partition])
     begins_ms = log_begins_ms(session, partition)
-    since_ms = stage.published_since_ms(partition, begins_ms, before, session.run)
+    since_ms = stage.published_since_ms(partition, begins_ms, before, attended.run)
     published = chain.from_iterable(
-        read_back(clients, topic, partition, since_ms - further_ms, session.beat)
+        read_back(clients, topic, partition, since_ms - further_ms, attended.look)
         for topic, further_ms in session.reading.published_topics.items()
     )
-    parts = stage.reconcile(partition, begins_ms, published, since_ms, session.run)
+    parts = stage.reconcile(partition, begins_ms, published, since_ms, attended.run)
     part = next(parts)
     for following in parts:
         session.write(part, {partition: offsets}, rebuilding={partition})
@@ -57,6 +66,52 @@ def finish_rebuild(session: Session, partition: int) -> bool:
     session.write(part, {partition: offsets}, rebuilding=set())
     passing("rebuilt")
     return bool(part.outputs)
+
+
+class Attended:
+    """Keeps a worker in its group while it compares a partition, which may take longer than `max.poll.interval.ms`: nothing
+    is fetched meanwhile, and other partitions may come and go. Raises `SessionEnded` once this one is taken away.
+    """
+
+    def __init__(self, session: Session, partition: int) -> None:
+        self.session = session
+        self.partition = partition
+        self.owned = session.owned[partition]
+        self.heard_s = time.monotonic()
+        self.has_paused = False
+
+    def run(self, commands: Iterable[Command]) -> list[Any]:
+        """As the store's."""
+        self.look()
+        return self.session.store.run(commands)
+
+    def look(self) -> None:
+        """A sign of life, at times to the group too; with it comes whatever the group has to say."""
+        session = self.session
+        session.beat()
+        if time.monotonic() - self.heard_s < HEARD_S:
+            return
+        # what is fetched already would stand before the group's word
+        session.consumer.pause(self._places())
+        self.has_paused = True
+        before = dict(session.owned)
+        session.poll(1, 0)
+        if session.owned.get(self.partition) is not self.owned:
+            raise SessionEnded(f"partition {self.partition} was taken away while its rebuild was compared", "ownership")
+        if session.owned != before:
+            session.watch([self.partition])  # whoever opens another one may have let the guard of this one go
+        self.heard_s = time.monotonic()
+
+    def end(self) -> None:
+        """Fetches again."""
+        if self.has_paused:
+            self.session.consumer.resume(self._places())
+
+    def _places(self) -> list[TopicPartition]:
+        owned = self.session.owned.items()
+        return [
+            TopicPartition(topic, partition) for partition, each in owned for topic in each.read.keys() - each.paused
+        ]
 
 
 def read_back(

@@ -11,6 +11,7 @@ def _simpler_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs are raised by chance, so that no two are alike; here, worlds that differ by them only are one state. Nobody waits."""
     monkeypatch.setattr(ledger, "EPOCH_STEP_MAX", 1)
     monkeypatch.setattr(rebuild, "SETTLED_S", 0)
+    monkeypatch.setattr(rebuild, "HEARD_S", 0)
     monkeypatch.setattr(loop, "give_back", lambda: None)
 
 

@@ -235,6 +235,7 @@ def deployed(deployment: Deployment) -> Iterator[Deployment]:
         patch.object(loop, "passing", deployment.passing),
         patch.object(rebuild, "passing", deployment.passing),
         patch.object(rebuild, "SETTLED_S", 0),
+        patch.object(rebuild, "HEARD_S", 0),
         patch.object(loop, "give_back", lambda: None),
         patch.object(loop, "time", clock),
     ):

@@ -1,8 +1,10 @@
 """What a rebuild reads back of what is published, and what it leaves alone."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 
@@ -87,6 +89,46 @@ def test_a_worker_killed_while_it_takes_counts_over_takes_them_over_again(
         assert count_rows(deployment) == before
     send(deployment, "click", "late", 1)
     assert_exact(deployment)
+
+
+@pytest.mark.parametrize("moves", [0, 1], ids=["the one that is compared", "another one"])
+def test_the_group_is_heard_while_a_partition_is_compared(monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
+    genuine = rebuild.read_back
+    with deployed(Deployment(POLICY, partitions=2, counters=2)) as deployment:
+        group = deployment.group("counter")
+        group.wanted = {0: "counter-0", 1: "counter-0"}
+        users = {owner_partition(name.encode(), 2, "murmur2"): name for name in ("ann", "bob", "cat", "dan")}
+        assert len(users) == 2
+        for at, name in itertools.product(range(4), users.values()):
+            send(deployment, "click", f"k{at}{name}", at, user_id=name)
+            send(deployment, "conversion", f"c{at}{name}", at + 0.5, user_id=name)
+        deployment.drain()
+        published = deployment.broker.committed("conversions.attributed")
+        owners_then: list[list[int]] = []
+
+        def moving(*arguments: Any) -> Iterator[tuple[bytes, bytes | None]]:
+            if group.wanted[moves] == "counter-0" and arguments[2] == 0:
+                group.wanted[moves] = "counter-1"
+                arguments[-1]()
+                owners_then.append(sorted(group.owners))
+            yield from genuine(*arguments)
+
+        monkeypatch.setattr(rebuild, "read_back", moving)
+        lose(deployment, "counter")
+        while not owners_then and not deployment.workers["counter-0"].ended:
+            deployment.turn("counter-0")
+            if deployment.workers["counter-1"].session is None:
+                deployment.turn("counter-1")
+        if moves == 0:
+            assert "was taken away while its rebuild was compared" in deployment.workers["counter-0"].ended
+        else:
+            assert owners_then == [[0]]
+            assert not deployment.workers["counter-0"].ended
+        deployment.drain()
+        assert deployment.rebuilt["counter"] == 2
+        assert deployment.broker.committed("conversions.attributed") == published
+        send(deployment, "conversion", "last", 5)
+        assert_exact(deployment)
 
 
 def test_windows_that_nothing_can_change_any_more_are_not_read_back(deployment: Deployment) -> None:
