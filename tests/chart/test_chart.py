@@ -488,7 +488,8 @@ def test_alerts_and_dashboards_are_those_of_deploy(render: Render) -> None:
 
 
 def test_a_scraped_worker_has_the_labels_that_alerts_and_dashboards_ask_for(render: Render) -> None:
-    text = render("all-on")
+    changes = {"matcher.enabled": True, "policy": f"click_ids: {{park_for: 6d}}\n{POLICY}"}
+    text = render("all-on", changes=changes)
     (monitor,) = of("ServiceMonitor", text).values()
     (endpoint,) = monitor["spec"]["endpoints"]
     relabelled = {rule["targetLabel"]: rule for rule in endpoint["relabelings"]}

@@ -145,6 +145,7 @@ def test_prometheus_reads_the_alarms_that_are_mounted_beside_its_configuration()
 COUNTER = {"job": "onecount", "stage": "counter"}
 ONE, TWO = (COUNTER | {"instance": f"counter-{number}:9464"} for number in (1, 2))
 DESK = {"job": "onecount", "stage": "desk", "instance": "desk-1:9464"}
+MATCHER = {"job": "onecount", "stage": "matcher", "instance": "matcher-1:9464"}
 AGGREGATOR = {"job": "onecount", "stage": "aggregator", "instance": "aggregator-1:9464"}
 
 
@@ -208,6 +209,18 @@ CASES: dict[tuple[str, str], list[tuple[list[Given], tuple[str, ...], tuple[str,
             ],
             ("2m30s", "4m45s", "7m"),
             ("8m", COUNTER, "1 partitions have no counter"),
+        ),
+    ],
+    ("OnecountStandsStill", "warning"): [
+        (
+            [
+                ("onecount_userless_events_total", ONE, "0x20 0+1x60"),
+                ("onecount_userless_events_total", TWO, "0x80"),
+                ("onecount_owned_partitions", MATCHER | {"mode": "live"}, "4x28 _x60"),  # is taken away
+                ("onecount_owned_partitions", ONE | {"mode": "live"}, "4x80"),
+            ],
+            ("4m", "8m"),
+            ("16m", {"job": "onecount"}, "Conversions that name only a click id come, and no matcher runs"),
         ),
     ],
     ("OnecountEventsRefused", "warning"): [

@@ -280,19 +280,22 @@ def test_prometheus_scrapes_every_worker() -> None:
     groups = [group for job in PROMETHEUS["scrape_configs"] for group in job["static_configs"]]
     targets = {target: group["labels"]["stage"] for group in groups for target in group["targets"]}
     port = _image_environment()["ONECOUNT_METRICS_PORT"]
-    scraped = WORKERS | DESKS
-    assert targets == {f"{name}:{port}": service["command"][-1] for name, service in scraped.items()}
-    scraped |= GATEWAYS
+    scraped = WORKERS | DESKS | GATEWAYS
+    always = {name: service for name, service in scraped.items() if "profiles" not in service}
+    assert targets == {f"{name}:{port}": service["command"][-1] for name, service in always.items()}
     assert all(set(SERVICES["prometheus"]["networks"]) <= set(service["networks"]) for service in scraped.values())
 
 
-def test_prometheus_finds_a_gateway_where_one_runs_and_misses_none() -> None:
+def test_prometheus_finds_what_runs_by_its_profile_and_misses_none() -> None:
     (job,) = PROMETHEUS["scrape_configs"]
     (found,) = job["dns_sd_configs"]
-    assert found == {"names": list(GATEWAYS), "type": "A", "port": int(_image_environment()["ONECOUNT_METRICS_PORT"])}
-    (label,) = job["relabel_configs"]
-    assert (label["regex"], label["target_label"], label["replacement"]) == ("gateway", "stage", "gateway")
-    assert all(service["profiles"] == ["gateway"] for service in GATEWAYS.values())
+    stages = {name: service["command"][-1] for name, service in OURS.items() if "profiles" in service}
+    assert stages == {"gateway": "gateway", "matcher-1": "matcher"}
+    assert set(found["names"]) == set(stages)
+    assert (found["type"], found["port"]) == ("A", int(_image_environment()["ONECOUNT_METRICS_PORT"]))
+    labels = job["relabel_configs"]
+    assert {label["target_label"] for label in labels} == {"stage"}
+    assert {label["regex"]: label["replacement"] for label in labels} == stages
 
 
 def test_the_gateway_reads_the_mounted_file_and_its_secrets_of_the_environment() -> None:
