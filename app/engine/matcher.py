@@ -24,7 +24,7 @@ from app.publish import records
 from app.settings import Settings
 
 VIEW_VERSION: Final = (
-    1  # of all that a matcher keeps in Redis; one more with every change that an older release would misread
+    2  # of all that a matcher keeps in Redis; one more with every change that an older release would misread
 )
 
 

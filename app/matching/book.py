@@ -2,8 +2,8 @@
 
 Everything is a function of the partition's rows in their order, however they are cut into batches (docs/counting.md, section 13).
 
-`{tag}:owners:<generation>`   hash: MessagePack of a click id's owners, by the hash of its key; a generation spans a quarter of
-                              known_for, by the time of the newest click
+`{tag}:owners:<generation>`   hash: MessagePack of a click id's owners in turn, by the hash of its key; a generation spans a
+                              quarter of known_for, by the time of the newest click
 `{tag}:waiting:<day>`         hash: the events that wait, by their offset; the day in which they have waited for too long
 """
 
@@ -23,10 +23,11 @@ from app.policy.model import DAY_MS, ClickIds
 Command = tuple[Any, ...]
 Run = Callable[[Iterable[Command]], list[Any]]
 GENERATIONS: Final = 4  # that known_for spans
+OWNERS_MAX: Final = 16  # of one click id on one platform, in turn
 
 
 class Owner(msgspec.Struct, array_like=True):
-    """Whose clicks with one id on one platform are, and when the latest of that user's was (epoch ms)."""
+    """Whose clicks with one id on one platform are until a time (epoch ms) is no longer known; then the next one's."""
 
     platform: str
     user_id: str
@@ -153,12 +154,15 @@ class Book:
         if not self._is_known(click.time_ms):
             return
         owners = self._owners[digest] = [owner for owner in self._owners[digest] if self._is_known(owner.time_ms)]
-        owner = next((owner for owner in owners if owner.platform == click.platform), None)
-        if owner is None:
+        in_turn = [owner for owner in owners if owner.platform == click.platform]
+        last = in_turn[-1] if in_turn else None
+        if last is None or (last.user_id != click.user_id and last.time_ms < click.time_ms):
+            if last is not None and len(in_turn) == OWNERS_MAX:
+                owners.remove(last)
             owners.append(Owner(click.platform, click.user_id, click.time_ms))
-        elif owner.user_id == click.user_id and owner.time_ms < click.time_ms:
-            owner.time_ms = click.time_ms
-        else:
+        elif last.time_ms < click.time_ms:
+            last.time_ms = click.time_ms
+        else:  # it is known for no longer than one that came before it
             return
         self._changed[digest] = None
 
@@ -178,10 +182,9 @@ class Book:
             self.days[until_ms // DAY_MS] += 1
 
     def _owner(self, digest: bytes, platform: str) -> str | None:
-        for owner in self._owners[digest]:
-            if platform in ("", owner.platform) and self._is_known(owner.time_ms):
-                return owner.user_id
-        return None
+        known = [owner for owner in self._owners[digest] if self._is_known(owner.time_ms)]
+        named = platform or min((owner.platform for owner in known), default="")
+        return next((owner.user_id for owner in known if owner.platform == named), None)
 
     def _is_known(self, time_ms: int) -> bool:
         return time_ms + self.known_for_ms > self.stream_ms

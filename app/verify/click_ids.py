@@ -5,7 +5,7 @@ whether those rows are the ones that the raw topics call for.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import orjson
@@ -15,6 +15,8 @@ from app.contract.events import Accepted, Event, judge_bytes
 from app.policy.model import Bounds, ClickIds
 from app.verify.partition import owner_of
 from app.verify.records import Arrival, Coordinates, Record
+
+TURNS = 16  # so many users of one click id are told apart on one platform
 
 # A click as its row tells it: key, platform, user, time (epoch ms), event id.
 Click: TypeAlias = tuple[bytes, str, str, int, str]
@@ -134,7 +136,8 @@ def _follow(
 ) -> None:
     """One partition's rows, in their order."""
     stream_ms = 0
-    owners: dict[bytes, list[list[Any]]] = defaultdict(list)  # [platform, user, time] by key
+    # by key and platform: (user, time) of each click that is known for longer than all before it
+    owners: dict[bytes, dict[str, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
     waiting: dict[Coordinates, tuple[bytes, int]] = {}  # the key, and until when (epoch ms)
 
     def knows(time_ms: int) -> bool:
@@ -142,9 +145,10 @@ def _follow(
 
     def find(coordinates: Coordinates, key: bytes) -> bool:
         record, (event, time_ms) = userless[coordinates]
-        for platform, user_id, known_ms in owners[key]:
-            if knows(known_ms) and event.platform in (None, platform):
-                fields = msgspec.structs.asdict(event) | {"user_id": user_id}
+        for platform in sorted(owners[key]):
+            users = [user_id for user_id, known_ms in owners[key][platform] if knows(known_ms)]
+            if users and event.platform in (None, platform):
+                fields = msgspec.structs.asdict(event) | {"user_id": users[0]}
                 result.matched[coordinates] = (record, Event(**fields), time_ms)
                 return True
         return False
@@ -168,12 +172,12 @@ def _follow(
         key, platform, user_id, _, _ = row  # type: ignore[misc]
         if not knows(time_ms):
             continue
-        owners[key] = [owner for owner in owners[key] if knows(owner[2])]
-        own = [owner for owner in owners[key] if owner[0] == platform]
-        if not own:
-            owners[key].append([platform, user_id, time_ms])
-        elif own[0][1] == user_id:
-            own[0][2] = max(own[0][2], time_ms)
+        turns = [turn for turn in owners[key][platform] if knows(turn[1])]
+        if not turns or time_ms > turns[-1][1]:
+            if turns and (turns[-1][0] == user_id or len(turns) == TURNS):
+                del turns[-1]
+            turns.append((user_id, time_ms))
+        owners[key][platform] = turns
         found = {each for each, (of, _) in waiting.items() if of == key and find(each, key)}
         waiting = {each: about for each, about in waiting.items() if each not in found} if found else waiting
     result.waiting |= waiting.keys()

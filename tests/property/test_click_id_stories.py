@@ -144,7 +144,7 @@ def test_a_named_platform_must_be_the_clicks(deployment: Deployment) -> None:
     assert {name: row.user_id for name, row in attributed(deployment).items()} == {
         "c1": "bob",
         "c2": "ann",
-        "c3": "ann",
+        "c3": "bob",
     }
 
 

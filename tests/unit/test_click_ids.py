@@ -4,6 +4,7 @@ import json
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +87,51 @@ def test_fates_and_state_are_the_same_however_the_rows_are_cut(seed: int, cuts: 
         key: value for key, value in whole_state.items() if b":waiting:" in key
     }
     assert sum(map(len, (value for key, value in state.items() if b":owners:" in key))) == book.generations.total()
+
+
+def clicks_of(users: list[str], times_h: list[int]) -> list[Step]:
+    rows = [ClickRow("meta", user, at * HOUR_MS, "e") for user, at in zip(users, times_h, strict=True)]
+    return [Step(offset, digest_of(b"k1"), row, click_ids.encode(row)) for offset, row in enumerate(rows)]
+
+
+def asked(offset: int, at_h: int, platform: str = "meta") -> Step:
+    row = UserlessRow(platform, at_h * HOUR_MS, "ads.events", 0, 0, 0, None, "{}")
+    return Step(offset, digest_of(b"k1"), row, click_ids.encode(row))
+
+
+def test_a_click_id_is_of_its_first_click_that_is_known() -> None:
+    clicks = clicks_of(["ann", "bob", "ann", "cat", "ann"], [0, 5, 10, 7, 30])
+    for at_h, user in ((19, "ann"), (20, "bob"), (24, "bob"), (25, "ann")):
+        fates, _, _ = play([*clicks[:4], asked(9, at_h)], [4], True)
+        assert fates == [(9, user)], at_h
+    fates, _, _ = play([*clicks, asked(9, 30)], [], False)
+    assert fates == [(9, "ann")]
+    fates, _, _ = play([*clicks[:4], asked(9, 30)], [], False)
+    assert fates == [], "it waits"
+
+
+@given(st.integers(0, 2**32))
+def test_whose_a_click_id_is_hangs_on_nothing_older_than_known_for(seed: int) -> None:
+    chance = Random(seed)
+    now_h, users, times_h = 100, [], []
+    for _ in range(30):
+        now_h += chance.choice([0, 0, 1, 4, 9])
+        users.append(chance.choice("abc"))
+        times_h.append(now_h - chance.choice([0, 0, 0, 1, 5, 19, 25]))
+    steps = clicks_of(users, times_h)
+    newest_h = max(times_h)
+    left = [step for step in steps if step.row.time_ms > (newest_h - 20) * HOUR_MS]
+    kept = [step for step in steps if step.offset >= left[0].offset]
+    ask = asked(99, newest_h)
+    assert play([*steps, ask], [], False)[0] == play([*kept, ask], [], False)[0] == [(99, left[0].row.user_id)]
+
+
+def test_of_many_users_of_one_click_id_the_last_one_gives_way() -> None:
+    clicks = clicks_of([f"u{number}" for number in range(40)], [number // 3 for number in range(40)])
+    clicks = [step._replace(row=ClickRow("meta", step.row.user_id, step.offset, "e")) for step in clicks]
+    _, state, _ = play(clicks, [], False)
+    ((packed,),) = [list(values.values()) for key, values in state.items() if b":owners:" in key]
+    assert [owner[1] for owner in msgspec.msgpack.decode(packed)] == [*(f"u{number}" for number in range(15)), "u39"]
 
 
 def test_what_expired_leaves_redis() -> None:
