@@ -17,6 +17,8 @@ from app.settings import Settings
 
 BUSY_S: Final = 0.001  # between two looks for acknowledgements while somebody waits for them
 IDLE_S: Final = 0.025
+PROBE_S: Final = 1.0  # between two looks whether Kafka is back
+PROBE_TIMEOUT_S: Final = 2.0
 _log = structlog.get_logger()
 
 
@@ -56,7 +58,8 @@ class Broker:
         self._producer = self._open()
         self.waiting = 0
         self.lost = 0  # posted records that were never acknowledged
-        self.is_down = False  # nothing was acknowledged in time, and nothing has been since
+        self.is_down = False  # a record was not acknowledged, and Kafka has not answered since
+        self._probing: asyncio.Task[None] | None = None
         self._is_broken = False
         self._timer = self._loop.call_later(IDLE_S, self._poll)
         self._is_busy = False
@@ -124,13 +127,32 @@ class Broker:
 
     def _report(self, error: KafkaError | None) -> None:
         self.waiting -= 1
-        is_down = error is not None
-        if is_down != self.is_down:
-            self.is_down = is_down
-            if error is not None:
-                _log.warning("Kafka does not acknowledge: events are refused until it does", why=error.str())
-            else:
-                _log.info("Kafka acknowledges again")
+        if error is None:
+            self._is_back()
+        elif not self.is_down:
+            self.is_down = True
+            self._probing = self._loop.create_task(self._probe())
+            _log.warning("Kafka does not acknowledge: events are refused until it does", why=error.str())
+
+    def _is_back(self) -> None:
+        if self.is_down:
+            self.is_down = False
+            _log.info("Kafka takes events again")
+
+    async def _probe(self) -> None:
+        """A gateway that a load balancer has taken out sends nothing, so no acknowledgement would tell that Kafka is back."""
+        while self.is_down:
+            await asyncio.sleep(PROBE_S)
+            if not self.waiting and await asyncio.to_thread(self._has_leaders) and not self.waiting:
+                self._is_back()
+
+    def _has_leaders(self) -> bool:
+        """Whether Kafka answers, and knows of each of the topic's partitions who takes records for it."""
+        try:
+            found = self._producer.list_topics(self._topic, PROBE_TIMEOUT_S).topics.get(self._topic)
+        except KafkaException:
+            return False
+        return found is not None and not found.error and all(each.leader >= 0 for each in found.partitions.values())
 
     def _poll(self) -> None:
         self._producer.poll(0)
@@ -156,4 +178,6 @@ class Broker:
         while self.waiting and self._loop.time() < deadline_s:
             await asyncio.sleep(BUSY_S * 10)
         self._timer.cancel()
+        if self._probing is not None:
+            self._probing.cancel()
         return self.waiting

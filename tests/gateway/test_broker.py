@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from app.gateway.admission import Record
-from app.gateway.broker import Broker
+from app.gateway.broker import PROBE_S, PROBE_TIMEOUT_S, Broker
 from app.observe.logs import KafkaLog
 from app.settings import Settings
 
 SETTINGS = Settings(kafka='{"test.mock.num.brokers": "1"}', bootstrap="mock")  # type: ignore[arg-type]
+SLOW = Settings(kafka='{"test.mock.num.brokers": "1", "test.mock.broker.rtt": "400"}', bootstrap="mock")  # type: ignore[arg-type]
 
 
 class Fatal:
@@ -25,10 +26,15 @@ def record(number: int) -> Record:
     return Record(b"user", b"{}", 1_764_000_000_000, str(number))
 
 
-def run(case: Callable[[Broker], Awaitable[None]], room: int = 1_000, patience_ms: int = 5_000) -> None:
+def run(
+    case: Callable[[Broker], Awaitable[None]],
+    room: int = 1_000,
+    patience_ms: int = 5_000,
+    settings: Settings = SETTINGS,
+) -> None:
     async def within() -> None:
         logger: Any = KafkaLog(lambda client, level: None).logger("producer")
-        broker = Broker(SETTINGS, "raw", "murmur2", room, patience_ms, 1, logger)
+        broker = Broker(settings, "raw", "murmur2", room, patience_ms, 1, logger)
         await case(broker)
         assert await broker.close(5) == 0
 
@@ -98,6 +104,32 @@ def test_without_kafka_the_answer_comes_in_time_and_one_at_a_time_looks_whether_
         await asyncio.sleep(0)
         assert not broker.has_room(1)
         assert await looking == [False]
+        await broker.close(1)
+
+    asyncio.run(case())
+
+
+@pytest.mark.timeout(30)
+def test_that_kafka_is_back_is_found_out_while_nobody_sends() -> None:
+    async def case(broker: Broker) -> None:
+        assert await broker.send([record(0)]) == [False], "it is acknowledged later than 200 ms"
+        assert broker.is_down
+        async with asyncio.timeout(10):
+            while broker.is_down:  # a load balancer has taken the gateway out, so no request comes
+                await asyncio.sleep(0.05)
+        assert broker.has_room(1_000)
+
+    run(case, patience_ms=200, settings=SLOW)
+
+
+@pytest.mark.timeout(30)
+def test_kafka_that_does_not_answer_stays_down() -> None:
+    async def case() -> None:
+        logger: Any = KafkaLog(lambda client, level: None).logger("producer")
+        broker = Broker(Settings(bootstrap="127.0.0.1:1"), "raw", "murmur2", 100, 500, 1, logger)
+        assert await broker.send([record(0)]) == [False]
+        await asyncio.sleep(PROBE_S + PROBE_TIMEOUT_S + 0.5)
+        assert broker.is_down
         await broker.close(1)
 
     asyncio.run(case())

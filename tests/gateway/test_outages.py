@@ -148,6 +148,24 @@ def test_an_outage_of_kafka_is_told_and_what_is_sent_again_counts_once(
 
 
 @pytest.mark.timeout(120)
+def test_after_an_outage_the_gateway_is_fit_again_though_nobody_sends(
+    deployment: Deployment, kafka: LocalKafka
+) -> None:
+    gateway = Gateway(deployment, gateway_ack_timeout_ms=1_000).ready()
+    kafka.kill(0)
+    try:
+        deployment.wait_until(lambda: gateway.post(conversion("down-1")).status_code == 503, "Kafka is away", 30)
+        for _ in range(10):
+            assert gateway.get("/healthz").status_code == 503
+            time.sleep(0.5)
+    finally:
+        kafka.start(0)
+    deployment.wait_until(lambda: gateway.get("/healthz").status_code == 200, "it is fit again", 30)
+    assert gateway.post(conversion("again-2")).status_code == 202
+    assert gateway.stop() == 0
+
+
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stop_and_a_kill_lose_nothing_that_was_told_accepted(deployment: Deployment, number: signal.Signals) -> None:
     gateway = Gateway(deployment).ready()
