@@ -26,6 +26,8 @@ DOORS: Final = {
     "/v1/conversions": "conversion",
     "/v1/adjustments": "adjustment",
 }
+# An adjustment is judged against the orders of each platform (docs/counting.md, section 5), whatever its own says.
+_OF_ALL_PLATFORMS: Final = ("adjustment", "forget")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -110,6 +112,11 @@ def server_door(key: Key, event_type: str | None) -> Door:
 def _may(key: Key, also: Callable[[Event], Rejection | None] | None, event: Event) -> Rejection | None:
     if key.advertisers is not None and event.advertiser_id not in key.advertisers:
         return Rejection(NOT_ALLOWED, "advertiser_id", f"the key {key.name} may not send for this advertiser")
-    if key.platforms is not None and event.platform not in key.platforms:
-        return Rejection(NOT_ALLOWED, "platform", f"the key {key.name} sends for {', '.join(sorted(key.platforms))}")
+    if key.platforms is not None:
+        platforms = ", ".join(sorted(key.platforms))
+        if event.event_type in _OF_ALL_PLATFORMS:
+            why = f"an event of this type concerns every platform, the key {key.name} sends for {platforms} only"
+            return Rejection(NOT_ALLOWED, "event_type", why)
+        if event.platform not in key.platforms:
+            return Rejection(NOT_ALLOWED, "platform", f"the key {key.name} sends for {platforms}")
     return also(event) if also is not None else None
