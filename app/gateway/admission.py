@@ -96,7 +96,7 @@ class _WrittenUserless(Userless, omit_defaults=True, gc=False, frozen=True):
     """As `_Written`, of an event that names no user."""
 
 
-_EMAIL_NEEDS: Final = re.compile(rb"[@%\\]")  # an event without any of these, as it came, holds no address
+_EMAIL_NEEDS: Final = re.compile(rb"[@%\\]")  # without any of these, as it came, it holds no address
 _decode_given: Final = msgspec.json.Decoder(_Given).decode
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -124,7 +124,9 @@ def admit(raw: bytes, door: Door, rules: Rules, now_ms: int) -> Record | Refused
     event = _complete(raw, given, door, rules, now_ms)
     if isinstance(event, Rejection):
         return Refused(event_id, event)
-    refusal = door.check(event) or (privacy.find_email(event) if _EMAIL_NEEDS.search(raw) else None)
+    filled = b"".join(door.fills.values())
+    may_hold_email = _EMAIL_NEEDS.search(raw) or (filled and _EMAIL_NEEDS.search(filled))
+    refusal = door.check(event) or (privacy.find_email(event) if may_hold_email else None)
     if refusal is not None:
         return Refused(event_id, refusal)
     judged = judge_fields(event, rules.platforms, now_ms)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.contract.events import Accepted, Event, Rejection, decode_event
+from app.formats.cloudevents import Opened, opened
 from app.gateway import keys, privacy
 from app.gateway.admission import Door, Record, Refused, Rules, admit, only
 from app.gateway.config import parse_config
@@ -124,6 +125,17 @@ def test_a_server_is_refused_just_what_the_contract_refuses(event: dict[str, Any
 def test_what_looks_like_an_email(text: str, is_email: bool) -> None:
     event = Event(event_id="1", event_type="visit", event_time=1, advertiser_id="shop", user_id="u", page=text)
     assert (privacy.find_email(event) is not None) == is_email
+
+
+@pytest.mark.parametrize("event_id", ["ada@example.com", "ada%40example.com"])
+def test_an_email_is_found_in_what_an_envelope_fills_in(event_id: str) -> None:
+    event = {"advertiser_id": "shop", "user_id": "u", "page": "/", "event_time": NOW_MS}
+    envelope = {"specversion": "1.0", "id": event_id, "source": "s", "type": "visit", "data": event}
+    sent = opened(json.dumps(envelope).encode())
+    assert isinstance(sent, Opened)
+    admitted = admit(sent.data, Door(anything, sent.fills), RULES, NOW_MS)
+    assert isinstance(admitted, Refused)
+    assert (admitted.rejection.reason, admitted.rejection.field) == (privacy.PERSONAL_DATA, "event_id")
 
 
 def test_a_key_is_known_by_its_hash_only() -> None:
