@@ -61,7 +61,7 @@ class Door(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An admitted event, as it is produced."""
+    """An admitted event, as it is produced. `event_id`: the sender's own, which the record may not hold."""
 
     key: bytes
     value: bytes
@@ -135,11 +135,11 @@ def admit(raw: bytes, door: Door, rules: Rules, now_ms: int) -> Record | Refused
     refusal = judge_age(judged.time_ms, now_ms, rules.max_event_age_ms, rules.max_clock_skew_ms)
     if refusal is not None:
         return Refused(event_id, refusal)
-    event = _disguised(_reported(event) if door.is_browser else event, given, door, rules)
-    if isinstance(event, Rejection):
-        return Refused(event_id, event)
-    written = _Written if event.user_id is not None else _WrittenUserless
-    return Record(key_of(event), _encode(written(*msgspec.structs.astuple(event))), now_ms, event.event_id)
+    stored = _disguised(_reported(event) if door.is_browser else event, given, door, rules)
+    if isinstance(stored, Rejection):
+        return Refused(event_id, stored)
+    written = _Written if stored.user_id is not None else _WrittenUserless
+    return Record(key_of(stored), _encode(written(*msgspec.structs.astuple(stored))), now_ms, event.event_id)
 
 
 def _complete(raw: bytes, given: _Given, door: Door, rules: Rules, now_ms: int) -> Event | Rejection:

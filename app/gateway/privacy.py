@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from app.contract.events import Event, Rejection
+from app.contract.events import TOUCH_TYPES, Event, Rejection
 from app.gateway import keys
 
 PERSONAL_DATA: Final = "personal_data"
@@ -28,9 +28,13 @@ def without_user(event: Event, secret: str) -> Event:
     """The event as a total only: its user is made from its own id, so it is nobody else's and no state of a user comes of it.
 
     Repeats of one event have the same one, so that they still count once; an adjustment has that of the conversion that it
-    names by `conversion_event_id`.
+    names by `conversion_event_id`. A touch's event id may be its click id (onecount.js makes it so), so that of one with a click
+    id is made anew, from itself.
     """
     kind, event_id = event.event_type, event.event_id
+    if kind in TOUCH_TYPES and event.click_id:
+        event_id = keys.token(secret, "once-id", event.advertiser_id, kind, event_id)
+        event = msgspec.structs.replace(event, event_id=event_id)
     if kind == "adjustment" and event.conversion_event_id is not None:
         kind, event_id = "conversion", event.conversion_event_id
     user = ONE_TIME + keys.token(secret, "once", event.advertiser_id, kind, event_id)

@@ -180,6 +180,45 @@ def test_without_consent_a_click_leads_to_nobody() -> None:
     assert "click_id" not in written
 
 
+CLICK = {
+    "event_id": "Cj0K-the-click-id",
+    "event_type": "click",
+    "event_time": NOW_MS,
+    "advertiser_id": "shop",
+    "user_id": "u",
+    "platform": "google_ads",
+    "campaign_id": "spring",
+    "click_id": "Cj0K-the-click-id",
+    "consent": "denied",
+}
+
+
+@pytest.mark.parametrize("kind", ["click", "view", "engaged_view"])
+def test_without_consent_no_click_id_is_written_as_an_event_id_either(kind: str) -> None:
+    raw = json.dumps(CLICK | {"event_type": kind, "platform": "meta"}).encode()
+    admitted, repeat = (admit(raw, DOORS[0], RULES, NOW_MS + number) for number in range(2))
+    assert isinstance(admitted, Record)
+    assert isinstance(repeat, Record)
+    assert b"Cj0K" not in admitted.value
+    assert (admitted.key, admitted.value) == (repeat.key, repeat.value), "a repeat is found by its id"
+    assert admitted.event_id == CLICK["event_id"], "the sender is told of its own id"
+    other = admit(raw.replace(b"-the-", b"-another-"), DOORS[0], RULES, NOW_MS)
+    assert isinstance(other, Record)
+    assert json.loads(other.value)["event_id"] != json.loads(admitted.value)["event_id"]
+
+
+def test_what_names_no_click_keeps_its_id_and_so_does_a_conversion() -> None:
+    bought = {"event_type": "conversion", "conversion_name": "purchase", "platform": "meta"}
+    for event in (
+        CLICK | bought,
+        CLICK | {"click_id": None, "platform": "meta"},
+        CLICK | {"consent": "granted"} | bought,
+    ):
+        admitted = admit(json.dumps(event).encode(), DOORS[0], RULES, NOW_MS)
+        assert isinstance(admitted, Record)
+        assert json.loads(admitted.value)["event_id"] == CLICK["event_id"]
+
+
 @given(event=sent, door=st.sampled_from(DOORS), without=st.sampled_from([(), ("user_id",)]))
 def test_what_is_admitted_where_clicks_are_matched_is_accepted_there(
     event: dict[str, Any], door: Door, without: tuple[str, ...]
