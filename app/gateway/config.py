@@ -19,6 +19,7 @@ ANY: Final = "*"
 KEY_EVENTS_PER_S: Final = 1_000
 BROWSER_EVENTS_PER_S: Final = 500
 BROWSER_EVENTS: Final = ("view", "click", "engaged_view", "visit", "conversion")
+MAX_ORIGIN_CHARS: Final = 300  # a scheme, a name of at most 253 (RFC 1035), a port; schema.json has the same
 COOKIE_DAYS: Final = 400  # the longest that Chrome keeps one
 
 
@@ -62,7 +63,11 @@ class Site(msgspec.Struct, frozen=True):
     rate: Rate
 
     def allows(self, origin: str) -> bool:
-        """Whether it is an origin of the advertiser's, by name or as a subdomain."""
+        """Whether it is an origin of the advertiser's, by name or as a subdomain. A longer one than any is not looked at: each
+        dot of it costs.
+        """
+        if len(origin) > MAX_ORIGIN_CHARS:
+            return False
         if origin in self.origins:
             return True
         scheme, _, host = origin.partition("://")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.gateway import GatewayError
-from app.gateway.config import Rate, load_config, parse_config
+from app.gateway.config import MAX_ORIGIN_CHARS, Rate, load_config, parse_config
 from app.settings import Settings
 from tests.gateway.harness import CONFIG, SALT, SECRET
 
@@ -71,6 +71,16 @@ def test_origins_are_whole_names() -> None:
     refused = ["", "null", "https://shop.example", "http://www.shop.example", "https://brand.example"]
     refused += ["https://www.shop.example.evil.example", "https://evilbrand.example", "https://www.shop.example:8443"]
     assert [origin for origin in allowed + refused if site.allows(origin)] == allowed
+
+
+def test_an_origin_without_an_end_is_refused_before_it_is_looked_at() -> None:
+    site = parse(CONFIG).sites["shop"]
+    longest = "https://" + "a." * 139 + "brand.example"
+    assert len(longest) < MAX_ORIGIN_CHARS
+    assert site.allows(longest)
+    assert not site.allows("https://" + "a." * 150 + "brand.example")
+    with pytest.raises(GatewayError, match="origins/0"):
+        parse({"advertisers": {"shop": {"origins": ["https://" + "a." * 150 + "brand.example"]}}})
 
 
 def test_the_example_is_sound() -> None:
