@@ -11,7 +11,9 @@ from app.gateway import keys
 PERSONAL_DATA: Final = "personal_data"
 ONE_TIME: Final = "once-"  # begins the user id of an event without consent
 HASHED: Final = "h-"
-_EMAIL: Final = re.compile(r"[A-Za-z0-9._%+-]+(?:@|%40)(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}", re.IGNORECASE)
+# One character before the @ and two of the last label tell as much as all of them, and keep the search linear: a domain holds
+# no other @ or %40, so none of it is looked at twice.
+_EMAIL: Final = re.compile(r"[A-Za-z0-9._%+-](?:@|%40)(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2}", re.IGNORECASE)
 
 
 def find_email(event: Event) -> Rejection | None:
