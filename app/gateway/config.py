@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import jsonschema
@@ -21,6 +21,15 @@ BROWSER_EVENTS_PER_S: Final = 500
 BROWSER_EVENTS: Final = ("view", "click", "engaged_view", "visit", "conversion")
 MAX_ORIGIN_CHARS: Final = 300  # a scheme, a name of at most 253 (RFC 1035), a port; schema.json has the same
 COOKIE_DAYS: Final = 400  # the longest that Chrome keeps one
+
+
+class _Loader(yaml.SafeLoader):
+    """Times stay as they are written, quoted or not."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -86,7 +95,7 @@ def load_config(settings: Settings) -> Config:
     """The file that ONECOUNT_GATEWAY_CONFIG names. Raises `GatewayError`."""
     path = settings.gateway_config
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise GatewayError(f"cannot read {path}: {error.strerror}; set ONECOUNT_GATEWAY_CONFIG to its path") from error
     except yaml.YAMLError as error:

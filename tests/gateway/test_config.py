@@ -85,3 +85,20 @@ def test_an_origin_without_an_end_is_refused_before_it_is_looked_at() -> None:
 
 def test_the_example_is_sound() -> None:
     assert load_config(SETTINGS.model_copy(update={"gateway_config": EXAMPLE})).keys
+
+
+@pytest.mark.parametrize("written", ['"2027-01-01T00:00:00Z"', "2027-01-01T00:00:00Z", "2027-01-01 01:00:00+01:00"])
+def test_a_key_may_expire_quoted_or_not(written: str, tmp_path: Path) -> None:
+    text = EXAMPLE.read_text()
+    assert '# expires: "2027-01-01T00:00:00Z"' in text
+    file = tmp_path / "gateway.yaml"
+    file.write_text(text.replace('# expires: "2027-01-01T00:00:00Z"', f"expires: {written}"))
+    (key,) = load_config(SETTINGS.model_copy(update={"gateway_config": file})).keys.values()
+    assert key.expires_ms == 1_798_761_600_000
+
+
+def test_a_day_is_no_time_to_expire_at(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(f"keys: {{a: {{sha256: '{'0' * 64}', advertisers: [shop], expires: 2027-01-01}}}}")
+    with pytest.raises(GatewayError, match="RFC 3339"):
+        load_config(SETTINGS.model_copy(update={"gateway_config": file}))
