@@ -6,12 +6,12 @@ specification, its JSON format and its HTTP and Kafka protocol bindings, version
 
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from app.contract import reasons
-from app.contract.events import Rejection
+from app.contract.events import Rejection, judge_bytes
 
 # A record's headers as Kafka's client gives them: a name may stand twice.
 Headers: TypeAlias = Iterable[tuple[str, bytes | None]] | None
@@ -19,7 +19,8 @@ Headers: TypeAlias = Iterable[tuple[str, bytes | None]] | None
 ONE: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"
 CONTENT_TYPE: Final = "content-type"
-PREFIX: Final = "ce_"  # of Kafka's headers; HTTP's begin with ce-
+PREFIX: Final = "ce_"  # of Kafka's headers
+HTTP_PREFIX: Final = "ce-"
 _ENVELOPED: Final = b"application/cloudevents"
 _VERSION: Final = "1.0"
 
@@ -57,11 +58,10 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def opened(raw: bytes) -> Opened | Rejection:
-    """The event in a structured envelope."""
-    try:
-        envelope = _decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Rejection(reasons.INVALID_JSON, "", f"no CloudEvent: {str(error)[:200]}")
+    """The event in a structured envelope, which is judged as strictly as the event."""
+    envelope = judge_bytes(raw, _decode)
+    if isinstance(envelope, Rejection):
+        return envelope
     if not isinstance(envelope.data, msgspec.Raw):
         return Rejection(reasons.MISSING_FIELD, "data", "a CloudEvent's data is the event, as a JSON object")
     if not _is_json(envelope.datacontenttype):
@@ -69,10 +69,10 @@ def opened(raw: bytes) -> Opened | Rejection:
     return _with_fills(bytes(envelope.data), envelope)
 
 
-def opened_by(headers: Mapping[str, str], body: bytes) -> Opened | Rejection:
+def opened_by(headers: Iterable[tuple[str, str]], body: bytes) -> Opened | Rejection:
     """The event of a binary CloudEvent over HTTP: the body, with the envelope in headers that begin with `ce-`."""
-    names = CloudEvent.__struct_fields__
-    return _opened_by({name: unquote(headers[f"ce-{name}"]) for name in names if f"ce-{name}" in headers}, body)
+    said = _said((name, unquote_to_bytes(text)) for name, text in headers if name.startswith(HTTP_PREFIX))
+    return said if isinstance(said, Rejection) else _opened_by(said, HTTP_PREFIX, body)
 
 
 def is_of_event(header: str) -> bool:
@@ -92,16 +92,9 @@ def opened_record(headers: Headers, value: bytes, is_framed: bool) -> Opened | R
     """The event of a Kafka record that is a CloudEvent. `is_framed`: the value names a schema of a registry, which tells what
     it is whatever the content type says.
     """
-    said: dict[str, str] = {}
-    for name, text in headers or ():
-        if not is_of_event(name):
-            continue
-        if name in said:
-            return Rejection(reasons.DUPLICATE_KEY, name, "the header stands twice, so which one is meant is unknown")
-        try:
-            said[name] = (text or b"").decode()
-        except UnicodeDecodeError as error:
-            return Rejection(reasons.INVALID_UTF8, name, f"byte {error.start}: {error.reason}")
+    said = _said((name, text or b"") for name, text in headers or () if is_of_event(name))
+    if isinstance(said, Rejection):
+        return said
     kind = said.pop(CONTENT_TYPE, "").partition(";")[0].strip().lower()
     if kind == ONE:
         return opened(value)
@@ -111,7 +104,7 @@ def opened_record(headers: Headers, value: bytes, is_framed: bool) -> Opened | R
         )
     if not is_framed and not _is_json(kind):
         return Rejection(reasons.INVALID_FIELD, CONTENT_TYPE, f"{kind[:64]!r}: the data is JSON, application/json")
-    return _opened_by({name.removeprefix(PREFIX): text for name, text in said.items()}, value)
+    return _opened_by(said, PREFIX, value)
 
 
 def _is_json(kind: str | None) -> bool:
@@ -119,9 +112,23 @@ def _is_json(kind: str | None) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-def _opened_by(said: Mapping[str, str], data: bytes) -> Opened | Rejection:
+def _said(headers: Iterable[tuple[str, bytes]]) -> dict[str, str] | Rejection:
+    """An envelope's headers, each of which stands once."""
+    said: dict[str, str] = {}
+    for name, text in headers:
+        if name in said:
+            return Rejection(reasons.DUPLICATE_KEY, name, "the header stands twice, so which one is meant is unknown")
+        try:
+            said[name] = text.decode()
+        except UnicodeDecodeError as error:
+            return Rejection(reasons.INVALID_UTF8, name, f"byte {error.start}: {error.reason}")
+    return said
+
+
+def _opened_by(said: Mapping[str, str], prefix: str, data: bytes) -> Opened | Rejection:
     """`data` is no attribute of an envelope in headers, whatever a header of that name says."""
-    attributes = {name: text for name, text in said.items() if name in CloudEvent.__struct_fields__ and name != "data"}
+    names = [name for name in CloudEvent.__struct_fields__ if name != "data" and prefix + name in said]
+    attributes = {name: said[prefix + name] for name in names}
     try:
         return _with_fills(data, msgspec.convert(attributes, CloudEvent))
     except msgspec.ValidationError as error:

@@ -50,7 +50,7 @@ async def read_events(
     if len(parts) > max_events:
         raise Problem(413, f"{len(parts)} events, the limit is {max_events} a request: send several requests")
     if is_binary:
-        return [cloudevents.opened_by(request.headers, body)]
+        return [cloudevents.opened_by(request.headers.items(), body)]
     if kind in (cloudevents.ONE, cloudevents.BATCH):
         return [cloudevents.opened(part) for part in parts]
     return [Opened(part, {}) for part in parts]

@@ -6,7 +6,7 @@ import pytest
 
 from app.contract import reasons
 from app.contract.events import Accepted, Rejection
-from app.formats.cloudevents import Headers
+from app.formats.cloudevents import Headers, Opened, opened_by
 from app.formats.opening import Formats
 from tests.formats.test_formats import judge
 from tests.formats.written import binary, structured
@@ -53,6 +53,13 @@ ENVELOPE = json.loads(STRUCTURED)
         (None, HEADERS, reasons.NULL_RECORD, ""),
         (BINARY, [*HEADERS, ("ce_data", b"no attribute")], None, ""),
         (STRUCTURED[:-1], KIND, reasons.INVALID_JSON, ""),
+        (STRUCTURED.replace(b"{", b'{"id":"again",', 1), KIND, reasons.DUPLICATE_KEY, "id"),
+        (STRUCTURED.replace(b"{", b'{"subject":1,"subject":2,', 1), KIND, reasons.DUPLICATE_KEY, "subject"),
+        (STRUCTURED.replace(b"{", b'{"subject":"\xff",', 1), KIND, reasons.INVALID_UTF8, ""),
+        (STRUCTURED.replace(b"{", b'{"subject":%s,' % (b"[" * 65 + b"]" * 65), 1), KIND, reasons.TOO_DEEP, ""),
+        (b"[1]", KIND, reasons.NOT_AN_OBJECT, ""),
+        (encoded(without(ENVELOPE, "source")), KIND, reasons.MISSING_FIELD, "source"),
+        (encoded({**ENVELOPE, "id": 1}), KIND, reasons.INVALID_FIELD, "id"),
         (encoded({**ENVELOPE, "specversion": "2.0"}), KIND, reasons.INVALID_FIELD, "specversion"),
         (encoded(without(ENVELOPE, "data")), KIND, reasons.MISSING_FIELD, "data"),
         (encoded({**ENVELOPE, "datacontenttype": "text/plain"}), KIND, reasons.INVALID_FIELD, "datacontenttype"),
@@ -78,3 +85,24 @@ def test_an_envelope_is_refused_by_what_is_wrong_with_it(
 def test_a_field_that_stands_twice_stays_so_though_the_envelope_fills_in_others() -> None:
     raw = BINARY.replace(b"{", b'{"user_id":"u1",', 1)
     assert judge(ENVELOPES, raw, HEADERS).reason == reasons.DUPLICATE_KEY  # type: ignore[union-attr]
+
+
+HTTP = [(name.replace("ce_", "ce-"), (value or b"").decode()) for name, value in HEADERS or ()]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason", "field"),
+    [
+        ([("ce-id", "again")], reasons.DUPLICATE_KEY, "ce-id"),
+        ([("ce-subject", "a"), ("ce-subject", "a")], reasons.DUPLICATE_KEY, "ce-subject"),
+        ([("ce-subject", "%ff")], reasons.INVALID_UTF8, "ce-subject"),
+        ([("ce-subject", "%C3%A9"), ("x-ce-id", "1"), ("accept", "*/*"), ("accept", "a/b")], None, ""),
+    ],
+)
+def test_over_http_each_attribute_stands_once_too(more: list[tuple[str, str]], reason: str | None, field: str) -> None:
+    found = opened_by([*HTTP, *more], BINARY)
+    if reason is None:
+        assert isinstance(found, Opened)
+    else:
+        assert isinstance(found, Rejection)
+        assert found[:2] == (reason, field)
