@@ -71,6 +71,7 @@ def test_a_head_or_body_without_an_end_is_refused(gateway: Gateway) -> None:
         (b"GET /p.gif?" + b"x" * 40_000, b"x" * 65_536, b"HTTP/1.1 431 "),
         (b"GET /healthz HTTP/1.1\r\n", b"a: " + b"b" * 1_000 + b"\r\n", b"HTTP/1.1 431 "),
         (HEAD + b"transfer-encoding: chunked\r\n\r\n", b"10000\r\n" + b" " * 65_536 + b"\r\n", b"HTTP/1.1 413 "),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\n", b"a: " + b"b" * 1_000 + b"\r\n", b"HTTP/1.1 431 "),
         (HEAD + b"content-length: 999999999\r\n\r\n", b" " * 65_536, b"HTTP/1.1 413 "),
     ]
     for begin, more, status in endless:
