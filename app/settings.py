@@ -142,7 +142,8 @@ class Settings(BaseSettings):
     gateway_max_body_bytes: int = Field(2**20, ge=2**12, le=2**26, description="a request's body, also once unpacked")
     gateway_max_events: int = Field(1_000, ge=1, le=10_000, description="events of one request")
     gateway_max_waiting: int = Field(20_000, ge=100, le=1_000_000, description="events that wait for Kafka; more: 503")
-    gateway_max_connections: int = Field(2_000, ge=1, le=100_000, description="open connections; more: 503")
+    gateway_max_requests: int = Field(2_000, ge=1, le=100_000, description="requests answered at once; more: 503")
+    gateway_max_held_bytes: int = Field(2**26, ge=2**12, description="bytes of all their bodies; more: 503")
     gateway_ack_timeout_ms: int = Field(5_000, ge=500, le=60_000, description="longest wait for Kafka; then 503")
     gateway_read_timeout_ms: int = Field(10_000, ge=500, le=60_000, description="a request must be here within it")
     gateway_limiter_fails: str = Field(
@@ -213,6 +214,8 @@ class Settings(BaseSettings):
         ]
         if len({*own, *self.events_topics}) != len(own) + len(self.events_topics):
             raise ValueError("every topic needs a name of its own")
+        if self.gateway_max_held_bytes < self.gateway_max_body_bytes:
+            raise ValueError("gateway_max_held_bytes must be at least gateway_max_body_bytes, or none is ever read")
         if self.gateway_topic and self.gateway_topic not in self.events_topics:
             raise ValueError("gateway_topic must be one of events_topics, or nobody counts what the gateway takes")
         if len({self.counter_group, self.aggregator_group, self.matcher_group, self.desk_group}) < 4:

@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -31,18 +31,21 @@ class Problem(Exception):
 
 
 async def read_events(
-    request: Request, max_bytes: int, max_events: int, timeout_s: float
+    request: Request, max_bytes: int, max_events: int, timeout_s: float, hold: Callable[[int], None]
 ) -> Sequence[Opened | Rejection]:
-    """The events' own bytes, unjudged, in order; a `Rejection` for an envelope that holds none. Raises `Problem`."""
+    """The events' own bytes, unjudged, in order; a `Rejection` for an envelope that holds none. `hold` is told how many bytes of
+    the body are here now. Raises `Problem`.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in KINDS:
         raise Problem(415, f"content-type {kind[:64]!r}: one of {', '.join(KINDS)}")
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", "gzip"):
         raise Problem(415, f"content-encoding {coding[:64]!r}: send it as it is, or gzip")
-    body = await _read(request, max_bytes, timeout_s)
+    body = await _read(request, max_bytes, timeout_s, hold)
     if coding == "gzip":
         body = _unzip(body, max_bytes)
+        hold(len(body))
     is_binary = "ce-specversion" in request.headers
     parts = [body] if is_binary or kind == cloudevents.ONE else split(body, kind in NDJSON)
     if not parts or not body:
@@ -56,7 +59,7 @@ async def read_events(
     return [Opened(part, {}) for part in parts]
 
 
-async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+async def _read(request: Request, max_bytes: int, timeout_s: float, hold: Callable[[int], None]) -> bytes:
     declared = request.headers.get("content-length", "")
     too_large = f"the body is larger than {max_bytes} bytes: send several requests"
     if declared.isdecimal() and int(declared) > max_bytes:
@@ -68,6 +71,7 @@ async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
                 size += len(part)
                 if size > max_bytes:
                     raise Problem(413, too_large)
+                hold(len(part))
                 parts.append(part)
     except TimeoutError:
         raise Problem(408, f"the body was not here within {timeout_s:g} s") from None

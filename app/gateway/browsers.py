@@ -24,6 +24,7 @@ from app.gateway.answers import GIF, problem
 from app.gateway.body import Problem, read_events
 from app.gateway.config import Cookie, Site
 from app.gateway.gateway import Gateway
+from app.gateway.load import Share
 from app.gateway.metrics import PIXEL_OUTCOMES
 from app.gateway.servers import deliver, within_rate
 
@@ -54,7 +55,8 @@ def pixel(gateway: Gateway) -> Any:
             return _image({})
         cookie: dict[str, str] = {}
         try:
-            outcome, reason = await _take_pixel(gateway, request, cookie)
+            with Share(gateway.load):
+                outcome, reason = await _take_pixel(gateway, request, cookie)
         except Problem as refused:
             outcome, reason = "limited" if refused.status == 429 else "lost", None
         gateway.metrics.pixel(outcome, reason.reason if reason else None)
@@ -171,7 +173,8 @@ def beacon(gateway: Gateway) -> Any:
             allowed = {"access-control-allow-methods": "POST", "access-control-allow-headers": "content-type"}
             return Response(status_code=204, headers=headers | allowed | {"access-control-max-age": "7200"})
         try:
-            return await _take_beacon(gateway, request, site, headers)
+            with Share(gateway.load) as share:
+                return await _take_beacon(gateway, request, site, headers, share)
         except Problem as refused:
             gateway.metrics.refused(refused.status)
             return problem(refused, headers)
@@ -179,10 +182,13 @@ def beacon(gateway: Gateway) -> Any:
     return endpoint
 
 
-async def _take_beacon(gateway: Gateway, request: Request, site: Site, headers: dict[str, str]) -> Response:
+async def _take_beacon(
+    gateway: Gateway, request: Request, site: Site, headers: dict[str, str], share: Share
+) -> Response:
     settings = gateway.settings
     most = min(MAX_BROWSER_EVENTS, settings.gateway_max_events)
-    sent = await read_events(request, settings.gateway_max_body_bytes, most, settings.gateway_read_timeout_ms / 1000)
+    timeout_s = settings.gateway_read_timeout_ms / 1000
+    sent = await read_events(request, settings.gateway_max_body_bytes, most, timeout_s, share.hold)
     visitor = _visitor(site, request)
     way = Door(
         partial(_may, site),

@@ -15,6 +15,7 @@ from app.gateway.admission import Record, Refused, Rules, rules_of
 from app.gateway.broker import Broker
 from app.gateway.config import Config
 from app.gateway.limiter import Limiter
+from app.gateway.load import Load
 from app.gateway.metrics import Metrics
 from app.observe.logs import KafkaLog
 from app.policy.load import PolicyError
@@ -35,6 +36,7 @@ class Gateway:
     def __init__(self, settings: Settings, config: Config, metrics: Metrics, give_up: Callable[[], None]) -> None:
         self.settings, self.config, self.metrics = settings, config, metrics
         self.limiter = Limiter(settings)
+        self.load = Load(settings.gateway_max_requests, settings.gateway_max_held_bytes)
         self._give_up = give_up
         self.broker: Broker
         self.pixels: Broker

@@ -177,7 +177,9 @@ def _healthz() -> dict[str, Any]:
 
 
 def _responses() -> dict[str, Any]:
-    unavailable = _answer("Kafka did not take all of it: send it again, as it is.", "Answer", JSON)
+    unavailable = _answer(
+        "Kafka did not take all of it, or too much comes at once: send it again, as it is.", "Answer", JSON
+    )
     unavailable["content"][PROBLEM] = {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}
     unavailable["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
     return {

@@ -63,7 +63,6 @@ def serve(settings: Settings) -> int:
             access_log=False,  # it would tell addresses
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=settings.gateway_max_connections,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=STOP_S,
         )

@@ -19,6 +19,7 @@ from app.gateway.body import Problem, read_events
 from app.gateway.config import Key, Rate
 from app.gateway.gateway import Gateway
 from app.gateway.limiter import LimiterUnavailable
+from app.gateway.load import Share
 
 # By its address, the only type of event that comes in there, which need not be named.
 DOORS: Final = {
@@ -37,7 +38,8 @@ def door(gateway: Gateway, path: str) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         try:
             key = authenticate(gateway, request.headers.get("authorization", ""))
-            return await _take(gateway, request, key, path)
+            with Share(gateway.load) as share:
+                return await _take(gateway, request, key, path, share)
         except Problem as refused:
             gateway.metrics.refused(refused.status)
             return problem(refused)
@@ -57,13 +59,14 @@ def authenticate(gateway: Gateway, header: str) -> Key:
     return key
 
 
-async def _take(gateway: Gateway, request: Request, key: Key, path: str) -> Response:
+async def _take(gateway: Gateway, request: Request, key: Key, path: str, share: Share) -> Response:
     settings = gateway.settings
     sent = await read_events(
         request,
         settings.gateway_max_body_bytes,
         settings.gateway_max_events,
         settings.gateway_read_timeout_ms / 1000,
+        share.hold,
     )
     return await deliver(gateway, sent, server_door(key, DOORS[path]), f"key.{key.name}", key.rate, path)
 

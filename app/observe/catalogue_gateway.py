@@ -28,7 +28,7 @@ GATEWAY: Final = (
         "counter",
         ("outcome",),
         "Pixels by outcome.",
-        "`taken`, `rejected`, `limited` (beyond the advertiser's rate), `lost` (no room to wait for Kafka, or no policy yet)",
+        "`taken`, `rejected`, `limited` (beyond the advertiser's rate), `lost` (no room to wait for Kafka, too many requests at once, or no policy yet)",
         "`limited`: a higher `events_per_s` in the gateway's file, or somebody floods it; `lost`: as for lost pixels",
         GATEWAYS,
     ),
