@@ -4,7 +4,7 @@ Everything happens on the event loop: the producer is polled from it, so its cal
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -132,12 +132,16 @@ class Broker:
         elif not self.is_down:
             self.is_down = True
             self._probing = self._loop.create_task(self._probe())
-            _log.warning("Kafka does not acknowledge: events are refused until it does", why=error.str())
+            self._tell(_log.warning, "Kafka does not acknowledge: events are refused until it does", why=error.str())
 
     def _is_back(self) -> None:
         if self.is_down:
             self.is_down = False
-            _log.info("Kafka takes events again")
+            self._tell(_log.info, "Kafka takes events again")
+
+    def _tell(self, log: Callable[..., None], line: str, **values: str) -> None:
+        """Logs in a turn of its own: a line that can't be written must not end the callback that has it to tell."""
+        self._loop.call_soon(partial(log, line, **values))
 
     async def _probe(self) -> None:
         """A gateway that a load balancer has taken out sends nothing, so no acknowledgement would tell that Kafka is back."""
@@ -155,22 +159,26 @@ class Broker:
         return found is not None and not found.error and all(each.leader >= 0 for each in found.partitions.values())
 
     def _poll(self) -> None:
-        self._producer.poll(0)
-        if self._is_broken:
-            self._renew()
-        self._is_busy = self._awaited > 0
-        self._timer = self._loop.call_later(BUSY_S if self._is_busy else IDLE_S, self._poll)
+        try:
+            self._producer.poll(0)
+            if self._is_broken:
+                self._renew()
+        finally:  # nothing that a callback raises may end the polling
+            self._is_busy = self._awaited > 0
+            self._timer = self._loop.call_later(BUSY_S if self._is_busy else IDLE_S, self._poll)
 
     def _complain(self, error: KafkaError) -> None:
         self._is_broken = self._is_broken or error.fatal()
 
     def _renew(self) -> None:
         """A fatal error ends an idempotent producer: what waits in it is told as not taken, and a new one goes on."""
-        _log.error("the producer ended, and begins anew")
         self._is_broken = False
+        self._tell(_log.error, "the producer ended, and begins anew")
         self._producer.purge()
-        self._producer.flush(1)
-        self._producer = self._open()
+        try:
+            self._producer.flush(1)
+        finally:
+            self._producer = self._open()
 
     async def close(self, timeout_s: float) -> int:
         """Waits until all that was sent is acknowledged; how many records are not after `timeout_s`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +119,29 @@ def test_that_kafka_is_back_is_found_out_while_nobody_sends() -> None:
             while broker.is_down:  # a load balancer has taken the gateway out, so no request comes
                 await asyncio.sleep(0.05)
         assert broker.has_room(1_000)
+
+    run(case, patience_ms=200, settings=SLOW)
+
+
+@pytest.mark.timeout(30)
+def test_a_log_line_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BrokenPipeError("standard output is gone")
+
+    monkeypatch.setattr("app.gateway.broker._log", SimpleNamespace(info=fail, warning=fail, error=fail))
+
+    async def case(broker: Broker) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        async with asyncio.timeout(10):
+            assert await broker.send([record(0), record(1)]) == [False, False], "they are answered"
+            assert broker.is_down
+            while broker.is_down:
+                await asyncio.sleep(0.05)
+            broker._complain(Fatal())  # type: ignore[arg-type]
+            await asyncio.sleep(0.2)
+            assert not broker._is_broken, "the producer is a new one"
+            assert await broker.send([record(2)]) == [False], "it is polled as before"
+        assert broker.waiting == 0
 
     run(case, patience_ms=200, settings=SLOW)
 
