@@ -131,7 +131,8 @@ class Broker:
             self._is_back()
         elif not self.is_down:
             self.is_down = True
-            self._probing = self._loop.create_task(self._probe())
+            if self._probing is None or self._probing.done():
+                self._probing = self._loop.create_task(self._probe())
             self._tell(_log.warning, "Kafka does not acknowledge: events are refused until it does", why=error.str())
 
     def _is_back(self) -> None:

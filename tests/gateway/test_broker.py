@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 
 from app.gateway.admission import Record
 from app.gateway.broker import PROBE_S, PROBE_TIMEOUT_S, Broker
@@ -121,6 +122,20 @@ def test_that_kafka_is_back_is_found_out_while_nobody_sends() -> None:
         assert broker.has_room(1_000)
 
     run(case, patience_ms=200, settings=SLOW)
+
+
+def test_one_look_at_a_time_finds_out_whether_kafka_is_back() -> None:
+    async def case(broker: Broker) -> None:
+        for _ in range(5):  # acknowledgements and failures in turn, within a second
+            broker.waiting += 2
+            broker._report(KafkaError(KafkaError._MSG_TIMED_OUT))
+            assert broker.is_down
+            broker._report(None)
+            assert not broker.is_down
+        names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
+        assert names.count("Broker._probe") == 1
+
+    run(case)
 
 
 @pytest.mark.timeout(30)
