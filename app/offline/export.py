@@ -24,7 +24,11 @@ from app.offline.refusal import OfflineError
 from app.policy.model import Policy
 from app.settings import Settings
 
-_COLUMNS: Final = "key, user, name, event_id, order_id, time_ms, value_micros, currency, is_counted, touch_type, touch_id, touch_ms, written_ms"
+_COLUMNS: Final = (
+    "key, user, name, event_id, order_id, time_ms, value_micros, currency, is_counted, duplicate_of, in_range, "
+    "touch_type, touch_id, touch_ms, written_ms"
+)
+_NEW: Final = "is_counted AND in_range AND key NOT IN (SELECT key FROM exported)"
 
 
 class Wish(NamedTuple):
@@ -67,9 +71,10 @@ def export(settings: Settings, policy: Policy, wish: Wish, now_ms: int) -> Expor
     done = Exported()
     db = open_exported(wish.state, about)
     try:
-        read_conversions(settings, wish, db)
+        read_conversions(settings, policy, wish, db)
         find_click_ids(settings, policy, wish, db)
         db.execute("BEGIN IMMEDIATE")  # another run waits, or is refused
+        follow_orders(db)
         name = f"{wish.platform}-{quote(wish.advertiser, safe='')}-{{}}-{_stamp(now_ms)}.csv"
         sales = _sales(db, feed, wish, now_ms, done.skipped)
         done.conversions = _write(wish.folder / name.format("conversions"), feed, feed.conversions, sales, wish, done)
@@ -89,11 +94,12 @@ def export(settings: Settings, policy: Policy, wish: Wish, now_ms: int) -> Expor
     return done
 
 
-def read_conversions(settings: Settings, wish: Wish, db: sqlite3.Connection) -> None:
-    """Takes the latest row of each conversion that the platform judged. A row that was deleted is a forgotten person's: what
-    was counted of it stays counted, here as there.
+def read_conversions(settings: Settings, policy: Policy, wish: Wish, db: sqlite3.Connection) -> None:
+    """Takes the latest row of each conversion that the platform judged, and of the orders that those may be further reports
+    of. A row that was deleted is a forgotten person's: what was counted of it stays counted, here as there.
     """
     topic = settings.attributed_topic
+    earliest_ms = wish.from_ms - policy.bounds.order_window_ms
     db.execute("BEGIN")
     for message in read_committed(KafkaClients(settings), topic, committed_spans(settings, topic)):
         advertiser, user, platform, name, event_id = orjson.loads(message.key())
@@ -104,14 +110,14 @@ def read_conversions(settings: Settings, wish: Wish, db: sqlite3.Connection) -> 
             db.execute("DELETE FROM seen WHERE key = ?", (key,))
             continue
         row = rows.decode_attributed(value)
-        if not wish.from_ms <= row.event_time < wish.to_ms:
+        if not earliest_ms <= row.event_time < wish.to_ms:
             continue
         worth = to_micros(row.value)
         order_id = order_id_of(row.order_id, event_id)
         touch = row.touch_type, row.touch_event_id, row.touch_time
         is_counted = row.status == rows.COUNTED
         db.execute(
-            f"INSERT OR REPLACE INTO seen ({_COLUMNS}) VALUES ({', '.join('?' * 13)})",
+            f"INSERT OR REPLACE INTO seen ({_COLUMNS}) VALUES ({', '.join('?' * 15)})",
             (
                 key,
                 user,
@@ -122,6 +128,8 @@ def read_conversions(settings: Settings, wish: Wish, db: sqlite3.Connection) -> 
                 worth,
                 row.currency,
                 is_counted,
+                row.duplicate_of,
+                row.event_time >= wish.from_ms,
                 *touch,
                 message.timestamp()[1],
             ),
@@ -133,13 +141,12 @@ def find_click_ids(settings: Settings, policy: Policy, wish: Wish, db: sqlite3.C
     """Looks up the credited touches of the conversions that are new, since only the raw event holds the click id."""
     db.execute("BEGIN")
     db.execute("CREATE INDEX temp.touches ON seen (touch_id)")
-    new = "is_counted AND key NOT IN (SELECT key FROM exported)"
-    missing, since_ms = db.execute(f"SELECT count(*), min(touch_ms) FROM seen WHERE {new}").fetchone()
+    missing, since_ms = db.execute(f"SELECT count(*), min(touch_ms) FROM seen WHERE {_NEW}").fetchone()
     if not missing:
         db.execute("COMMIT")
         return
     wanted = f"""SELECT key FROM seen WHERE touch_id = ? AND user = ? AND touch_type = ? AND touch_ms = ? AND NOT has_touch
-                 AND {new}"""
+                 AND {_NEW}"""
     for touch in raw_touches(settings, since_ms - policy.bounds.max_clock_skew_ms):
         if (touch.platform, touch.advertiser_id) != (wish.platform, wish.advertiser):
             continue
@@ -152,13 +159,26 @@ def find_click_ids(settings: Settings, policy: Policy, wish: Wish, db: sqlite3.C
     db.execute("COMMIT")
 
 
+def follow_orders(db: sqlite3.Connection) -> None:
+    """What was exported as a report that turned out not to be its order's first is from now on that first one, if it counts:
+    the platform has the order once, whichever report told of it. Where the first one was exported too, the platform has it
+    twice, and the report is retracted like all that no longer counts.
+    """
+    moves = db.execute(
+        """SELECT first.key, exported.key FROM exported JOIN seen AS report ON report.key = exported.key
+           JOIN seen AS first ON first.event_id = report.duplicate_of AND first.user = report.user AND first.name = report.name
+           WHERE NOT retracted AND first.is_counted ORDER BY report.time_ms, exported.key"""
+    ).fetchall()
+    db.executemany("UPDATE OR IGNORE exported SET key = ? WHERE key = ?", moves)
+
+
 def _sales(
     db: sqlite3.Connection, feed: Feed, wish: Wish, now_ms: int, skipped: Counter[str]
 ) -> Iterator[tuple[str, ...]]:
     """The lines of the conversions that are new, in order of time; what is written counts as exported."""
     new = db.execute(  # sorted before the first one comes, so that it does not matter what is added meanwhile
-        """SELECT key, name, order_id, time_ms, value_micros, currency, touch_ms, click_id, user, has_touch FROM seen
-           WHERE is_counted AND key NOT IN (SELECT key FROM exported) ORDER BY time_ms, order_id, key"""
+        f"""SELECT key, name, order_id, time_ms, value_micros, currency, touch_ms, click_id, user, has_touch FROM seen
+            WHERE {_NEW} ORDER BY time_ms, order_id, key"""
     )
     for key, name, *said, has_touch in new:
         sale = Sale(wish.actions.get(name, name), *said)
@@ -181,7 +201,7 @@ def _why_not(sale: Sale, feed: Feed, now_ms: int, has_touch: bool) -> str:
 _CHANGED: Final = """
 SELECT seen.key, name, order_id, written_ms, CASE WHEN is_counted THEN seen.value_micros END, currency, user, seen.time_ms
 FROM seen JOIN exported ON exported.key = seen.key
-WHERE NOT retracted AND (NOT is_counted OR seen.value_micros != exported.value_micros) ORDER BY seen.time_ms, order_id, seen.key
+WHERE NOT retracted AND in_range AND (NOT is_counted OR seen.value_micros != exported.value_micros) ORDER BY seen.time_ms, order_id, seen.key
 """
 
 
@@ -189,7 +209,7 @@ def _changes(
     db: sqlite3.Connection, feed: Feed, wish: Wish, now_ms: int, skipped: Counter[str]
 ) -> Iterator[tuple[str, ...]]:
     """The lines of what has changed since it was exported: no longer counted, or another value."""
-    again = "SELECT count(*) FROM seen JOIN exported USING (key) WHERE retracted AND is_counted"
+    again = "SELECT count(*) FROM seen JOIN exported USING (key) WHERE retracted AND is_counted AND in_range"
     skipped["counted_again"] += db.execute(again).fetchone()[0]
     for key, name, order_id, written_ms, value_micros, currency, user, time_ms in db.execute(_CHANGED):
         if now_ms - time_ms < feed.adjustment_hold_ms:

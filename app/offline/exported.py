@@ -19,8 +19,8 @@ CREATE TABLE IF NOT EXISTS exported (key BLOB PRIMARY KEY, time_ms INTEGER, valu
 _SEEN: Final = """
 CREATE TEMP TABLE seen (
   key BLOB PRIMARY KEY, user TEXT, name TEXT, event_id TEXT, order_id TEXT, time_ms INTEGER, value_micros INTEGER,
-  currency TEXT, is_counted INTEGER, touch_type TEXT, touch_id TEXT, touch_ms INTEGER, written_ms INTEGER,
-  click_id TEXT, has_touch INTEGER DEFAULT 0
+  currency TEXT, is_counted INTEGER, duplicate_of TEXT, in_range INTEGER, touch_type TEXT, touch_id TEXT,
+  touch_ms INTEGER, written_ms INTEGER, click_id TEXT, has_touch INTEGER DEFAULT 0
 );
 """
 

@@ -134,6 +134,45 @@ def test_whatever_takes_a_count_away_is_a_retraction(topics: Topics, run: Run, s
     assert [line[3] for line in lines(run(), "adjustments")] == ["RETRACT"]
 
 
+def crm_first(topics: Topics, **fields: Any) -> rows.AttributedRow:
+    """An earlier report of ann's exported order comes: it is the order now, and what was exported a duplicate of it."""
+    first = row("ann", event_id="c-crm", event_time=row("ann").event_time - 5_000, **fields)  # type: ignore[operator]
+    topics.write(first, NOW_MS + 5_000)
+    topics.write(row("ann", "duplicate", value=0.0, duplicate_of="c-crm"), NOW_MS + 5_000)
+    return first
+
+
+@pytest.mark.parametrize("from_ms", [NOW_MS - 90 * DAY_MS, row("ann").event_time - 1_000])
+def test_an_order_that_an_earlier_report_takes_over_is_the_same_order_there(
+    topics: Topics, run: Run, from_ms: int
+) -> None:
+    topics.write(row("ann"))
+    run()
+    first = crm_first(topics)
+    assert run(NOW_MS + HOUR_MS, from_ms=from_ms).files == []
+    topics.write(
+        rows.AttributedRow(**{name: getattr(first, name) for name in first.__struct_fields__} | {"value": 4.0})
+    )
+    assert [line[0] + line[3] for line in lines(run(NOW_MS + 2 * HOUR_MS), "adjustments")] == ["o-annRESTATE"]
+    topics.write(row("ann", "retracted", event_id="c-crm", value=0.0))
+    assert [line[0] + line[3] for line in lines(run(NOW_MS + 3 * HOUR_MS), "adjustments")] == ["o-annRETRACT"]
+
+
+def test_an_order_that_is_taken_over_with_another_value_is_restated(topics: Topics, run: Run) -> None:
+    topics.write(row("ann"))
+    run()
+    crm_first(topics, value=12.0)
+    done = run(NOW_MS + HOUR_MS)
+    assert ([line[3:] for line in lines(done, "adjustments")], done.conversions) == ([["RESTATE", "12", "EUR"]], 0)
+
+
+def test_an_order_that_is_taken_over_by_a_report_that_does_not_count_is_retracted(topics: Topics, run: Run) -> None:
+    topics.write(row("ann"))
+    run()
+    crm_first(topics, status="unattributed")
+    assert [line[3] for line in lines(run(NOW_MS + HOUR_MS), "adjustments")] == ["RETRACT"]
+
+
 def test_only_what_the_platform_counts_for_this_advertiser_is_written(topics: Topics, run: Run) -> None:
     topics.write(row("ann"))
     topics.write(row("bob", "unattributed", touch_event_id=None))
