@@ -186,7 +186,7 @@ def _sales(
         if why:
             skipped[why] += 1
             continue
-        db.execute("INSERT INTO exported VALUES (?, ?, ?, 0)", (key, sale.time_ms, sale.value_micros))
+        db.execute("INSERT INTO exported VALUES (?, ?, ?, 0, ?)", (key, sale.time_ms, sale.value_micros, sale.order_id))
         yield *feed.write(sale, wish.data_set_id), *((sale.user_id,) if wish.with_user else ())
 
 
@@ -199,9 +199,9 @@ def _why_not(sale: Sale, feed: Feed, now_ms: int, has_touch: bool) -> str:
 
 
 _CHANGED: Final = """
-SELECT seen.key, name, order_id, written_ms, CASE WHEN is_counted THEN seen.value_micros END, currency, user, seen.time_ms
+SELECT seen.key, name, coalesce(exported.order_id, seen.order_id), written_ms, CASE WHEN is_counted THEN seen.value_micros END, currency, user, seen.time_ms
 FROM seen JOIN exported ON exported.key = seen.key
-WHERE NOT retracted AND in_range AND (NOT is_counted OR seen.value_micros != exported.value_micros) ORDER BY seen.time_ms, order_id, seen.key
+WHERE NOT retracted AND in_range AND (NOT is_counted OR seen.value_micros != exported.value_micros) ORDER BY seen.time_ms, 3, seen.key
 """
 
 

@@ -1,6 +1,7 @@
 """What has been exported: a small file that keeps runs from repeating each other, and tells what has changed since.
 
-It holds no user ids, click ids or order ids: a conversion stands in it as a hash of its key.
+It holds no user ids or click ids: a conversion stands in it as a hash of its key, and by the order id that the platform knows
+it by, which stays the same there whatever is learnt later.
 """
 
 import hashlib
@@ -14,7 +15,9 @@ _CACHE_KIB: Final = 16_384
 _APPLICATION_ID: Final = 0x6F6E6365  # how SQLite's header tells that a file is ours
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE IF NOT EXISTS exported (key BLOB PRIMARY KEY, time_ms INTEGER, value_micros INTEGER, retracted INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS exported (
+  key BLOB PRIMARY KEY, time_ms INTEGER, value_micros INTEGER, retracted INTEGER, order_id TEXT
+) WITHOUT ROWID;
 """
 _SEEN: Final = """
 CREATE TEMP TABLE seen (
@@ -43,6 +46,8 @@ def open_exported(path: Path | None, about: dict[str, str]) -> sqlite3.Connectio
             if found != _APPLICATION_ID:
                 raise OfflineError(f"{path} is no state of an export; give another path with --state")
         db.executescript(f"PRAGMA application_id={_APPLICATION_ID}; {_SCHEMA} {_SEEN}")
+        if "order_id" not in {column[1] for column in db.execute("PRAGMA table_info(exported)")}:
+            db.execute("ALTER TABLE exported ADD COLUMN order_id TEXT")  # an older state: null, the row's own is told
         known = dict(db.execute("SELECT name, value FROM about"))
         if known and known != about:
             said = ", ".join(f"{name} {value}" for name, value in known.items())

@@ -1,7 +1,9 @@
 """What an export writes, run after run: conversions once, then what has changed of them. The topics are lists here."""
 
 import csv
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -171,6 +173,29 @@ def test_an_order_that_is_taken_over_by_a_report_that_does_not_count_is_retracte
     run()
     crm_first(topics, status="unattributed")
     assert [line[3] for line in lines(run(NOW_MS + HOUR_MS), "adjustments")] == ["RETRACT"]
+
+
+def test_an_adjustment_names_the_order_as_the_platform_was_told_of_it(topics: Topics, run: Run) -> None:
+    topics.write(row("ann", order_id=None))
+    assert [line[5] for line in lines(run(), "conversions")] == ["c-ann"]
+    topics.write(row("ann", order_id="17"))  # which a later report says
+    assert run(NOW_MS + HOUR_MS).files == []
+    topics.write(row("ann", value=4.0, order_id="17"))
+    assert lines(run(NOW_MS + 2 * HOUR_MS), "adjustments")[0][0] == "c-ann"
+    topics.write(row("ann", "duplicate", value=0.0, order_id="17", duplicate_of="c-crm"))
+    topics.write(row("ann", event_id="c-crm", order_id="17", value=3.0))
+    assert lines(run(NOW_MS + 3 * HOUR_MS), "adjustments")[0][::3] == ["c-ann", "RESTATE"]
+
+
+def test_a_state_without_order_ids_is_read_and_the_row_names_the_order(
+    topics: Topics, run: Run, tmp_path: Path
+) -> None:
+    topics.write(row("ann"))
+    run()
+    with closing(sqlite3.connect(tmp_path / "state")) as db:
+        db.execute("ALTER TABLE exported DROP COLUMN order_id")
+    topics.write(row("ann", "retracted"))
+    assert lines(run(), "adjustments")[0][::3] == ["o-ann", "RETRACT"]
 
 
 def test_only_what_the_platform_counts_for_this_advertiser_is_written(topics: Topics, run: Run) -> None:
