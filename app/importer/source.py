@@ -61,7 +61,7 @@ def open_source(path: Path, mapping: Mapping, sheet: str | None = None) -> Itera
         if start == _ZIP_MAGIC:
             if mapping.format == "jsonl":
                 raise ImportRefusedError(f"{path} is a workbook or ZIP archive, and the mapping is for JSON lines")
-            mapping, rows = rows_of(sheet_lines(file, path, sheet), mapping, path, is_ragged=True)
+            mapping, rows = rows_of(sheet_lines(file, path, sheet), mapping, path)
         elif sheet is not None:
             raise ImportRefusedError(f"{path} is no XLSX workbook, so it has no sheet {sheet!r}: leave --sheet out")
         else:

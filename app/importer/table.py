@@ -3,6 +3,7 @@
 import csv
 import difflib
 import io
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
@@ -14,9 +15,11 @@ from app.importer.mapping import Mapping, MappingError
 from app.importer.refusal import ImportRefusedError
 from app.importer.zones import parse_zone
 
-_MAX_FIELD_CHARACTERS: Final = 1 << 20  # a quote that is never closed must not swallow the file
+_MAX_FIELD_CHARACTERS: Final = 1 << 20  # also of the text of a row that cannot be read
+_MAX_RECORD_LINES: Final = 1_000  # a quote that is never closed must not swallow the file
 _HEAD_LINES: Final = 40  # among which the header stands
 _PARAMETERS: Final = "parameters:"
+_STRAY_QUOTE: Final = 'a quote (") begins a text that does not end as one: take it out, or double those within the text'
 
 
 class Broken(NamedTuple):
@@ -43,31 +46,89 @@ def read_table(text: io.TextIOWrapper, mapping: Mapping, path: Path) -> tuple[Ma
     csv.field_size_limit(_MAX_FIELD_CHARACTERS)
     head = list(islice(text, _HEAD_LINES))
     quoting = csv.QUOTE_MINIMAL if mapping.quoted else csv.QUOTE_NONE
-    delimiter = _delimiter(head, mapping, quoting)
-    reader = csv.reader(chain(head, text), delimiter=delimiter, quoting=quoting)
-    return rows_of(_numbered(reader), mapping, path)
+    records = _Records(chain(head, text), _delimiter(head, mapping, quoting), quoting)
+    lines = iter(records)
+    mapping, names = _begin(lines, mapping, path)
+    records.columns = len(names)
+    return mapping, _rows(lines, names, mapping.nulls, False)
 
 
-def _numbered(reader: Any) -> Iterator[tuple[int, list[str]] | Broken]:
-    while True:
-        line = reader.line_num + 1
+class _Records:
+    """The records of delimited text with the numbers of their first lines. A quote that is not closed, or not doubled, costs
+    the line that it stands in: what the reader took for the rest of its record is read again.
+
+    `columns`: how many a record has, once that is known.
+    """
+
+    columns: int | None = None
+
+    def __init__(self, text: Iterator[str], delimiter: str, quoting: int) -> None:
+        self._text = text
+        self._dialect: Any = {"delimiter": delimiter, "quoting": quoting}
+        self._again: deque[str] = deque()
+        self._taken: list[str] = []  # the lines of the record at hand
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]] | Broken]:
+        taken, line = self._taken, 1
+        while True:
+            try:
+                for values in csv.reader(self._lines(), strict=True, **self._dialect):
+                    if len(taken) > 1 and self._hides_rows(values):
+                        break
+                    yield line, values
+                    line += len(taken)
+                    taken.clear()
+                else:
+                    return
+            except csv.Error:
+                pass
+            yield self._alone(line)
+            self._again.extendleft(reversed(taken[1:]))
+            taken.clear()
+            line += 1
+
+    def _lines(self) -> Iterator[str]:
+        while len(self._taken) < _MAX_RECORD_LINES:
+            line = self._again.popleft() if self._again else next(self._text, None)
+            if line is None:
+                return
+            self._taken.append(line)
+            yield line
+
+    def _hides_rows(self, values: list[str]) -> bool:
+        """Whether a record of several lines is one only by stray quotes: it has another number of columns than the others, or
+        a line within it is a row by itself.
+        """
+        if self.columns is None:
+            return False
+        return len(values) != self.columns or any(
+            len(cells) == self.columns for line in self._taken[1:-1] for cells in csv.reader((line,), **self._dialect)
+        )
+
+    def _alone(self, line: int) -> tuple[int, list[str]] | Broken:
+        """The first line taken as it can be read by itself: a quote within a text stands for itself there."""
+        text = self._taken[0]
+        reader = csv.reader((text, "\n"), **self._dialect)
         try:
             values = next(reader)
-        except StopIteration:
-            return
         except csv.Error as error:
-            yield Broken(line, None, "unreadable_row", str(error))
-            continue
-        yield line, values
+            return Broken(line, text[:_MAX_FIELD_CHARACTERS], "unreadable_row", str(error))
+        if reader.line_num > 1:
+            return Broken(line, text[:_MAX_FIELD_CHARACTERS], "unreadable_row", _STRAY_QUOTE)
+        return line, values
 
 
 def rows_of(
-    lines: Iterator[tuple[int, list[str]] | Broken], mapping: Mapping, path: Path, is_ragged: bool = False
+    lines: Iterator[tuple[int, list[str]] | Broken], mapping: Mapping, path: Path
 ) -> tuple[Mapping, Iterator[Row | Broken]]:
-    """As `read_table`, of numbered lines of cells. `is_ragged`: empty cells at a line's end may be missing."""
+    """As `read_table`, of numbered lines of cells, of which empty ones at a line's end may be missing."""
+    mapping, names = _begin(lines, mapping, path)
+    return mapping, _rows(lines, names, mapping.nulls, True)
+
+
+def _begin(lines: Iterator[tuple[int, list[str]] | Broken], mapping: Mapping, path: Path) -> tuple[Mapping, list[str]]:
     head = _read_head(lines, mapping, path)
-    names = _canonical(head.header, mapping, path)
-    return _with_zone(mapping, head.zone), _rows(lines, names, mapping.nulls, is_ragged)
+    return _with_zone(mapping, head.zone), _canonical(head.header, mapping, path)
 
 
 def _rows(

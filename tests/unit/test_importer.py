@@ -379,3 +379,58 @@ def test_a_row_may_name_a_click_and_no_user_where_the_policy_finds_it(
     del fields["user_id"], fields["click_id"]
     with pytest.raises(MappingError, match="every event needs user_id, or click_id where the policy has click_ids"):
         run(text, document, FakeKafka())
+
+
+def quoted(*broken: tuple[int, str], rows: int = 200) -> str:
+    """id,user,at of so many rows, which are lines 2 and on; some written otherwise."""
+    lines = table(minutes(rows)).splitlines()
+    for number, text in broken:
+        lines[number - 1] = text
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [(100, 'c98,"u1,2025-03-01T12:00:00Z')],  # to the end of the file
+        [(100, 'c98,"u1,2025-03-01T12:00:00Z'), (150, 'c148,"u1,2025-03-01T12:00:00Z')],
+        [(100, 'c98,"u1,2025-03-01T12:00:00Z'), (150, 'c148,"u1,2025-03-01T12:00:00Z'), (160, '"')],
+        [(100, 'c98,"u1",x,"y'), (101, 'c99,"u1",x,"y')],
+        [(199, 'c197,u1,"2025-03-01T12:00:00Z')],
+    ],
+)
+def test_a_stray_quote_costs_the_row_that_it_stands_in(
+    run: Import, tmp_path: Path, broken: list[tuple[int, str]]
+) -> None:
+    kafka = FakeKafka()
+    summary = run(quoted(*broken), clicks(), kafka)
+    assert (summary.rows, summary.rejected) == (200, {"unreadable_row": len(broken)})
+    lines = [json.loads(line) for line in (tmp_path / "rows.csv.rejected.jsonl").read_text().splitlines()]
+    assert [(line["line"], line["row"].rstrip("\n")) for line in lines] == broken
+    assert "take it out" in lines[0]["detail"]
+    lost = {f"c{number - 2}" for number, _ in broken}
+    assert {event["event_id"] for event in kafka.events()} == {f"c{n}" for n in range(200)} - lost
+
+
+def test_stray_quotes_that_make_a_row_of_rows_hide_none(run: Import, tmp_path: Path) -> None:
+    kafka = FakeKafka()
+    broken = [(100, 'c98,"u1,2025-03-01T12:00:00Z'), (150, 'c148,24",2025-03-01T12:00:00Z')]
+    run(quoted(*broken), clicks(), kafka)
+    assert {event["event_id"] for event in kafka.events()} == {f"c{n}" for n in range(200)} - {"c98"}
+
+
+def test_an_unclosed_quote_in_a_long_file_costs_its_row(run: Import) -> None:
+    summary = run(quoted((7, 'c5,"u5,2025-03-01T12:00:00Z'), rows=20_000), clicks(), FakeKafka())
+    assert (summary.sent, summary.rejected) == (19_999, {"unreadable_row": 1})
+
+
+def test_texts_of_several_lines_and_quotes_within_a_text_are_read(run: Import) -> None:
+    kafka = FakeKafka()
+    fields = {"landing_page": {"column": "note"}}
+    notes = ['"Big" deal', '"two\nlines, one row"', '"said ""yes""\r\n\r\nand went"', 'a "b" c']
+    rows = [f"{note},c{n},u{n},2025-03-01T12:00:00Z" for n, note in enumerate(notes)]
+    control = {"when": [{"column": "note", "matches": "\n"}], "then": "several lines", "else": {"column": "note"}}
+    run("note,id,user,at\n" + "\n".join(rows), clicks(fields | {"landing_page": control}), kafka)
+    assert [event["landing_page"] for event in kafka.events()] == [
+        "Big deal", "several lines", "several lines", 'a "b" c',
+    ]  # fmt: skip
