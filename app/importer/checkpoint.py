@@ -5,11 +5,9 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from app.importer.refusal import ImportRefusedError
-
-_PREFIX_BYTES: Final = 1 << 20
 
 
 @dataclass
@@ -17,25 +15,27 @@ class Checkpoint:
     """`delivered`: events, in the order in which they are sent, that need not be sent again."""
 
     file_bytes: int
-    file_sha256_prefix: str  # of the first MiB
+    file_sha256: str
     rules_sha256: str  # of what decides which events the rows give: the mapping, what was given with it, and the policy
     topic: str
+    sheet: str | None = None  # of a workbook, None: the first
     not_before_ms: int | None = None  # what the topic took when the import began, where rows are judged one by one
     not_after_ms: int | None = None
     delivered: int = 0
     complete: bool = False
 
 
-def start_checkpoint(path: Path, rules: list[Any], topic: str) -> Checkpoint:
-    """The checkpoint of an import that has not begun. `rules`: what decides which events the rows give.
+def start_checkpoint(path: Path, rules: list[Any], topic: str, sheet: str | None) -> Checkpoint:
+    """The checkpoint of an import that has not begun. `rules`: what decides which events the rows give. `sheet`: of a
+    workbook, None for the first.
 
     `ImportRefusedError` if the file cannot be read.
     """
     try:
         with path.open("rb") as file:
-            prefix = hashlib.sha256(file.read(_PREFIX_BYTES)).hexdigest()
+            content = hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256(json.dumps(rules).encode()).hexdigest()
-        return Checkpoint(path.stat().st_size, prefix, digest, topic)
+        return Checkpoint(path.stat().st_size, content, digest, topic, sheet)
     except OSError as error:
         raise ImportRefusedError(f"cannot read {path}: {error.strerror}") from error
 
@@ -54,7 +54,11 @@ def resume_checkpoint(state_path: Path, fresh: Checkpoint) -> Checkpoint:
         ) from error
     for name, what in (
         ("file_bytes", "the size of the file has changed"),
-        ("file_sha256_prefix", "the beginning of the file has changed"),
+        ("file_sha256", "the content of the file has changed"),
+        (
+            "sheet",
+            f"another sheet is meant (it was {saved.sheet or 'the first'}): give each sheet a --state of its own",
+        ),
         ("rules_sha256", "the mapping or the policy's platforms have changed, or what is said with the mapping"),
         ("topic", f"the topic has changed (it was {saved.topic})"),
     ):

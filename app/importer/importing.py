@@ -82,7 +82,7 @@ def import_file(
     rejected_path = rejected_path or path.with_name(f"{path.name}.rejected.jsonl")
     state_path = state_path or path.with_name(f"{path.name}.import-state.json")
     mapping = apply_given(load_mapping(find_mapping(mapping_path)), given)
-    checkpoint = start_checkpoint(path, _rules(mapping, policy), topic)
+    checkpoint = start_checkpoint(path, _rules(mapping, policy), topic, sheet)
     if resume and not dry_run:
         checkpoint = resume_checkpoint(state_path, checkpoint)
     was_complete = checkpoint.complete

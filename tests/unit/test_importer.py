@@ -284,7 +284,7 @@ def test_a_limit_stops_and_resuming_goes_on(run: Import) -> None:
     ("content", "document", "options", "message"),
     [
         (table(minutes(9)), clicks(), {}, "the size of the file has changed"),
-        (table(minutes(8)).replace("c0,", "d0,"), clicks(), {}, "the beginning of the file has changed"),
+        (table(minutes(8)).replace("c0,", "d0,"), clicks(), {}, "the content of the file has changed"),
         (table(minutes(8)), clicks(fields={"source": "x"}), {}, "the mapping or the policy's platforms have changed"),
         (table(minutes(8)), clicks(), {"topic": "other"}, r"the topic has changed \(it was ads\.events\)"),
     ],
@@ -305,6 +305,13 @@ def test_a_file_out_of_order_is_refused_unless_the_mapping_sorts_it(run: Import)
     assert kafka.records == []
     run(content, clicks(sort_by_time=True), kafka, resume=False)
     assert [event["event_id"] for event in kafka.events()] == [f"c{n}" for n in range(28)]
+
+
+def test_a_change_deep_in_a_large_file_is_noticed(run: Import) -> None:
+    content = "id,user,at,note\n" + "".join(f"c{n},u1,2025-03-01T12:00:00Z,{'x' * 1_000}\n" for n in range(1_200))
+    run(content, clicks(), FakeKafka())
+    with pytest.raises(ImportRefusedError, match="the content of the file has changed"):
+        run(content.replace("c1199,", "d1199,"), clicks(), FakeKafka())
 
 
 def test_sorting_works_in_several_runs_and_resumes(run: Import, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import datetime as dt
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -299,14 +299,21 @@ def test_a_file_of_another_kind_is_refused_with_what_to_do(run: Run, content: st
         run(content, FakeKafka())
 
 
-def workbook(*rows: tuple[Any, ...], title: str = "Sheet", extra: str | None = None) -> bytes:
+def workbook(
+    *rows: Sequence[Any],
+    title: str = "Sheet",
+    extra: str | None = None,
+    extra_rows: Sequence[Sequence[Any]] = (["nothing here"],),
+) -> bytes:
     book = openpyxl.Workbook()
     sheet = book.active
     sheet.title = title
     for row in rows:
         sheet.append(row)
     if extra is not None:
-        book.create_sheet(extra).append(["nothing here"])
+        other = book.create_sheet(extra)
+        for row in extra_rows:
+            other.append(row)
     file = io.BytesIO()
     book.save(file)
     return file.getvalue()
@@ -321,6 +328,20 @@ def test_a_workbook_gives_the_same_events_as_its_csv(run: Run) -> None:
     run(google(ROW.replace("o-1", "4711")), text)
     assert book.records == text.records
     assert summary.rejected == {"no_user_id": 1, "wrong_column_count": 1}
+
+
+def test_the_state_of_one_sheet_says_nothing_of_another(run: Run, tmp_path: Path) -> None:
+    cells = [
+        HEADER.split(","),
+        ["Cj0KCQ-x_1", "Offline purchase", "2026-11-20 18:00:00+0000", 99.5, "EUR", "o-1", "u1"],
+    ]
+    content = workbook(*cells, title="Jan", extra="Feb", extra_rows=cells)
+    assert run(content, FakeKafka(), sheet="Jan", resume=True).sent == 1
+    with pytest.raises(ImportRefusedError, match=r"another sheet is meant \(it was Jan\): give each sheet a --state"):
+        run(content, FakeKafka(), sheet="Feb", resume=True)
+    feb = tmp_path / "feb.json"
+    assert run(content, FakeKafka(), sheet="Feb", resume=True, state_path=feb).sent == 1
+    assert run(content, FakeKafka(), sheet="Feb", resume=True, state_path=feb).sent == 0
 
 
 def test_a_sheet_is_chosen_by_name_and_only_a_workbook_has_one(run: Run) -> None:
