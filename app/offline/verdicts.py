@@ -86,7 +86,8 @@ def read_letters(settings: Settings, book: Book, span: tuple[int, int]) -> None:
         if not all(isinstance(each, str | None) for each in said):
             continue
         for row_id in book.find(
-            "status = 'sent' AND event_id = ? AND type = ? AND advertiser = ? AND name IS ? AND user IS ?", *said
+            "status = 'sent' AND event_id = ? AND type = ? AND advertiser = ? AND name IS ? AND (user IS NULL OR user IS ?)",
+            *said,
         ):
             book.set(row_id, codes.REFUSED, content.reason, content.detail)
 
@@ -98,11 +99,9 @@ def settle_rows(book: Book) -> None:
         kind, status, adjustment, value, event_id = book.db.execute(
             "SELECT type, status, adjustment, value, event_id FROM rows WHERE id = ?", (row_id,)
         ).fetchone()
-        if status != codes.SENT:
-            continue  # a dead letter tells more
-        if kind == "conversion":
+        if kind == "conversion":  # accepted, whatever a letter of an earlier try says
             book.set(row_id, *_conversion(book, event_id, list(said)))
-        else:
+        elif status == codes.SENT:  # else its letter tells more
             book.set(row_id, *_adjustment(adjustment, value, list(said)))
 
 

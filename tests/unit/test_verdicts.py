@@ -145,6 +145,18 @@ def test_a_dead_letter_tells_the_reason(judge: Judge) -> None:
         assert judge([event], [], [letter(other, "too_old")])["c-ann"][0] == "unknown"
 
 
+def test_what_was_refused_once_and_counts_since_is_counted(judge: Judge) -> None:
+    event = conversion("ann", user_id=None, click_id="G-1")
+    found = judge([event], [row("ann", "counted")], [letter(event, "click_not_found")])
+    assert found["c-ann"] == ("counted", "", "")
+
+
+def test_a_row_without_a_user_has_the_letter_of_the_user_that_its_click_had(judge: Judge) -> None:
+    event = conversion("ann", user_id=None, click_id="G-1")
+    found = judge([event], [], [letter(event | {"user_id": "ann"}, "beyond_correction_horizon")])
+    assert found["c-ann"][:2] == ("refused", "beyond_correction_horizon")
+
+
 def test_noise_has_no_row_and_is_told_from_what_was_not_seen(judge: Judge) -> None:
     event = conversion("ann", conversion_name="no action")
     assert judge([event])["c-ann"] == ("noise", "unknown_action", "no action")
