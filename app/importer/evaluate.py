@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -10,9 +11,11 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
+from app.contract.events import MAX_TIME_MS
 from app.importer.mapping import Condition, Mapping, Node
 from app.importer.zones import split_zone
 
+_DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _NUMBERS: Final = {"epoch_s": 1000, "offset_s": 1000, "epoch_ms": 1, "offset_ms": 1}  # ms of their unit
 
 
@@ -159,16 +162,21 @@ def _walk(value: Any, path: tuple[str, ...], nulls: frozenset[str]) -> Any:
     return None if isinstance(here, dict | list) or (isinstance(here, str) and here in nulls) else here
 
 
+def _decimal(text: str) -> Decimal:
+    """A number as files have it: no thousands, and no `1_000`, which Python would take. ArithmeticError for any other text."""
+    if _DECIMAL.fullmatch(text) is None:
+        raise InvalidOperation
+    return Decimal(text)
+
+
 def _number(value: Any, times: float) -> int | float:
     """Decimal on the way, so that 0.1 * 3 is 0.3 and an integer stays one."""
     try:
-        if isinstance(value, bool):
-            raise InvalidOperation
-        number = Decimal(str(value).strip()) * Decimal(str(times))
-    except InvalidOperation as error:
+        number = _decimal(str(value).strip()) * Decimal(str(times))
+    except ArithmeticError as error:
         raise UnmappableError("unreadable_number", f"{str(value)[:200]!r} is no number") from error
-    if not number.is_finite() or math.isinf(float(number)):
-        raise UnmappableError("unreadable_number", f"{str(value)[:200]!r} is not finite")
+    if math.isinf(float(number)):
+        raise UnmappableError("unreadable_number", f"{str(value)[:200]!r} is too large")
     return int(number) if number == number.to_integral_value() else float(number)
 
 
@@ -178,10 +186,13 @@ def _time_ms(value: Any, formats: tuple[str, ...], plus_ms: int, zone: Any, star
     for style in formats:
         try:
             if style in _NUMBERS:
-                return start_ms + round(Decimal(text) * _NUMBERS[style]) + plus_ms
-            return _moment_ms(text, style, file_zone or zone) + plus_ms
+                time_ms: Decimal | int = start_ms + _decimal(text) * _NUMBERS[style] + plus_ms
+            else:
+                time_ms = _moment_ms(text, style, file_zone or zone) + plus_ms
         except (ValueError, ArithmeticError):
             continue
+        if 0 <= time_ms <= MAX_TIME_MS:
+            return round(time_ms)
     raise UnmappableError("unreadable_time", f"{text[:200]!r} is not {' or '.join(formats)}")
 
 

@@ -168,6 +168,7 @@ def test_orders_and_clicks_tell_conversions_apart_as_google_does(run: Run) -> No
         (ROW.replace(",u1", ","), ("no_user_id", "user_id")),
         (ROW.replace("2026-11-20 18:00:00", "yesterday"), ("unreadable_time", "")),
         (ROW.replace("99.5", "EUR 99"), ("unreadable_number", "")),
+        (ROW.replace("99.5", "1e9999999"), ("unreadable_number", "")),
         (ROW.replace("EUR", "Euro"), ("invalid_field", "currency")),
         (ROW.replace("99.5", "-1"), ("invalid_field", "value")),
         (ROW.replace("2026-11-20", "2999-11-20"), ("in_the_future", "event_time")),
