@@ -147,7 +147,7 @@ def find_click_ids(settings: Settings, policy: Policy, wish: Wish, db: sqlite3.C
         return
     wanted = f"""SELECT key FROM seen WHERE touch_id = ? AND user = ? AND touch_type = ? AND touch_ms = ? AND NOT has_touch
                  AND {_NEW}"""
-    for touch in raw_touches(settings, since_ms - policy.bounds.max_clock_skew_ms):
+    for touch in raw_touches(settings, policy, since_ms - policy.bounds.max_clock_skew_ms):
         if (touch.platform, touch.advertiser_id) != (wish.platform, wish.advertiser):
             continue
         found = db.execute(wanted, (touch.event_id, touch.user_id, touch.event_type, touch.time_ms)).fetchall()

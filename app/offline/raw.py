@@ -5,12 +5,14 @@ from typing import Final
 
 import msgspec
 
-from app.contract.events import TOUCH_TYPES, parse_time_ms
+from app.contract.events import TOUCH_TYPES, Rejection, parse_time_ms
 from app.engine.clients import KafkaClients
+from app.formats.opening import Body
+from app.letters.judging import formats_in_force
 from app.letters.log import committed_spans, read_committed
+from app.policy.model import Policy
 from app.settings import Settings
 
-_CLICK_ID: Final = b'"click_id"'
 _TOUCHES: Final = tuple(f'"{kind}"'.encode() for kind in TOUCH_TYPES)
 
 
@@ -34,20 +36,21 @@ class RawTouch(msgspec.Struct, frozen=True, gc=False):
 _decode: Final = msgspec.json.Decoder(RawTouch).decode
 
 
-def raw_touches(settings: Settings, since_ms: int, only_clicks_with_ids: bool = False) -> Iterator[RawTouch]:
+def raw_touches(settings: Settings, policy: Policy, since_ms: int) -> Iterator[RawTouch]:
     """Every touch of the raw topics that was written since `since_ms` (epoch ms, the records' timestamps), refused ones and
-    repeats too, each partition in its order. Raises `LettersError`, KafkaException.
+    repeats too, each partition in its order. Raises `LettersError`, `RegistryRefused`, `RegistryUnavailable`, KafkaException.
     """
     clients = KafkaClients(settings)
+    formats = formats_in_force(settings, policy)
     for topic in settings.events_topics:
         for message in read_committed(clients, topic, committed_spans(settings, topic, since_ms)):
-            value = message.value() or b""
-            if only_clicks_with_ids and _CLICK_ID not in value:
-                continue
-            if not any(kind in value for kind in _TOUCHES):
+            body: Body = message.value()
+            if formats is not None:
+                body = formats.open(body, message.headers(), message.timestamp()[1])
+            if body is None or isinstance(body, Rejection) or not any(kind in body for kind in _TOUCHES):
                 continue
             try:
-                touch = _decode(value)
+                touch = _decode(body)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
             if touch.event_type in TOUCH_TYPES:

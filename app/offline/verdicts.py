@@ -162,7 +162,7 @@ def find_clicks(settings: Settings, policy: Policy, book: Book) -> None:
         )
     lookback_ms = max(policy.lookback_ms(kind) for kind in TOUCH_TYPES)
     # twice the window: a click that is too old for it shall be told from one that is not there
-    for touch in raw_touches(settings, earliest_ms - 2 * lookback_ms - policy.bounds.max_clock_skew_ms):
+    for touch in raw_touches(settings, policy, earliest_ms - 2 * lookback_ms - policy.bounds.max_clock_skew_ms):
         touched_ms = touch.time_ms
         if touched_ms is None:
             continue
