@@ -50,7 +50,7 @@ def read_table(text: io.TextIOWrapper, mapping: Mapping, path: Path) -> tuple[Ma
     lines = iter(records)
     mapping, names = _begin(lines, mapping, path)
     records.columns = len(names)
-    return mapping, _rows(lines, names, mapping.nulls, False)
+    return mapping, _rows(lines, names, mapping, False)
 
 
 class _Records:
@@ -123,7 +123,7 @@ def rows_of(
 ) -> tuple[Mapping, Iterator[Row | Broken]]:
     """As `read_table`, of numbered lines of cells, of which empty ones at a line's end may be missing."""
     mapping, names = _begin(lines, mapping, path)
-    return mapping, _rows(lines, names, mapping.nulls, True)
+    return mapping, _rows(lines, names, mapping, True)
 
 
 def _begin(lines: Iterator[tuple[int, list[str]] | Broken], mapping: Mapping, path: Path) -> tuple[Mapping, list[str]]:
@@ -132,8 +132,9 @@ def _begin(lines: Iterator[tuple[int, list[str]] | Broken], mapping: Mapping, pa
 
 
 def _rows(
-    lines: Iterator[tuple[int, list[str]] | Broken], names: list[str], nulls: frozenset[str], is_ragged: bool
+    lines: Iterator[tuple[int, list[str]] | Broken], names: list[str], mapping: Mapping, is_ragged: bool
 ) -> Iterator[Row | Broken]:
+    nulls = mapping.nulls
     for line in lines:
         if isinstance(line, Broken):
             yield line
@@ -146,6 +147,8 @@ def _rows(
         if len(values) != len(names):
             yield Broken(number, values, "wrong_column_count", f"{len(values)} columns, the header has {len(names)}")
             continue
+        if mapping.any_case:
+            values = [value.strip() for value in values]
         yield Row({name: None if value in nulls else value for name, value in zip(names, values, strict=True)}, number)
 
 

@@ -14,6 +14,7 @@ from app.importer.table import Broken
 
 _MAX_UNPACKED_BYTES: Final = 4 << 30  # a full sheet of eight columns is a tenth of it
 _MAX_TEXTS_BYTES: Final = 256 << 20  # held in memory, three to four times as large
+_EXACT: Final = 1e15  # Excel keeps 15 digits
 _TEXTS: Final = "xl/sharedStrings.xml"
 _AS_CSV: Final = "save the sheet as CSV (UTF-8), which has no limits"
 
@@ -53,11 +54,13 @@ def _lines(sheet: Any, path: Path) -> Iterator[tuple[int, list[str]] | Broken]:
 
 
 def _text(value: Any) -> str:
-    """As the cell would stand in a CSV file; a whole number without decimals, as order numbers are meant."""
+    """As the cell would stand in a CSV file; a whole number without decimals, as order numbers are meant. One of more digits
+    than Excel keeps has an exponent, by which it can be told.
+    """
     if value is None:
         return ""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
+    if isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
+        return str(int(value)) if abs(value) < _EXACT else f"{value:.14E}"
     if isinstance(value, datetime | date | time):
         return value.isoformat(sep=" ") if isinstance(value, datetime) else value.isoformat()
     return str(value)

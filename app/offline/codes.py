@@ -89,6 +89,11 @@ CODES: Final[dict[str, Code]] = {
         "neither a click id nor a user; an adjustment: no conversion", "FieldError.REQUIRED", _INVALID
     ),
     "unparseable_click_id": Code("the click id cannot be one", "UNPARSEABLE_GCLID", _INVALID),
+    "damaged_id": Code(
+        "a spreadsheet program changed the order's or the user's id: format the column as text",
+        "FieldError.INVALID_VALUE",
+        _INVALID,
+    ),
     "unknown_adjustment": Code(
         "an adjustment that is neither a retraction nor a restatement", "FieldError.INVALID_VALUE", ""
     ),

@@ -169,6 +169,10 @@ def test_orders_and_clicks_tell_conversions_apart_as_google_does(run: Run) -> No
         (ROW.replace("2026-11-20 18:00:00", "yesterday"), ("unreadable_time", "")),
         (ROW.replace("99.5", "EUR 99"), ("unreadable_number", "")),
         (ROW.replace("99.5", "1e9999999"), ("unreadable_number", "")),
+        (ROW.replace("o-1", "1.23457E+14"), ("damaged_id", "order_id")),
+        (ROW.replace("o-1", '"1,23457E+14"'), ("damaged_id", "order_id")),
+        (ROW.replace("o-1", " #N/A "), ("damaged_id", "order_id")),
+        (ROW.replace("u1", "4.2e+20"), ("damaged_id", "user_id")),
         (ROW.replace("EUR", "Euro"), ("invalid_field", "currency")),
         (ROW.replace("99.5", "-1"), ("invalid_field", "value")),
         (ROW.replace("2026-11-20", "2999-11-20"), ("in_the_future", "event_time")),
@@ -183,6 +187,36 @@ def test_a_row_that_cannot_count_is_rejected_by_itself_with_a_reason(
     summary = run(google(ROW, row), kafka)
     assert summary.sent == 1
     assert rejected(tmp_path) == [(4, *found)]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "text"),
+    [
+        (
+            "google_ads_adjustments",
+            "Order ID,Conversion Name,Adjustment Time,Adjustment Type,User ID\n{order},purchase,2026-11-21 18:00:00+0000,RETRACT,{user}\n",
+        ),
+        ("meta", "EVENT_NAME,EVENT_TIME,ORDER_ID,EXTERNAL_ID\npurchase,1795197600,{order},{user}\n"),
+    ],
+)
+def test_damaged_ids_are_no_ids_in_any_platforms_file(run: Run, tmp_path: Path, mapping: str, text: str) -> None:
+    for order, user in (("#REF!", "u1"), ("o-1", "1E+15")):
+        assert run(text.format(order=order, user=user), FakeKafka(), mapping).rejected == {"damaged_id": 1}
+    assert run(text.format(order="o-1", user="u1"), FakeKafka(), mapping).sent == 1
+
+
+def test_blanks_around_values_are_no_part_of_them(run: Run) -> None:
+    kafka = FakeKafka()
+    run(google(ROW, ROW.replace("o-1", "o-1 ").replace("u1", "\xa0u1"), ROW.replace("99.5,EUR", ", EUR ")), kafka)
+    assert len({(event["event_id"], event["order_id"], event["user_id"]) for event in kafka.events()}) == 1
+    assert [event.get("value") for event in kafka.events()] == [99.5, 99.5, None]
+
+
+def test_an_order_number_that_a_workbook_no_longer_holds_is_refused(run: Run) -> None:
+    cells = ["Cj0KCQ-x_1", "Offline purchase", "2026-11-20 18:00:00+0000", 1e15, "EUR"]
+    rows = [[*cells, order, "u1"] for order in (1234567890123450.0, 4.5e20, 123456789012345.0, "1234567890123456")]
+    summary = run(workbook(HEADER.split(","), *rows), FakeKafka())
+    assert summary.rejected == {"damaged_id": 2, "invalid_field": 2}, "the others' values are as large as 1E+15"
 
 
 def test_an_action_by_another_name_is_guessed(run: Run, tmp_path: Path) -> None:
