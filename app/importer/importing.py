@@ -44,6 +44,7 @@ class Summary:
     events: Counter[str] = field(default_factory=Counter)  # by rule of the mapping
     rejected: Counter[str] = field(default_factory=Counter)  # rows by reason
     skipped: Counter[str] = field(default_factory=Counter)  # rows by why
+    unread: tuple[str, ...] = ()  # columns that the mapping does not use
     oldest_ms: int | None = None
     newest_ms: int | None = None
     rejected_path: Path | None = None
@@ -96,6 +97,7 @@ def import_file(
         with tempfile.TemporaryFile() as file, Told(console) as told:
             judged = _judge(path, mapping, policy, rejected_path, checkpoint, limit, sheet, watch, file, told)
             _take_over(summary, judged.found)
+            summary.unread = judged.unread
             horizon_ms = policy.bounds.correction_horizon_ms
             if not checkpoint.complete:
                 refuse_impossible(
@@ -131,6 +133,7 @@ class _Judged:
     found: Survey
     spool: Spool
     whole: bool  # it holds all of the file
+    unread: tuple[str, ...]
 
 
 def _judge(
@@ -170,7 +173,7 @@ def _judge(
     if mapping.sort_by_time:
         first = next(islice(read_spool(spool, True), checkpoint.delivered, None), None)
         found.oldest_unsent_ms = first.time_ms if first else None
-    return _Judged(found, spool, whole)
+    return _Judged(found, spool, whole, source.mapping.unread)
 
 
 def _send(
@@ -231,6 +234,8 @@ def _print(console: Console, summary: Summary, path: Path, topic: str, dry_run: 
             table.add_row(escape(words + what), f"{number:,}")
     table.add_row("events sent in this run", "none: a dry run" if dry_run else f"{summary.sent:,}")
     console.print(table)
+    if summary.unread:
+        console.print(f"columns not read: {escape(', '.join(summary.unread))}", soft_wrap=True, highlight=False)
     if summary.resumed_at:
         console.print(f"resumed after {summary.resumed_at:,} events that an earlier run had delivered")
     if summary.rejected:

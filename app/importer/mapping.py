@@ -115,6 +115,7 @@ class Mapping:
     needs_advertiser: bool = False
     given: Given = Given()
     zone: tzinfo | None = None  # of times that name none, before that of the mapping
+    unread: tuple[str, ...] = ()  # the file's other columns
 
 
 def schema() -> dict[str, Any]:

@@ -19,6 +19,8 @@ _MAX_FIELD_CHARACTERS: Final = 1 << 20  # also of the text of a row that cannot 
 _MAX_RECORD_LINES: Final = 1_000  # a quote that is never closed must not swallow the file
 _HEAD_LINES: Final = 40  # among which the header stands
 _PARAMETERS: Final = "parameters:"
+_ALIKE: Final = 0.8  # OrderID and Order ID; not Customer ID and User ID
+_MIN_END: Final = 4  # characters; ID alone is anything's
 _STRAY_QUOTE: Final = 'a quote (") begins a text that does not end as one: take it out, or double those within the text'
 
 
@@ -128,7 +130,9 @@ def rows_of(
 
 def _begin(lines: Iterator[tuple[int, list[str]] | Broken], mapping: Mapping, path: Path) -> tuple[Mapping, list[str]]:
     head = _read_head(lines, mapping, path)
-    return _with_zone(mapping, head.zone), _canonical(head.header, mapping, path)
+    names = _canonical(head.header, mapping, path)
+    unread = tuple(name for name in names if name and name not in mapping.columns)
+    return replace(_with_zone(mapping, head.zone), unread=unread), names
 
 
 def _rows(
@@ -233,4 +237,18 @@ def _canonical(header: list[str], mapping: Mapping, path: Path) -> list[str]:
         close = difflib.get_close_matches(missing[0], header, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise MappingError(f"{path} lacks the column {', '.join(missing)}{hint}; it has {', '.join(header)}")
+    for absent in sorted((mapping.columns & mapping.optional) - set(names)):
+        for name in sorted(set(names) - mapping.columns):
+            if any(_is_alike(name, known) for known in (absent, *mapping.aliases.get(absent, ()))):
+                raise MappingError(
+                    f"{path} has a column {name!r}, which is not read, and none {absent!r}: if that is meant, rename it; "
+                    "else delete it"
+                )
     return names
+
+
+def _is_alike(name: str, known: str) -> bool:
+    """Whether a column's name looks like another spelling of a known one, or its last words: Value for Conversion Value."""
+    said, meant = (" ".join(each.casefold().replace("_", " ").split()) for each in (name, known))
+    is_end = len(said) >= _MIN_END and meant.endswith(f" {said}")
+    return is_end or difflib.SequenceMatcher(None, said, meant).ratio() >= _ALIKE

@@ -219,6 +219,31 @@ def test_an_order_number_that_a_workbook_no_longer_holds_is_refused(run: Run) ->
     assert summary.rejected == {"damaged_id": 2, "invalid_field": 2}, "the others' values are as large as 1E+15"
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("Value", "Conversion Value"),
+        ("currency", "Conversion Currency"),
+        ("OrderID", "Order ID"),
+        ("transaction_id", "Order ID"),
+        ("Click ID", "Google Click ID"),
+    ],
+)
+def test_a_column_that_may_be_a_misspelt_one_is_refused(run: Run, theirs: str, ours: str) -> None:
+    with pytest.raises(MappingError, match=rf"column '{theirs}', which is not read, and none '{ours}'.*rename.*delete"):
+        run(google(ROW, header=HEADER.replace(ours, theirs)), FakeKafka())
+    beside = run(google(ROW + ",x", header=f"{HEADER},{theirs}"), FakeKafka())
+    assert (beside.sent, beside.unread) == (1, (theirs,)), "both are there, so nothing is meant otherwise"
+
+
+def test_columns_that_are_not_read_are_told_by_every_run(run: Run) -> None:
+    text = io.StringIO()
+    content = google("x," + ROW + ",,", header=f"Row ID,{HEADER},Customer ID,")
+    summary = run(content, FakeKafka(), console=Console(file=text, width=200), dry_run=True)
+    assert summary.unread == ("Row ID", "Customer ID")
+    assert "columns not read: Row ID, Customer ID\n" in text.getvalue()
+
+
 def test_an_action_by_another_name_is_guessed(run: Run, tmp_path: Path) -> None:
     run(google(ROW.replace("Offline purchase", "Purchase")), FakeKafka())
     assert '--action purchase=\\"Purchase\\"' in (tmp_path / "rows.rejected.jsonl").read_text()
