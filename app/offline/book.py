@@ -87,7 +87,8 @@ class Book:
         order = "time_ms, id" if by_time else "id"
         self.db.execute(
             f"""UPDATE rows SET status = '{codes.DUPLICATE}', detail = 'line ' || earlier,
-                  reason = CASE WHEN order_id IS NULL THEN '{codes.REPEATED}' ELSE '{codes.REPEATED_ORDER}' END
+                  reason = CASE WHEN type = 'adjustment' THEN '{codes.REPEATED_ADJUSTMENT}'
+                                WHEN order_id IS NULL THEN '{codes.REPEATED}' ELSE '{codes.REPEATED_ORDER}' END
                 FROM (SELECT id AS this, first_value(line) OVER same AS earlier, row_number() OVER same AS place FROM rows
                       WHERE status = '{codes.SENT}' AND type IN ('conversion', 'adjustment')
                       WINDOW same AS (PARTITION BY type, advertiser, user, platform, name, event_id ORDER BY {order}))

@@ -31,6 +31,7 @@ UNKNOWN: Final = "unknown"  # nothing is known of it (yet)
 ONE_PER_CLICK: Final = "one_per_click"
 REPEATED: Final = "repeated_in_file"
 REPEATED_ORDER: Final = "repeated_order_in_file"
+REPEATED_ADJUSTMENT: Final = "repeated_adjustment_in_file"
 DUPLICATE_ORDER: Final = "duplicate_order"
 ADJUSTED: Final = "adjusted"
 PRECEDES_CLICK: Final = "precedes_click"
@@ -63,11 +64,10 @@ CODES: Final[dict[str, Code]] = {
         "another report of an order that was counted before", "ORDER_ID_ALREADY_IN_USE", "dropped as duplicate"
     ),
     REPEATED: Code(
-        "an earlier row is the same conversion or adjustment",
-        "DUPLICATE_CLICK_CONVERSION_IN_REQUEST",
-        "dropped as duplicate",
+        "an earlier row is the same conversion", "DUPLICATE_CLICK_CONVERSION_IN_REQUEST", "dropped as duplicate"
     ),
     REPEATED_ORDER: Code("an earlier row is of the same order", "DUPLICATE_ORDER_ID", "dropped as duplicate"),
+    REPEATED_ADJUSTMENT: Code("an earlier row is the same adjustment", "DUPLICATE_ADJUSTMENT_IN_REQUEST"),
     ADJUSTED: Code("an adjustment has retracted it", "", ""),
     PRECEDES_CLICK: Code("the click is not before the conversion", "CONVERSION_PRECEDES_EVENT", ""),
     EXPIRED_CLICK: Code("the click is longer ago than the platform's window", "EXPIRED_EVENT", ""),
@@ -133,11 +133,8 @@ CODES: Final[dict[str, Code]] = {
         "EXPIRED_EVENT",
         "2804003 Event Timestamp Too Old",
     ),
-    reasons.ADJUSTMENT_TWICE: Code(
-        "the order has been adjusted so before, or was retracted",
-        "CONVERSION_ALREADY_RETRACTED or RESTATEMENT_ALREADY_EXISTS",
-        "",
-    ),
+    # Google takes several restatements of an order and refuses only one of the same time, so it has no word for this
+    reasons.ADJUSTMENT_TWICE: Code("the order was restated before, or retracted: it is adjusted once of each kind"),
     reasons.ADJUSTMENT_TOO_OLD: Code("longer after its order than adjustment_window", "CONVERSION_EXPIRED", ""),
     reasons.ADJUSTMENT_PRECEDES_CONVERSION: Code("before its order", "ADJUSTMENT_PRECEDES_CONVERSION", ""),
 }

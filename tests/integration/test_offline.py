@@ -316,7 +316,7 @@ def test_a_report_says_of_each_row_what_became_of_it(services: Services, topic_p
         found = {line["line"]: (line["status"], line["reason"], line["platform_code"]) for line in read(report)}
         assert found == {
             "3": ("applied", "", ""),
-            "4": ("refused", "adjustment_twice", "CONVERSION_ALREADY_RETRACTED or RESTATEMENT_ALREADY_EXISTS"),
+            "4": ("refused", "adjustment_twice", ""),
             "5": ("unknown", "conversion_not_found", "CONVERSION_NOT_FOUND"),
             "6": ("refused", "adjustment_precedes_conversion", "ADJUSTMENT_PRECEDES_CONVERSION"),
         }

@@ -13,6 +13,7 @@ from app.importer.evaluate import Row
 from app.importer.prepare import Outcome, Prepared
 from app.offline import verdicts as room
 from app.offline.book import Book
+from app.offline.codes import platform_code
 from app.offline.raw import RawTouch
 from app.offline.verdicts import read_verdicts
 from app.policy.load import load_policy
@@ -190,6 +191,21 @@ def test_an_adjustment_is_judged_by_its_orders_row(judge: Judge) -> None:
         "a-kim": ("applied", ""),
         "a-tom": ("refused", "adjustment_twice"),
     }
+
+
+def test_a_repeated_adjustment_has_a_reason_of_its_own() -> None:
+    with Book() as book:
+        for line, event in enumerate([adjustment("ann"), adjustment("ann"), adjustment("bob")], 2):
+            record = Prepared(AT_MS, b"", orjson.dumps(event))
+            book.note(Row({}, line), Outcome((("adjustment", record),)))
+        book.close_rows(True)
+        said = [(status, reason, detail) for _, _, _, _, status, reason, _, detail in book.lines()]
+    assert said == [("sent", "", ""), ("duplicate", "repeated_adjustment_in_file", "line 2"), ("sent", "", "")]
+    assert platform_code("google_ads", "repeated_adjustment_in_file") == "DUPLICATE_ADJUSTMENT_IN_REQUEST"
+
+
+def test_google_has_no_word_for_a_second_restatement() -> None:
+    assert platform_code("google_ads", "adjustment_twice") == ""
 
 
 def click(user: str, time_ms: int, click_id: str | None = None, **fields: Any) -> RawTouch:
