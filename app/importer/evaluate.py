@@ -206,4 +206,6 @@ def _moment_ms(text: str, style: str, zone: Any) -> int:
                 f"{text[:200]!r} names no zone and neither does the file: say it with --zone, or as `zone` of the mapping",
             )
         moment = moment.replace(tzinfo=named or zone)
+        if moment.utcoffset() < moment.replace(fold=1).utcoffset():  # type: ignore[operator] - it has a zone (PEP 495)
+            raise UnmappableError("unreadable_time", f"{text[:200]!r} never was: clocks went forward over it")
     return int(moment.replace(microsecond=0).timestamp()) * 1000 + moment.microsecond // 1000

@@ -87,6 +87,8 @@ def test_an_expression_says_what_a_row_holds(expression: object, columns: dict[s
         ("2025-03-01 12:00:00.123456+00:00", {"format": "iso"}, NOON_MS + 123),
         ("2025-03-01T13:00:00", {"format": "iso", "zone": "Europe/Berlin"}, NOON_MS),
         ("2025-03-01T14:00:00", {"format": "iso", "zone": "+02:00"}, NOON_MS),
+        ("2026-10-25 02:30:00", {"format": "iso", "zone": "Europe/Berlin"}, 1_792_888_200_000),  # the first of two
+        ("2026-03-29 03:00:00", {"format": "iso", "zone": "Europe/Berlin"}, 1_774_746_000_000),
         ("20250301200000456", {"format": "%Y%m%d%H%M%S%f", "zone": "Asia/Shanghai"}, NOON_MS + 456),
         ("01/03/2025 12:00", {"format": "%d/%m/%Y %H:%M", "zone": "UTC"}, NOON_MS),
         ("1740830400", {"format": "epoch_s"}, NOON_MS),
@@ -106,6 +108,8 @@ def test_a_time_is_read_in_its_format_and_zone(text: str, options: dict[str, obj
         ({"time": "a", "format": "iso"}, "yesterday", "unreadable_time"),
         ({"time": "a", "format": "epoch_s"}, "NaN", "unreadable_time"),
         ({"time": "a", "format": "iso"}, "2025-03-01T12:00:00", "time_without_zone"),
+        ({"time": "a", "format": "iso", "zone": "Europe/Berlin"}, "2026-03-29 02:00:00", "unreadable_time"),
+        ({"time": "a", "format": "iso"}, "2026-03-29 02:59:59 Europe/Berlin", "unreadable_time"),
         ({"number": "a"}, "1,000", "unreadable_number"),
         ({"number": "a"}, "NaN", "unreadable_number"),
         ({"number": "a"}, "1e400", "unreadable_number"),
