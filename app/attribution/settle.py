@@ -168,6 +168,8 @@ def adjust(
     first = order[0]
     retracted, restated = False, None
     for adjustment in adjustments:  # by (time, event_id): the earliest of a kind wins
+        if adjustment.action() not in ("", first.name):
+            continue
         by_order = bool(adjustment.order_id) and adjustment.order_id == first.order_id
         if not by_order and not any(report.event_id == adjustment.conversion_event_id for report in order):
             continue
@@ -176,6 +178,8 @@ def adjust(
             reason = reasons.ADJUSTMENT_PRECEDES_CONVERSION
         elif adjustment.time_ms - first.time_ms > window_ms:
             reason = reasons.ADJUSTMENT_TOO_OLD
+        elif adjustment.kind == "restate" and adjustment.currency and first.currency not in (None, adjustment.currency):
+            reason = reasons.ADJUSTMENT_IN_ANOTHER_CURRENCY
         elif retracted or (adjustment.kind == "restate" and restated is not None):
             reason = reasons.ADJUSTMENT_TWICE
         elif adjustment.kind == "retract":

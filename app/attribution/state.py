@@ -11,6 +11,7 @@ from app.policy.model import RANK
 
 STATE_VERSION: Final = 1
 NEVER_MS: Final = -1  # before any event
+TAKEN_OVER: Final = "\x1f"  # in the name of an adjustment that no event made
 
 
 class Touch(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -101,12 +102,19 @@ class Adjustment(msgspec.Struct, array_like=True, gc=False):
     source: tuple[str, int, int, int]  # topic, partition, offset, timestamp (ms)
     key: bytes | None
     raw: bytes
-    name: str = ""  # the conversion_name that it carries; part of its identity only
+    name: str = ""  # the conversion_name that it carries; part of its identity
     is_refused: bool = False  # its dead letter was written; a second one would count one event twice
+    currency: str | None = None  # of its value, where it says so
 
     def identity(self) -> tuple[str, str, str]:
         """What makes two events of one user the same adjustment."""
         return self.platform, self.name, self.event_id
+
+    def action(self) -> str:
+        """The action whose orders alone it concerns; "" for those of any. Where it was taken over from a row, the row's event_id
+        stands behind it, after a character that no name has.
+        """
+        return self.name.partition(TAKEN_OVER)[0]
 
 
 class UserState(msgspec.Struct, array_like=True, gc=False):

@@ -14,7 +14,7 @@ import msgspec
 from app.attribution.journeys import Key
 from app.attribution.merging import merged
 from app.attribution.settle import Taken, is_taken, settle
-from app.attribution.state import Adjustment, Conversion, Path, Touch, UserState
+from app.attribution.state import TAKEN_OVER, Adjustment, Conversion, Path, Touch, UserState
 from app.contract import rows
 from app.contract.events import TOUCH_TYPES, to_micros
 from app.contract.journeys import JourneyRow, PathTouch
@@ -299,7 +299,7 @@ def _retract(state: UserState, found: dict[Key, list[AttributedRow]], cut: Cut, 
     for (name, event_id), time_ms in gone.items():
         # no event has an empty id
         nowhere = ("", 0, 0, 0)
-        identity = f"{name}\x1f{event_id}"
+        identity = f"{name}{TAKEN_OVER}{event_id}"
         state.adjustments.append(
             Adjustment("", "", "retract", time_ms, None, None, event_id, nowhere, None, b"", identity, is_refused=True)
         )

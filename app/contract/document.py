@@ -235,6 +235,12 @@ def schema_of(name: str) -> dict[str, Any]:
         body["properties"]["user_id"]["description"] = (
             "May be missing from a conversion or an adjustment that names a click_id, where the policy has click_ids."
         )
+        body["properties"]["conversion_name"]["description"] = (
+            "The action. An adjustment that names one concerns orders of that action alone, else those of any."
+        )
+        body["properties"]["currency"]["description"] = (
+            "ISO 4217, of `value`. A restatement that names one is refused for an order in another one."
+        )
         found_by_click = {"required": ["click_id"], "properties": {"event_type": {"enum": list(USERLESS)}}}
         body["allOf"].append({"anyOf": [{"required": ["user_id"]}, found_by_click]})
     if struct is AttributedRow:

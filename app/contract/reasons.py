@@ -32,6 +32,7 @@ CLICK_NOT_FOUND: Final = "click_not_found"
 ADJUSTMENT_TWICE: Final = "adjustment_twice"
 ADJUSTMENT_TOO_OLD: Final = "adjustment_too_old"
 ADJUSTMENT_PRECEDES_CONVERSION: Final = "adjustment_precedes_conversion"
+ADJUSTMENT_IN_ANOTHER_CURRENCY: Final = "adjustment_in_another_currency"
 
 EVENT_REASONS: Final = (
     NULL_RECORD,
@@ -55,7 +56,12 @@ EVENT_REASONS: Final = (
     BEYOND_CORRECTION_HORIZON,
 )
 SCHEMA_REASONS: Final = (UNKNOWN_SCHEMA, UNDECODABLE)  # of the event reasons those that no JSON can cause
-ADJUSTMENT_REASONS: Final = (ADJUSTMENT_TWICE, ADJUSTMENT_TOO_OLD, ADJUSTMENT_PRECEDES_CONVERSION)
+ADJUSTMENT_REASONS: Final = (
+    ADJUSTMENT_TWICE,
+    ADJUSTMENT_TOO_OLD,
+    ADJUSTMENT_PRECEDES_CONVERSION,
+    ADJUSTMENT_IN_ANOTHER_CURRENCY,
+)
 ALL_REASONS: Final = (*EVENT_REASONS, CLICK_NOT_FOUND, *ADJUSTMENT_REASONS)
 
 
@@ -153,5 +159,10 @@ EXPLAINED: Final = {
     ),
     ADJUSTMENT_PRECEDES_CONVERSION: Explanation(
         "the adjustment's event_time is before its order's", "send the time at which the order was adjusted", _VERDICT
+    ),
+    ADJUSTMENT_IN_ANOTHER_CURRENCY: Explanation(
+        "a restatement names another currency than its order",
+        "restate in the order's currency: onecount converts nothing",
+        _VERDICT,
     ),
 }

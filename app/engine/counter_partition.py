@@ -221,6 +221,7 @@ class UserWork:
                     message.key(),
                     (message.value() or b"")[:KEPT_BYTES],
                     event.conversion_name or "",
+                    currency=event.currency,
                 )
             )
 

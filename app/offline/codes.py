@@ -137,6 +137,8 @@ CODES: Final[dict[str, Code]] = {
     reasons.ADJUSTMENT_TWICE: Code("the order was restated before, or retracted: it is adjusted once of each kind"),
     reasons.ADJUSTMENT_TOO_OLD: Code("longer after its order than adjustment_window", "CONVERSION_EXPIRED", ""),
     reasons.ADJUSTMENT_PRECEDES_CONVERSION: Code("before its order", "ADJUSTMENT_PRECEDES_CONVERSION", ""),
+    # Google converts
+    reasons.ADJUSTMENT_IN_ANOTHER_CURRENCY: Code("a restatement in another currency than its order's"),
 }
 
 

@@ -167,10 +167,20 @@ def split_into_orders(platform: str, conversions: list[Arrival], order_window_ms
 
 
 def names(adjustment: Arrival, order: Order) -> bool:
-    """Whether an adjustment names an order: by its order_id, or by the event_id of any report in it."""
+    """Whether an adjustment names an order: by its order_id, or by the event_id of any report in it; if it says of which
+    action, only an order of that one.
+    """
     event, first = adjustment.event, order.reports[0].event
+    if event.conversion_name is not None and event.conversion_name != first.conversion_name:
+        return False
     by_order = bool(event.order_id) and event.order_id == first.order_id
     return by_order or any(report.event.event_id == event.conversion_event_id for report in order.reports)
+
+
+def disagree(adjustment: Arrival, order: Order) -> bool:
+    """Whether an adjustment and an order both name a currency, and not the same."""
+    currencies = {adjustment.event.currency, order.reports[0].event.currency}
+    return len(currencies - {None}) > 1
 
 
 def judge_adjustments(order: Order, adjustments: list[Arrival], adjustment_window_ms: int) -> Verdict:
@@ -187,6 +197,8 @@ def judge_adjustments(order: Order, adjustments: list[Arrival], adjustment_windo
             reason = reasons.ADJUSTMENT_PRECEDES_CONVERSION
         elif adjustment.time_ms - ordered_ms > adjustment_window_ms:
             reason = reasons.ADJUSTMENT_TOO_OLD
+        elif kind == "restate" and disagree(adjustment, order):
+            reason = reasons.ADJUSTMENT_IN_ANOTHER_CURRENCY
         elif retracted or (kind == "restate" and restated_micros is not None):
             # An earlier one of the same kind, or, for a restatement, an earlier retraction.
             reason = reasons.ADJUSTMENT_TWICE

@@ -128,6 +128,57 @@ def test_an_adjustment_refused_by_all_its_orders_has_the_reason_of_the_first_pla
     assert result == {2: "adjustment_precedes_conversion"}
 
 
+@pytest.mark.parametrize("name", [{"order_id": "o"}, {"conversion_event_id": "x"}])
+def test_an_adjustment_that_says_of_which_action_concerns_orders_of_that_one_alone(name):
+    demo = conversion("x", MINUTE, "demo", order_id="o", value=5)
+    both = answer_to(*ORDER, demo, retract("r", 2 * MINUTE, conversion_name="demo", **name))
+    statuses_by_name = {row.conversion_name: row.status for row in both.attributed.values()}
+    assert statuses_by_name == {"purchase": "counted", "demo": "retracted"}
+    restated = answer_to(*ORDER, demo, restate("s", 2 * MINUTE, 3, conversion_name="purchase", **name))
+    assert {row.conversion_name: row.value for row in restated.attributed.values()} == {"purchase": 3, "demo": 5}
+
+
+def test_an_adjustment_of_another_action_than_its_order_waits_without_a_letter():
+    early = retract("r", 0, order_id="o", conversion_name="demo")
+    assert refused(*ORDER, early) == {}
+    assert meta_statuses(*ORDER, early) == {"x": "counted"}
+
+
+EUROS = [ORDER[0], ORDER[1] | {"currency": "EUR"}]
+
+
+def test_a_restatement_in_another_currency_is_refused_and_does_not_stand():
+    dollars = restate("s", 2 * MINUTE, 450, order_id="o", currency="USD")
+    euros = restate("t", 3 * MINUTE, 400, order_id="o", currency="EUR")
+    assert refused(*EUROS, dollars) == {2: "adjustment_in_another_currency"}
+    assert refused(*EUROS, dollars, euros) == {2: "adjustment_in_another_currency"}
+    assert conversions_in(answer_to(*EUROS, dollars, euros)) == (1, 400)
+    assert refused(*EUROS, euros, dollars | {"event_time": T0 + HOUR}) == {3: "adjustment_in_another_currency"}
+
+
+@pytest.mark.parametrize(("order", "currency"), [(EUROS, None), (EUROS, "EUR"), (ORDER, "USD"), (ORDER, None)])
+def test_a_restatement_applies_where_one_of_the_two_says_no_currency_or_both_the_same(order, currency):
+    restatement = restate("s", 2 * MINUTE, 4, order_id="o", currency=currency)
+    assert conversions_in(answer_to(*order, restatement)) == (1, 4)
+
+
+def test_a_retraction_takes_back_whatever_currency_it_names():
+    assert meta_statuses(*EUROS, retract("r", 2 * MINUTE, order_id="o", currency="USD")) == {"x": "retracted"}
+
+
+@pytest.mark.parametrize(("at", "reason"), [(0, "adjustment_precedes_conversion"), (56 * DAY, "adjustment_too_old")])
+def test_a_restatement_at_the_wrong_time_is_refused_for_that_first(at, reason):
+    assert refused(*EUROS, restate("s", at, 4, order_id="o", currency="USD")) == {2: reason}
+
+
+def test_the_currency_of_an_order_is_that_of_all_its_reports_together():
+    later = ORDER[1] | {"currency": "EUR", "event_time": T0 + MINUTE + 1}
+    rules = policy(merge_reports="5m")
+    dollars = restate("s", 2 * MINUTE, 450, order_id="o", currency="USD")
+    found = answer_to(*ORDER, later, dollars, rules=rules)
+    assert set(found.refused_adjustments.values()) == {"adjustment_in_another_currency"}
+
+
 def test_an_adjustment_of_an_order_not_known_so_far_waits():
     waiting = retract("r", 2 * MINUTE, order_id="o")
     assert refused(click("k", 0), waiting) == {}

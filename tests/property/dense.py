@@ -70,7 +70,11 @@ def make_event(chance: Random, rare: list[str]) -> dict[str, Any]:
     if kind == "visit":
         return event | {"event_type": kind, "event_id": f"s{number}", "page": chance.choice(["/", "/cart"])}
     value = {"value": minute} if kind == "restate" else {}
-    named = {"conversion_event_id": f"c{number % 6}"}
+    said = {
+        "conversion_name": chance.choice([None, None, "purchase", "cart"]),
+        "currency": chance.choice([None, "EUR"]),
+    }
+    named = {name: each for name, each in said.items() if each} | {"conversion_event_id": f"c{number % 6}"}
     return event | value | named | {"event_type": "adjustment", "event_id": f"a{number}", "adjustment": kind}
 
 

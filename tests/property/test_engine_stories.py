@@ -69,6 +69,17 @@ def send(
     deployment.broker.append(topic, 0, value=value, timestamp=written_ms)
 
 
+def rows(deployment: Deployment) -> dict[str, tuple[str, float]]:
+    """Status and value by event id, as published last."""
+    found = [json.loads(message.value()) for message in deployment.broker.committed("conversions.attributed")]
+    return {row["event_id"]: (row["status"], row["value"]) for row in found}
+
+
+def letters(deployment: Deployment) -> list[str]:
+    """The reasons of the dead letters, in their order."""
+    return [json.loads(message.value())["reason"] for message in deployment.broker.committed("ads.events.dlq")]
+
+
 def assert_exact(deployment: Deployment) -> None:
     """Lets everything be counted, and compares it with the oracle's answer."""
     deployment.drain()
@@ -113,10 +124,44 @@ def test_of_one_touch_that_was_counted_twice_the_first_is_credited(deployment: D
 def test_adjustments_of_one_id_and_different_conversion_names_are_two(deployment: Deployment) -> None:
     send(deployment, "click", "k1", 0)
     send(deployment, "conversion", "c1", 1, order_id="o1", value=3)
-    send(deployment, "conversion", "c2", 1, order_id="o2", value=3)
+    send(deployment, "conversion", "c2", 1, order_id="o2", value=3, conversion_name="signup")
     send(deployment, "adjustment", "a1", 2, adjustment="retract", order_id="o1", conversion_name="purchase")
     send(deployment, "adjustment", "a1", 2, adjustment="retract", order_id="o2", conversion_name="signup")
     assert_exact(deployment)
+    assert rows(deployment) == {"c1": ("retracted", 0), "c2": ("retracted", 0)}
+
+
+def test_an_adjustment_concerns_only_the_action_that_it_names(deployment: Deployment) -> None:
+    send(deployment, "click", "k1", 0)
+    for name in ("purchase", "signup"):
+        send(deployment, "conversion", f"c-{name}", 1, order_id="o", value=3, conversion_name=name)
+    send(deployment, "adjustment", "a1", 2, adjustment="retract", order_id="o", conversion_name="signup")
+    send(deployment, "adjustment", "a2", 2, adjustment="restate", order_id="o", conversion_name="purchase", value=1)
+    assert_exact(deployment)
+    assert rows(deployment) == {"c-purchase": ("counted", 1), "c-signup": ("retracted", 0)}
+    assert letters(deployment) == []
+
+
+def test_a_restatement_in_another_currency_has_a_letter_and_changes_nothing(deployment: Deployment) -> None:
+    send(deployment, "click", "k1", 0)
+    send(deployment, "conversion", "c1", 1, order_id="o", value=500, currency="EUR")
+    send(deployment, "adjustment", "a1", 2, adjustment="restate", order_id="o", value=450, currency="USD")
+    assert_exact(deployment)
+    assert (rows(deployment), letters(deployment)) == ({"c1": ("counted", 500)}, ["adjustment_in_another_currency"])
+    send(deployment, "adjustment", "a2", 3, adjustment="restate", order_id="o", value=400, currency="EUR")
+    assert_exact(deployment)
+    assert (rows(deployment), len(letters(deployment))) == ({"c1": ("counted", 400)}, 1)
+
+
+def test_adjustments_are_judged_alike_after_a_rebuild(deployment: Deployment) -> None:
+    send(deployment, "click", "k1", 0)
+    send(deployment, "adjustment", "a1", 2, adjustment="restate", order_id="o", value=450, currency="USD")
+    send(deployment, "adjustment", "a2", 2, adjustment="retract", order_id="o", conversion_name="signup")
+    send(deployment, "conversion", "c1", 1, order_id="o", value=500, currency="EUR")
+    assert_exact(deployment)
+    deployment.empty_redis("counter")
+    assert_exact(deployment)
+    assert (rows(deployment), letters(deployment)) == ({"c1": ("counted", 500)}, ["adjustment_in_another_currency"])
 
 
 def test_a_watermark_that_an_idle_clock_moved_far_ahead_of_the_events_forgets_no_counts(deployment: Deployment) -> None:

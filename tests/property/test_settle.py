@@ -46,8 +46,11 @@ conversions = st.builds(
     st.sampled_from([None, None, "o1", "o2"]), st.sampled_from([None, 1_000_000, 7_500_000]), st.sampled_from([None, "USD"]), st.booleans(),
 )  # fmt: skip
 adjustments = st.builds(
-    lambda kind, time_ms, number, order, event: Adjustment(f"a{number}", "", kind, time_ms, 3_000_000, order, event, ("t", 0, number, 0), None, b""),
+    lambda kind, time_ms, number, order, event, name, currency: Adjustment(
+        f"a{number}", "", kind, time_ms, 3_000_000, order, event, ("t", 0, number, 0), None, b"", name, currency=currency
+    ),
     st.sampled_from(["retract", "restate"]), moments, st.integers(0, 5), st.sampled_from([None, "o1", "o2"]), st.sampled_from([None, "x1", "x2"]),
+    st.sampled_from(["", "", "purchase", "signup"]), st.sampled_from([None, "USD", "EUR"]),
 )  # fmt: skip
 histories = st.lists(st.one_of(touches, touches, conversions, conversions, adjustments), max_size=14)
 

@@ -168,7 +168,8 @@ class _Scribe:
             "adjustment": self.chance.choice(["retract", "restate"]),
             "value": self.chance.choice([0, 0.7, 100]),
             "platform": self.chance.choice([None, None, None, "meta"]),
-            "conversion_name": self.chance.choice([None, None, None, "signup"]),
+            "conversion_name": self.chance.choice([None, None, None, *ACTIONS[:2]]),
+            "currency": self.chance.choice([None, None, "EUR", "USD"]),
         }
         if self.chance.random() < 0.5:
             return event | {"order_id": self.chance.choice(["o1", "o2"])}

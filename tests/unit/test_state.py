@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from app.attribution.state import NEVER_MS, STATE_VERSION, UserState, pack, unpack
+from app.attribution.state import NEVER_MS, STATE_VERSION, Adjustment, UserState, pack, unpack
 from app.engine.aggregator import read_deltas
 from app.engine.state import StateOutdated, StateRefused, check_version
 from app.windows import deltas
@@ -69,3 +69,22 @@ def test_somebody_of_whom_only_the_forget_is_known_is_kept() -> None:
     assert state.is_empty()
     state.forgotten_ms = 0
     assert not unpack(pack(state)).is_empty()
+
+
+def test_an_adjustment_that_an_older_release_wrote_names_no_currency() -> None:
+    older = ["a1", "", "restate", 17, 5, "o", None, ["ads.events", 0, 3, 17], None, b"{}", "signup", True]
+    (found,) = unpack(msgspec.msgpack.encode([STATE_VERSION, [], [older]])).adjustments
+    assert (found.identity(), found.action(), found.is_refused, found.currency) == (
+        ("", "signup", "a1"),
+        "signup",
+        True,
+        None,
+    )
+
+
+def test_a_retraction_that_was_taken_over_from_a_row_is_of_that_rows_action() -> None:
+    nowhere = ("", 0, 0, 0)
+    both = [Adjustment("", "", "retract", 17, None, None, "c1", nowhere, None, b"", f"{name}\x1fc1") for name in "ab"]
+    assert [each.action() for each in both] == ["a", "b"]
+    assert len({each.identity() for each in both}) == 2
+    assert Adjustment("", "", "retract", 17, None, None, "c1", nowhere, None, b"").action() == ""

@@ -348,6 +348,16 @@ def test_what_a_retraction_took_back_that_the_log_lacks_is_retracted_again_witho
     assert len({each.identity() for each in found.adjustments}) == 2
 
 
+def test_a_retraction_that_is_taken_over_takes_back_the_conversion_of_its_own_action_alone() -> None:
+    both = [conversion("x", 900), signup("x", 900)]
+    whole = user(both, [msgspec.structs.replace(retraction("r", 910, "x"), name="signup")])
+    found = answer(taken_over(whole, user([])), POLICY).settlement.decisions
+    assert {name: each.status for (name, _, _), each in found.items()} == {
+        "purchase": "unattributed",
+        "signup": "retracted",
+    }
+
+
 def test_a_retraction_that_the_log_holds_is_not_made_twice() -> None:
     own = [retraction("r", 1005, "x")]
     assert taken_over(user([conversion("x", 990)], own), user([], own)).adjustments == own

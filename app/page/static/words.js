@@ -98,5 +98,6 @@ export const REASON = {
   adjustment_twice: ["Adjusted twice", "an earlier adjustment of this order stands"],
   adjustment_too_old: ["Adjusted too late", "past the policy's adjustment_window"],
   adjustment_precedes_conversion: ["Adjusted too early", "an adjustment from before its conversion"],
+  adjustment_in_another_currency: ["Another currency", "a restatement in another currency than its order's"],
   other: ["Another reason", "of a newer release"],
 };
