@@ -63,10 +63,12 @@ def read_rows(settings: Settings, book: Book) -> None:
 
 
 def _adjusting(book: Book, row: rows.AttributedRow) -> list[int]:
-    whose = "status = 'sent' AND type = 'adjustment' AND advertiser = ? AND (user IS NULL OR user = ?)"
-    found = book.find(f"named_event = ? AND {whose}", row.event_id, row.advertiser_id, row.user_id)
+    whose = """status = 'sent' AND type = 'adjustment' AND advertiser = ? AND (user IS NULL OR user = ?)
+               AND (name IS NULL OR name = ?)"""
+    said = row.advertiser_id, row.user_id, row.conversion_name
+    found = book.find(f"named_event = ? AND {whose}", row.event_id, *said)
     if row.order_id:
-        found += book.find(f"order_id = ? AND {whose}", row.order_id, row.advertiser_id, row.user_id)
+        found += book.find(f"order_id = ? AND {whose}", row.order_id, *said)
     return found
 
 

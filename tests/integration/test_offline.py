@@ -179,7 +179,7 @@ def test_what_is_counted_goes_to_the_platforms_and_counts_the_same_elsewhere(
         "sold": ("RETRACT", ""),
         "plain": ("RESTATE", "4"),
     }
-    run(second, "import", str(changes), "--map", "google_ads_adjustments", *NAMES[:2])
+    run(second, "import", str(changes), "--map", "google_ads_adjustments", *NAMES)
     assert wait_for_counters(second.settings, 60) is None
     here, there = standing(first), standing(second)
     assert [alike(there[each]) for each in exact] == [alike(here[each]) for each in exact]
@@ -309,7 +309,7 @@ def test_a_report_says_of_each_row_what_became_of_it(services: Services, topic_p
             str(adjustments),
             "--map",
             "google_ads_adjustments",
-            *NAMES[:2],
+            *NAMES,
             "--report",
             str(report),
         )

@@ -262,26 +262,31 @@ def test_rows_that_were_in_time_when_the_import_began_are_sent_when_it_is_resume
 
 
 def test_an_adjustment_file_gives_retractions_and_restatements(run: Run, tmp_path: Path) -> None:
-    header = "Order ID,Google Click ID,Conversion Name,Conversion Time,Adjustment Time,Adjustment Type,Adjusted Value,User ID"
+    header = "Order ID,Google Click ID,Conversion Name,Conversion Time,Adjustment Time,Adjustment Type,Adjusted Value,Adjusted Value Currency,User ID"
     rows = [
-        "o-1,,Offline purchase,,2026-11-21 18:00:00,RETRACT,,u1",
-        "o-2,,Offline purchase,,2026-11-21 18:00:00,RESTATE,12.5,u1",
-        ",Cj0KCQ-x_1,Offline purchase,2026-11-20 18:00:00,2026-11-21 18:00:00,RETRACTION,,u1",
-        "o-3,,Offline purchase,,2026-11-21 18:00:00,ENHANCEMENT,,u1",
-        ",,Offline purchase,,2026-11-21 18:00:00,RETRACT,,u1",
-        "o-4,,Offline purchase,,2026-11-21 18:00:00,RESTATE,,u1",
+        "o-1,,Offline purchase,,2026-11-21 18:00:00,RETRACT,,,u1",
+        "o-2,,Offline purchase,,2026-11-21 18:00:00,RESTATE,12.5,EUR,u1",
+        ",Cj0KCQ-x_1,Offline purchase,2026-11-20 18:00:00,2026-11-21 18:00:00,RETRACTION,,,u1",
+        "o-3,,Offline purchase,,2026-11-21 18:00:00,ENHANCEMENT,,,u1",
+        ",,Offline purchase,,2026-11-21 18:00:00,RETRACT,,,u1",
+        "o-4,,Offline purchase,,2026-11-21 18:00:00,RESTATE,,,u1",
+        "o-5,,Offline lead,,2026-11-21 18:00:00,RETRACT,,,u1",
+        "o-6,,Offline purchase,,2026-11-21 18:00:00,RESTATE,12.5,Euro,u1",
     ]
     conversions, adjustments = FakeKafka(), FakeKafka()
     run(google(ROW.replace("o-1", "")), conversions)
     run(google(*rows, header=header), adjustments, "google_ads_adjustments")
     retract, restate, by_click = adjustments.events()
     assert (retract["adjustment"], retract["order_id"], retract["event_time"]) == ("retract", "o-1", AT_MS + 86_400_000)
-    assert (restate["adjustment"], restate["value"]) == ("restate", 12.5)
+    assert (restate["adjustment"], restate["value"], restate["currency"]) == ("restate", 12.5, "EUR")
+    assert [event["conversion_name"] for event in adjustments.events()] == ["purchase"] * 3
     assert by_click["conversion_event_id"] == conversions.events()[0]["event_id"]
     assert rejected(tmp_path) == [
         (6, "unknown_adjustment", "adjustment"),
         (7, "no_identifier", "order_id"),
         (8, "missing_field", "value"),
+        (9, "unknown_action", "conversion_name"),
+        (10, "invalid_field", "currency"),
     ]
 
 

@@ -193,6 +193,12 @@ def test_an_adjustment_is_judged_by_its_orders_row(judge: Judge) -> None:
     }
 
 
+def test_an_adjustment_is_judged_by_the_order_of_its_own_action(judge: Judge) -> None:
+    events = [adjustment("ann", conversion_name="signup"), adjustment("bob", conversion_name="purchase")]
+    found = judge(events, [row("ann", "retracted", value=0.0), row("bob", "retracted", value=0.0)])
+    assert [found[name][:2] for name in ("a-ann", "a-bob")] == [("unknown", "conversion_not_found"), ("applied", "")]
+
+
 def test_a_repeated_adjustment_has_a_reason_of_its_own() -> None:
     with Book() as book:
         for line, event in enumerate([adjustment("ann"), adjustment("ann"), adjustment("bob")], 2):
