@@ -177,6 +177,7 @@ def test_a_folder_that_was_given_is_kept_and_continued(tmp_path: Path) -> None:
         assert read_to_end(kafka, "kept") == [b"value"]
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_three_brokers_go_on_when_one_of_them_is_killed(topic_prefix: str) -> None:
     with local_kafka(brokers=3) as kafka:
