@@ -32,7 +32,7 @@ NO_SCOPE: Final = Scope()
 
 
 class Reconciliation:
-    """Rows of `conversions.reconciliation`. `policy`: which actions are paid orders and which are noise; `desk`: time zones and
+    """Rows of `conversions.reconciliation`. `policy`: every version of it, by which conversions were judged; `desk`: time zones and
     tolerances.
     """
 
@@ -40,7 +40,7 @@ class Reconciliation:
         self._take: dict[str, Callable[[Input], Rejection | None]] = {
             settings.attributed_topic: self._part(lambda record: claim_of(record, self._calendar)),
             settings.journeys_topic: self._part(
-                lambda record: truth_of(record, self._calendar, self._version, self._max_touches)
+                lambda record: truth_of(record, self._calendar, policy, self._max_touches)
             ),
             settings.orders_topic: self._part(self._paid),
             settings.dlq_topic: self._letter,
@@ -52,7 +52,7 @@ class Reconciliation:
         self.refusals = Refusals(settings.desk_dlq_topic)
         self._rows = Rows(settings.reconciliation_topic)
         self._desk, self._calendar = desk, Calendar(desk)
-        self._version = policy.versions[-1]
+        self._counted_actions = policy.counted_actions()
         self._platforms = frozenset(policy.platforms())
         journeys = policy.bounds.journeys
         self._paid_actions = frozenset(journeys.orders if journeys else ())
@@ -187,7 +187,7 @@ class Reconciliation:
         found = refused_of(record, self._calendar)
         if isinstance(found, Rejection):
             return found
-        if found is not None and self._version.counted_action(found.conversion_name) is not None:
+        if found is not None and found.conversion_name in self._counted_actions:
             self._hold(record, b"%d:%d" % (record.partition, record.offset), found)
         return None
 
@@ -212,7 +212,7 @@ class Reconciliation:
         if report.value is not None:
             measures |= {("reported", report.currency): report.value, ("told", report.currency): 1}
         name = report.conversion_name
-        if name is not None and self._version.counted_action(name) is None:
+        if name is not None and name not in self._counted_actions:
             measures["noise"] = report.conversions
         field = (report.advertiser_id, report.platform)
         self._reported_days[field][report.day] += sign

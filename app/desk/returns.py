@@ -67,7 +67,7 @@ class Place(NamedTuple):
 
 
 class Returns:
-    """Rows of `conversions.return`. `policy`: which actions are paid orders; `desk`: time zones, and what touches cost in."""
+    """Rows of `conversions.return`. `policy`: its platforms, and which actions are paid orders; `desk`: time zones, and what touches cost in."""
 
     def __init__(self, settings: Settings, policy: Policy, desk: Desk) -> None:
         self._take: dict[str, Callable[[Input], Rejection | None]] = {

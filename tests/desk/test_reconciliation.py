@@ -9,6 +9,7 @@ import pytest
 from app.contract.money import ReconciliationRow, decode_reconciliation
 from app.desk.reconciliation import Reconciliation
 from app.policy.load import parse_desk
+from app.policy.model import Policy
 from tests.desk.money import (
     DESK,
     DOCUMENT,
@@ -18,6 +19,7 @@ from tests.desk.money import (
     at,
     attributed,
     conversion,
+    followed_by,
     journey,
     letter,
     numbered,
@@ -34,8 +36,8 @@ WHOLE_WEEK = [f"2026-11-{day}" for day in range(16, 23)]
 class Books:
     """A fold, and what lies on its output topic."""
 
-    def __init__(self, *entries: Entry, desk: Any = DESK) -> None:
-        self.fold = Reconciliation(SETTINGS, POLICY, desk)
+    def __init__(self, *entries: Entry, desk: Any = DESK, policy: Policy = POLICY) -> None:
+        self.fold = Reconciliation(SETTINGS, policy, desk)
         self.there: dict[bytes, bytes] = {}
         self.letters: dict[bytes, Any] = {}
         self.count = 0
@@ -184,6 +186,46 @@ def test_a_touch_that_is_creditable_is_not_too_old() -> None:
     day, near = "2026-11-16T12:00", touch("meta", "spring", event_id="t2")
     found = [attributed(day, platform="google_ads"), journey(day, touches=[near], credited=near, first_touch=OLD)]
     assert outside(*found) == (0, 0, 1)
+
+
+# --- Later versions of the policy
+
+
+def test_what_a_platform_claimed_stays_when_the_policy_drops_it() -> None:
+    without = followed_by(DOCUMENT | {"platforms": {"meta": DOCUMENT["platforms"]["meta"]}}, at("2026-11-20T00:00"))
+    books = Books(
+        *conversion("2026-11-16T12:00", platform="google_ads", campaign_id="brand"),
+        claims("2026-11-16", 3, platform="google_ads", campaign="brand"),
+        policy=without,
+    )
+    row = books.rows["2026-W47", "google_ads", None]
+    assert (row.reported, row.counted, row.within_tolerance, books.fold.refused) == (3, 1, False, {})
+    assert set(books.fold.differences()) == {"meta", "google_ads"}
+
+
+def test_a_touch_is_outside_the_window_that_held_at_the_time_of_its_conversion() -> None:
+    none = {"method": "click", "windows": {"click": "30d"}}
+    later = DOCUMENT | {"platforms": DOCUMENT["platforms"] | {"meta": none}}  # views are credited no more
+    view = touch("meta", touch_type="view")
+    for day, is_outside in (("2026-11-16T12:00", True), ("2026-11-18T12:00", False)):
+        rows = Books(
+            attributed(day, status="unattributed"),
+            journey(day, status="unattributed", credited=None, first_touch=view),
+            policy=followed_by(later, at("2026-11-17T00:00")),
+        ).rows
+        assert rows["2026-W47", "meta", None].outside_window == is_outside, day
+
+
+def test_an_action_that_the_policy_counted_once_is_no_noise() -> None:
+    actions = {name: action for name, action in DOCUMENT["actions"].items() if name != "signup"}
+    books = Books(
+        claims("2026-11-16", 2, conversion_name="signup"),
+        claims("2026-11-16", 3, conversion_name="scroll"),
+        letter("too_old", "2026-11-16T12:00", conversion_name="signup"),
+        policy=followed_by(DOCUMENT | {"actions": actions}, at("2026-11-20T00:00")),
+    )
+    row = books.rows["2026-W47", "meta", None]
+    assert (row.noise, row.late) == (3, 1)
 
 
 def test_causes_explain_no_claim_that_is_missing() -> None:

@@ -8,7 +8,21 @@ import pytest
 from app.contract.money import ReturnMoney, ReturnRow, decode_return
 from app.desk.earnings import NOWHERE, shared
 from app.desk.returns import Returns
-from tests.desk.money import DESK, POLICY, SETTINGS, Entry, journey, numbered, spend, touch, touches
+from app.policy.model import Policy
+from tests.desk.money import (
+    DESK,
+    DOCUMENT,
+    POLICY,
+    SETTINGS,
+    Entry,
+    at,
+    followed_by,
+    journey,
+    numbered,
+    spend,
+    touch,
+    touches,
+)
 
 Found = dict[tuple[str, str, str | None, str | None], ReturnRow]
 DAY = "2026-11-16"
@@ -18,8 +32,8 @@ NOON = "2026-11-16T12:00"
 class Books:
     """A fold, and what lies on its output topic."""
 
-    def __init__(self, *entries: Entry) -> None:
-        self.fold = Returns(SETTINGS, POLICY, DESK)
+    def __init__(self, *entries: Entry, policy: Policy = POLICY) -> None:
+        self.fold = Returns(SETTINGS, policy, DESK)
         self.there: dict[bytes, bytes] = {}
         self.letters: list[Any] = []
         self.count = 0
@@ -112,6 +126,12 @@ def test_spend_without_a_click_is_told_under_what_it_names() -> None:
     assert money(rows[DAY, "campaign", "meta", "spring"]).cost == 10
     assert money(rows[DAY, "source", None, "news"]).cost == 10
     assert money(rows[DAY, "creative", None, None]).cost == 10
+
+
+def test_what_was_spent_on_a_platform_stays_when_the_policy_drops_it() -> None:
+    without = followed_by(DOCUMENT | {"platforms": {"meta": DOCUMENT["platforms"]["meta"]}}, at("2026-12-01T00:00"))
+    books = Books(spend(DAY, 10.0, platform="google_ads", campaign="brand"), policy=without)
+    assert (money(books.rows[TOTAL]).cost, books.letters) == (10, [])
 
 
 def test_of_equal_remainders_the_first_in_order_has_the_last_millionth() -> None:
