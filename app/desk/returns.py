@@ -26,7 +26,7 @@ from app.contract.money import (
     return_key,
 )
 from app.contract.rollups import split_count_key
-from app.contract.rows import ALL, decode_count, encode
+from app.contract.rows import ALL, CountRow, decode_count, encode
 from app.desk.aging import Aging
 from app.desk.calendar import WEEK_DAYS, Calendar, day_name, monday, week_name
 from app.desk.earnings import Found, Origin, Touched, Unit, Won, day_costs, origin_of, user_brings
@@ -166,10 +166,12 @@ class Returns:
             start_ms, _ = split_count_key(record.key or b"")
         except ValueError as error:
             return Rejection(reasons.KEY_MISMATCH, "", str(error)[:200])
-        found = self._touched(record) if record.value is not None else None
+        row = judge_row(decode_count, record.value) if record.value is not None else None
+        found = self._touched(row) if isinstance(row, CountRow) else row
         refusal, part = (found, None) if isinstance(found, Rejection) else (None, found)
-        if part is not None or refusal is not None or record.value is None:
-            self._change(self._windows.put(record, record.key or b"", start_ms, part))
+        if part is not None or refusal is not None or row is None:
+            is_final = part is not None and isinstance(row, CountRow) and row.final
+            self._change(self._windows.put(record, record.key or b"", start_ms, part, is_final))
         return refusal
 
     def _change(self, change: Change[Part] | None) -> None:
@@ -218,10 +220,7 @@ class Returns:
             self._shared_origin(origin_of(row.credited)),
         )
 
-    def _touched(self, record: Input) -> tuple[PlatformDay, Touched] | Rejection | None:
-        row = judge_row(decode_count, record.value)
-        if isinstance(row, Rejection):
-            return row
+    def _touched(self, row: CountRow) -> tuple[PlatformDay, Touched] | Rejection | None:
         if row.conversion_name or row.platform == ALL:
             return None  # a row of conversions: those are taken from the journeys
         day = self._calendar.day(row.advertiser_id, row.window_start)

@@ -1,9 +1,9 @@
 """Rollups: `conversions.counts` by hour, day and ISO week. A fold of upserts (`DeskFold`).
 
 Each window's latest row is held, so that a newer one replaces exactly what it had added. A window may change until
-`count_retention_ms` of event time after it, and a week is given out as long as its first window is held. So what is held reaches
-back that long and a week from the newest window, and the periods that begin in that span are given out; older ones stay as they
-were published. Both are a function of the latest rows, whatever their order.
+`count_retention_ms` of event time after it, by the slowest of the counters, and a week is given out as long as its first window
+is held. So what is held reaches back that long and a week from the newest final window, and the periods that begin in that span
+are given out; older ones stay as they were published. Both are a function of the latest rows, whatever their order.
 """
 
 import struct
@@ -69,7 +69,7 @@ class RollupsFold:
         self._desk = desk
         self._dimensions = policy.bounds.dimensions
         self._has_hours = policy.bounds.window_ms <= HOUR_MS  # a longer window is in no one hour
-        self._newest_ms = self._final_ms = 0  # where the newest window ends, and the newest final one
+        self._final_ms = 0  # where the newest final window ends
         self._horizon_ms = 0
         # by the hour and the moment at which windows begin, and by group
         self._windows: dict[int, dict[int, dict[_Group, bytes]]] = defaultdict(lambda: defaultdict(dict))
@@ -91,8 +91,8 @@ class RollupsFold:
         if isinstance(row, Rejection):
             self.refused[record.topic, row.reason] += 1
             return
-        if row is not None:
-            self._move(row)
+        if row is not None and row.final and row.window_end > self._final_ms:
+            self._move(row.window_end)
         if start_ms >= self._horizon_ms:
             self._groups[rest] = group
             self._replace(start_ms, group, _packed(record.offset, row), periods)
@@ -103,16 +103,14 @@ class RollupsFold:
             raise ValueError(f"{len(dimensions)} dimensions, the policy has {len(self._dimensions)}")
         return _Group(rest, self._desk.zone(advertiser_id).key)
 
-    def _move(self, row: CountRow) -> None:
-        """Moves on to a newer window, and lets go what is before the horizon then."""
-        if row.final and row.window_end > self._final_ms:
-            self._final_ms = row.window_end
-            while self._ending and self._ending[0][0] <= self._final_ms:
-                _, period = heappop(self._ending)
-                for group, sums in self._sums.get(period, {}).items():
-                    self._mark(period, group, sums)
-        self._newest_ms = max(self._newest_ms, row.window_end)
-        horizon_ms = max((self._newest_ms - self._held_ms) // HOUR_MS * HOUR_MS, 0)
+    def _move(self, final_ms: int) -> None:
+        """Moves on to a newer final window, and lets go what is before the horizon then."""
+        self._final_ms = final_ms
+        while self._ending and self._ending[0][0] <= final_ms:
+            _, period = heappop(self._ending)
+            for group, sums in self._sums.get(period, {}).items():
+                self._mark(period, group, sums)
+        horizon_ms = max((final_ms - self._held_ms) // HOUR_MS * HOUR_MS, 0)
         if horizon_ms == self._horizon_ms:
             return
         is_next_day = horizon_ms // DAY_MS > self._horizon_ms // DAY_MS

@@ -142,9 +142,8 @@ def overdue(found: dict[tuple[str, str, str], Row], now_ms: int) -> dict[tuple[s
 def rollups(rows: Iterable[CountRow], desk: Desk, held_ms: int) -> dict[tuple[Any, ...], Row]:
     """The latest counts, summed anew by period and dimensions, of the periods that the desk still answers for."""
     rows = list(rows)
-    newest_ms = max((row.window_end for row in rows), default=0)
     final_ms = max((row.window_end for row in rows if row.final), default=0)
-    horizon_ms = max((newest_ms - held_ms) // 3_600_000 * 3_600_000, 0)
+    horizon_ms = max((final_ms - held_ms) // 3_600_000 * 3_600_000, 0)
     found: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         zone = ZoneInfo(desk.time_zones.get(row.advertiser_id, "UTC"))

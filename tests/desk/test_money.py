@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,7 +176,7 @@ def compacted(records: list[Input]) -> list[Input]:
         (each.topic, each.offset if each.topic == SETTINGS.dlq_topic else each.key): each
         for each in sorted(records, key=lambda each: each.offset)
     }
-    return [each for each in last.values() if each.value is not None]
+    return sorted((each for each in last.values() if each.value is not None), key=lambda each: each.offset)
 
 
 @pytest.mark.parametrize("name", FOLDS)
@@ -302,6 +303,40 @@ def test_what_is_packed_changes_no_row_whatever_comes_later(name: str) -> None:
 
     check()
     assert most_packed > 1, "so much is tried that something is packed"
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.sampled_from([0, 7, 40, 400]), st.integers(0, 48), st.integers(0, 9)),
+        min_size=4,
+        max_size=30,
+    ),
+    st.sets(st.integers(0, 30), max_size=4),
+)
+def test_windows_add_up_however_far_apart_two_counters_are(made: list[Any], pauses: set[int]) -> None:
+    """Each changes windows of up to two days behind its own time; once both have passed a window it is written as final, the
+    oldest ones first.
+    """
+    times_ms = [BEGIN_MS, BEGIN_MS]
+    latest: dict[bytes | None, Any] = {}
+    log: list[Entry] = []
+    for counter, hours, behind, clicks in made:
+        times_ms[counter] += hours * 3_600_000
+        topic, key, row = touches(
+            times_ms[counter] - behind * 3_600_000, clicks=clicks, cost=float(clicks), final=False
+        )
+        latest[key] = row
+        for each, held in sorted(latest.items(), key=lambda item: item[1].window_start):
+            if not held.final and held.window_end <= min(times_ms):
+                latest[each] = msgspec.structs.replace(held, final=True)
+                log.append((topic, each, latest[each]))
+            elif each == key:
+                log.append((topic, key, row))
+    records = numbered(log)
+    expected = returns(records)
+    assert published(Returns(SETTINGS, LOG_POLICY, DESK), records, pauses) == expected
+    assert published(Returns(SETTINGS, LOG_POLICY, DESK), compacted(records), set()) == expected
 
 
 def test_of_a_person_who_is_forgotten_nothing_is_held_any_more() -> None:

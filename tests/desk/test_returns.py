@@ -243,6 +243,27 @@ def test_windows_that_cannot_change_any_more_are_held_no_longer_and_count_once()
     assert books.add(touches(350 * day_ms, clicks=5))["to_date", "total", None, None].clicks == 399 + 4, "a late click"
 
 
+def test_a_window_that_a_slow_counter_corrects_after_months_counts_once() -> None:
+    """As in a replay: one counter has come to November while another one is in July."""
+    july, november = (
+        touches(f"2026-{month:02}-01T12:00", clicks=clicks, cost=float(clicks), revision=clicks, final=False)
+        for month, clicks in ((7, 3), (11, 1))
+    )
+    again = touches("2026-07-01T12:00", clicks=5, cost=5.0, revision=2, final=False)
+    assert POLICY.count_retention_ms() < at("2026-11-01T12:00") - at("2026-07-01T12:00")
+    live = Books(july, november)
+    live.add(again)
+    compacted = Books(november, again)
+    assert live.there == compacted.there
+    total = live.rows["to_date", "total", None, None]
+    assert (total.clicks, money(total).cost) == (6, 6)
+
+
+def test_nonsense_from_the_far_future_settles_nothing() -> None:
+    books = Books(touches("2026-07-01T12:00", clicks=3), touches(10**18, clicks=1))
+    assert books.add(touches("2026-07-01T12:00", clicks=5))["to_date", "total", None, None].clicks == 5
+
+
 @pytest.mark.parametrize(
     ("entry", "reason", "field"),
     [

@@ -99,24 +99,41 @@ def test_what_can_change_no_more_is_let_go_and_stays_published() -> None:
     fold.take(as_input(COUNTS, 0, *count(START_MS, views=1)))
     reader.begin([fold], 0)
     before = reader.rows(ROLLUPS)
-    fold.take(as_input(COUNTS, 1, *count(START_MS + 30 * DAY_MS, views=1)))
+    fold.take(as_input(COUNTS, 1, *count(START_MS + 30 * DAY_MS, views=1, final=True)))
     fold.take(as_input(COUNTS, 2, *count(START_MS, views=9, revision=2)))  # beyond any correction
     reader.read(fold.rows(0))
     assert set(fold._windows) == {START_MS + 30 * DAY_MS}
     assert len(fold._sums) == 3
     assert before.items() <= reader.rows(ROLLUPS).items()
     anew = RollupsFold(COUNTS, ROLLUPS, DESK, SHORT)
-    anew.take(as_input(COUNTS, 1, *count(START_MS + 30 * DAY_MS, views=1)))
+    anew.take(as_input(COUNTS, 1, *count(START_MS + 30 * DAY_MS, views=1, final=True)))
     after = reader.rows(ROLLUPS)
     reader.begin([anew], 0)
     assert reader.rows(ROLLUPS) == after
+
+
+def test_while_one_counter_is_months_behind_another_its_windows_add_up() -> None:
+    """As in a replay: of the windows that some have passed nothing is let go before all have."""
+    fold, reader = RollupsFold(COUNTS, ROLLUPS, DESK, SHORT), Reader((ROLLUPS,))
+    log = [
+        count(START_MS, clicks=3),
+        count(START_MS + 30 * DAY_MS, clicks=1),
+        count(START_MS, clicks=5, revision=2),
+        count(START_MS + 60_000, clicks=1),
+    ]
+    for offset, (key, row) in enumerate(log):
+        fold.take(as_input(COUNTS, offset, key, row))
+        reader.read(fold.rows(0))
+    assert [row["clicks"] for row in reader.rows(ROLLUPS).values() if row["label"] == "2025-10-26"] == [6]
+    compacted = desk_of(*log[1:], policy=SHORT)
+    assert compacted.rows(ROLLUPS) == reader.rows(ROLLUPS)
 
 
 def test_a_desk_that_reads_old_windows_before_newer_ones_leaves_old_periods_as_they_are() -> None:
     old, other, new = (
         count(START_MS, views=1),
         count(START_MS, "other", views=2),
-        count(START_MS + 30 * DAY_MS, views=3),
+        count(START_MS + 30 * DAY_MS, views=3, final=True),
     )
     again = count(START_MS + 60_000, views=4)
     reader = desk_of(old, again, other, policy=SHORT)
