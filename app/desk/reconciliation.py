@@ -48,7 +48,6 @@ class Reconciliation:
         }
         self.inputs = tuple(self._take)
         self.outputs = (settings.reconciliation_topic, settings.desk_dlq_topic)
-        self.lasting = (settings.desk_dlq_topic,)
         self.refusals = Refusals(settings.desk_dlq_topic)
         self._rows = Rows(settings.reconciliation_topic)
         self._desk, self._calendar = desk, Calendar(desk)
@@ -81,6 +80,10 @@ class Reconciliation:
     def refused(self) -> Counter[tuple[str, str]]:
         """How many records broke their contract, by topic and reason."""
         return self.refusals.counted
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        """See `DeskFold`."""
+        return topic == self.refusals.topic
 
     # --- What comes in
 

@@ -77,7 +77,6 @@ class Returns:
         }
         self.inputs = tuple(self._take)
         self.outputs = (settings.return_topic, settings.desk_dlq_topic)
-        self.lasting = (settings.desk_dlq_topic,)
         self.refusals = Refusals(settings.desk_dlq_topic)
         self._rows = Rows(settings.return_topic)
         self._desk, self._calendar = desk, Calendar(desk)
@@ -103,6 +102,10 @@ class Returns:
     def refused(self) -> Counter[tuple[str, str]]:
         """How many records broke their contract, by topic and reason."""
         return self.refusals.counted
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        """See `DeskFold`."""
+        return topic == self.refusals.topic
 
     # --- What comes in
 

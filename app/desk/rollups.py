@@ -17,7 +17,7 @@ import xxhash
 
 from app.contract import reasons
 from app.contract.events import Rejection, from_micros, to_micros
-from app.contract.rollups import HOUR, RollupRow, rollup_key, split_count_key
+from app.contract.rollups import HOUR, RollupRow, rollup_key, split_count_key, start_of_rollup
 from app.contract.rows import CountRow, decode_count, encode, scope_of
 from app.desk.fold import Input, Output
 from app.desk.periods import HOUR_MS, LONGEST_MS, Period, periods_of
@@ -63,7 +63,6 @@ class RollupsFold:
     def __init__(self, counts: str, rollups: str, desk: Desk, policy: Policy) -> None:
         self.inputs: tuple[str, ...] = (counts,)
         self.outputs: tuple[str, ...] = (rollups,)
-        self.lasting = self.outputs
         self.refused: Counter[tuple[str, str]] = Counter()
         self._held_ms = policy.count_retention_ms() + LONGEST_MS
         self._desk = desk
@@ -165,6 +164,15 @@ class RollupsFold:
             if given != sums.given:
                 sums.given = given
                 yield Output(self.outputs[0], rollup_key(period.kind, period.start_ms, group.rest), row)
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        """What begins before the horizon: its windows are let go. Of the rest all is held, so what is given no more is none, such as
+        a day of another time zone.
+        """
+        try:
+            return start_of_rollup(key) < self._horizon_ms
+        except ValueError:
+            return True  # somebody else's
 
     def _row(self, period: Period, group: _Group, sums: _Sums) -> RollupRow:
         platform, advertiser_id, *dimensions, conversion_name, currency = orjson.loads(b"[%s]" % group.rest)

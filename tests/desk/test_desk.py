@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import KafkaException
 
 from app.contract.money import ReturnRow, decode_reconciliation
-from app.contract.rollups import rollup_key
+from app.contract.rollups import RollupRow, rollup_key
 from app.contract.rows import encode
 from app.desk import log as log_module
 from app.desk import session as session_module
@@ -37,7 +37,7 @@ IN, OUT, KEPT = "in", "out", "kept"
 class Echo:
     """A fold whose rows are its input; `kept` rows last."""
 
-    inputs, outputs, lasting = (IN,), (OUT, KEPT), (KEPT,)
+    inputs, outputs = (IN,), (OUT, KEPT)
 
     def __init__(self) -> None:
         self.refused: Counter[tuple[str, str]] = Counter()
@@ -52,6 +52,9 @@ class Echo:
         fresh, self.fresh = self.fresh, set()
         for key in sorted(fresh):
             yield Output(OUT, key, self.held[key])
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        return topic == KEPT
 
 
 def record(topic: str, offset: int, key: bytes, value: bytes | None) -> Input:
@@ -76,10 +79,23 @@ def test_a_desk_that_begins_publishes_what_differs_and_deletes_what_is_no_row_an
 def test_old_rollups_are_not_kept_in_memory() -> None:
     day_ms = 86_400_000
     published = Published((OUT,), {OUT: 10 * day_ms})
-    for number in (1, 2, 3, 20, 4, 15):
-        published.take(record(OUT, number, rollup_key("day", number * day_ms, b'"meta"'), b"{}"))
+
+    def take(*numbers: int, **fields: Any) -> list[int]:
+        for number in numbers:
+            row = dict.fromkeys(RollupRow.__struct_fields__, 0) | {"dimensions": {}, "final": False} | fields
+            row |= dict.fromkeys(
+                ("period", "label", "time_zone", "platform", "advertiser_id", "conversion_name", "currency", "scope"),
+                "",
+            )
+            published.take(record(OUT, number, rollup_key("day", number * day_ms, b'"meta"'), encode(row)))
+        return [orjson.loads(key)[1] // day_ms for key in published.rows[OUT]]
+
     published.take(record(OUT, 9, b"no key", b"{}"))
-    assert [orjson.loads(key)[1] // day_ms for key in published.rows[OUT]] == [20, 15]
+    published.take(record(OUT, 9, rollup_key("day", 99 * day_ms, b'"x"'), b"nonsense"))
+    published.take(record(OUT, 9, rollup_key("day", 99 * day_ms, b'"x"'), None))
+    assert take(1, 2, 3, 20) == [1, 2, 3, 20], "of what is not final the windows of before may still come"
+    assert take(20, final=True) == [20]
+    assert take(4, 15) == [20, 15]
 
 
 def test_leads_are_tallied_as_they_come_and_go() -> None:

@@ -112,6 +112,24 @@ def test_what_can_change_no_more_is_let_go_and_stays_published() -> None:
     assert reader.rows(ROLLUPS) == after
 
 
+def test_another_time_zone_takes_the_place_of_the_former_one() -> None:
+    late = START_MS + 22 * 3_600_000 + 30 * 60_000  # Sunday in UTC; 22:30 in Berlin, whose day ended at 23:00 UTC
+    rows = [count(START_MS - 20 * DAY_MS, clicks=1), count(late + 3_600_000, clicks=7, final=True)]
+    reader = desk_of(*rows, policy=SHORT, desk=Desk())
+    old = reader.rows(ROLLUPS)
+    assert {row["label"] for row in old.values()} >= {"2025-10-26", "2025-W43"}
+    anew = RollupsFold(COUNTS, ROLLUPS, DESK, SHORT)
+    for offset, (key, row) in enumerate(rows):
+        anew.take(as_input(COUNTS, offset, key, row))
+    reader.begin([anew], 0)
+    found = {(row["period"], row["label"]): (row["time_zone"], row["clicks"]) for row in reader.rows(ROLLUPS).values()}
+    assert found == {
+        ("hour", "2025-10-26T23Z"): ("UTC", 7),
+        ("day", "2025-10-27"): ("Europe/Berlin", 7),
+        ("week", "2025-W44"): ("Europe/Berlin", 7),
+    }
+
+
 def test_while_one_counter_is_months_behind_another_its_windows_add_up() -> None:
     """As in a replay: of the windows that some have passed nothing is let go before all have."""
     fold, reader = RollupsFold(COUNTS, ROLLUPS, DESK, SHORT), Reader((ROLLUPS,))
