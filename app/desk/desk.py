@@ -38,8 +38,8 @@ _log = structlog.get_logger()
 Give = Callable[[Session, Batch], Coroutine[Any, Any, None]]
 
 
-def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy) -> list[DeskFold]:
-    """The questions that the desk answers, with nothing in mind yet."""
+def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy, partitions: int) -> list[DeskFold]:
+    """The questions that the desk answers, with nothing in mind yet. `partitions`: those of `conversions.counts`."""
     assert policy.bounds.journeys is not None
     return [
         LeadsFold(
@@ -53,7 +53,7 @@ def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy) -> list[DeskF
             policy.bounds.max_clock_skew_ms,
             max(policy.count_retention_ms(), 2 * desk.closed_kept_ms),
         ),
-        RollupsFold(settings.counts_topic, settings.rollups_topic, desk, policy),
+        RollupsFold(settings.counts_topic, settings.rollups_topic, desk, policy, partitions),
         Reconciliation(settings, policy, desk),
         Returns(settings, policy, desk),
     ]
@@ -115,7 +115,10 @@ class Desk:
 
     async def _session(self, give: Give) -> None:
         self._policy = policy = await asyncio.to_thread(self._in_force)
-        folds = folds_of(self._settings, policy, self._desk)
+        counts = self._settings.counts_topic
+        topics = await asyncio.to_thread(self._clients.topics, [counts])
+        _refuse_lacking([counts], topics)
+        folds = folds_of(self._settings, policy, self._desk, topics[counts].partitions)
         names = sorted({name for fold in folds for name in (*fold.inputs, *fold.outputs)})
         topics = await asyncio.to_thread(self._clients.topics, names)
         _refuse_lacking(names, topics)

@@ -2,8 +2,9 @@
 
 Each window's latest row is held, so that a newer one replaces exactly what it had added. A window may change until
 `count_retention_ms` of event time after it, by the slowest of the counters, and a week is given out as long as its first window
-is held. So what is held reaches back that long and a week from the newest final window, and the periods that begin in that span
-are given out; older ones stay as they were published. Both are a function of the latest rows, whatever their order.
+is held. So what is held reaches back that long and a week from the newest final window of the partition that is furthest behind,
+and the periods that begin in that span are given out; older ones stay as they were published. Both are a function of the latest
+rows, whatever their order.
 """
 
 import struct
@@ -58,9 +59,11 @@ class _Sums:
 
 
 class RollupsFold:
-    """The fold; docs/desk.md has what a row of `conversions.counts` that may change takes."""
+    """The fold; docs/desk.md has what a row of `conversions.counts` that may change takes. `partitions`: how many that topic has;
+    of one without a final row it is not known how far it is, so until it has one nothing is final or let go.
+    """
 
-    def __init__(self, counts: str, rollups: str, desk: Desk, policy: Policy) -> None:
+    def __init__(self, counts: str, rollups: str, desk: Desk, policy: Policy, partitions: int) -> None:
         self.inputs: tuple[str, ...] = (counts,)
         self.outputs: tuple[str, ...] = (rollups,)
         self.refused: Counter[tuple[str, str]] = Counter()
@@ -68,7 +71,8 @@ class RollupsFold:
         self._desk = desk
         self._dimensions = policy.bounds.dimensions
         self._has_hours = policy.bounds.window_ms <= HOUR_MS  # a longer window is in no one hour
-        self._final_ms = 0  # where the newest final window ends
+        self._finals_ms = dict.fromkeys(range(partitions), 0)  # where each partition's newest final window ends
+        self._final_ms = 0  # where all windows that end are final
         self._horizon_ms = 0
         # by the hour and the moment at which windows begin, and by group
         self._windows: dict[int, dict[int, dict[_Group, bytes]]] = defaultdict(lambda: defaultdict(dict))
@@ -90,8 +94,9 @@ class RollupsFold:
         if isinstance(row, Rejection):
             self.refused[record.topic, row.reason] += 1
             return
-        if row is not None and row.final and row.window_end > self._final_ms:
-            self._move(row.window_end)
+        if row is not None and row.final and row.window_end > self._finals_ms.get(record.partition, 0):
+            self._finals_ms[record.partition] = row.window_end
+            self._move(min(self._finals_ms.values()))
         if start_ms >= self._horizon_ms:
             self._groups[rest] = group
             self._replace(start_ms, group, _packed(record.offset, row), periods)
@@ -103,7 +108,7 @@ class RollupsFold:
         return _Group(rest, self._desk.zone(advertiser_id).key)
 
     def _move(self, final_ms: int) -> None:
-        """Moves on to a newer final window, and lets go what is before the horizon then."""
+        """Moves on to where all partitions are final, and lets go what is before the horizon then."""
         self._final_ms = final_ms
         while self._ending and self._ending[0][0] <= final_ms:
             _, period = heappop(self._ending)
