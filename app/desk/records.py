@@ -48,10 +48,6 @@ class Latest(Generic[Item]):
         """Holds what was taken out."""
         self._held[name] = (offset, item)
 
-    def knows(self, name: bytes) -> bool:
-        """Whether a key, by its name, is held or was deleted."""
-        return name in self._held
-
     def __len__(self) -> int:
         """How many keys are held, deleted ones too."""
         return len(self._held)

@@ -210,7 +210,9 @@ LOG_POLICY, _ = parse_policy(
 BEGIN_MS = at("2026-10-01T12:00")
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["convert", "convert", "convert", "change", "order", "refund", "forget", "letter", "rows"]),
+        st.sampled_from(
+            ["convert", "convert", "convert", "change", "order", "refund", "forget", "again", "again", "letter", "rows"]
+        ),
         st.integers(0, 3),  # the user
         st.sampled_from([None, "o1", "o2"]),
         st.sampled_from(["purchase", "signup"]),
@@ -225,12 +227,13 @@ steps = st.lists(
 
 def log_of(made: list[Any]) -> tuple[list[Input], set[int]]:
     """What counters, a shop and platforms write: times go on, a row changes within two days, an order and a forget come at any
-    time. And after which records rows are asked for.
+    time, and so does an event id that was used before. And after which records rows are asked for.
     """
     records: list[Input] = []
     pauses: set[int] = set()
     now_ms = BEGIN_MS
     rows: list[tuple[int, dict[str, Any]]] = []  # conversions and their times
+    used: list[dict[str, Any]] = []  # what was ever written of conversions
 
     def write(*entries: Entry) -> None:
         records.extend(
@@ -256,8 +259,17 @@ def log_of(made: list[Any]) -> tuple[list[Input], set[int]]:
                 "value": float(number), "platform": ("meta", "google_ads")[chance % 2], "number": number,
                 "customer": "new" if action == "purchase" else None,
             }  # fmt: skip
+            used.append(fields)
             rows.append((now_ms, fields))
             write(*rows_of(now_ms, fields))
+        elif what == "again":
+            if used:
+                former = used[chance % len(used)]
+                rows = [each for each in rows if each[1] is not former]
+                fields = former | {"order_id": order_id, "status": status, "value": float(number)}
+                used[chance % len(used)] = fields
+                rows.append((now_ms, fields))
+                write(*rows_of(now_ms, fields))
         elif what == "change":
             able = [each for each in rows if now_ms - each[0] <= 2 * DAY_MS]
             if able:

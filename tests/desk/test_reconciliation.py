@@ -457,6 +457,46 @@ def test_the_money_of_an_order_lies_where_it_is_credited_over_all_platforms() ->
     assert amounts(books.rows["2026-W47", "google_ads", "brand"], "paid", "counted") == {"EUR": (0, 10)}
 
 
+# --- An event id that is used again, once the first conversion is packed
+
+LONG_AGO, MEANWHILE, NOW = "2026-01-05T12:00", "2026-11-16T12:00", "2026-11-17T12:00"
+
+
+def gone(*entries: Entry) -> list[Entry]:
+    return [(topic, key, None) for topic, key, _ in entries]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, None), ("o1", "o1"), ("o1", "o2"), (None, "o2"), ("o1", None)])
+@pytest.mark.parametrize("is_forgotten", [True, False])
+def test_an_event_id_that_is_used_again_is_one_conversion(
+    before: str | None, after: str | None, is_forgotten: bool
+) -> None:
+    first, again = (
+        conversion(time, "sub-1", order_id=order_id) for time, order_id in ((LONG_AGO, before), (NOW, after))
+    )
+    log = [*first, *conversion(MEANWHILE, "c2", "u2"), *(gone(*first) if is_forgotten else []), *again]
+    books = Books(*log)
+    compacted = Books(*conversion(MEANWHILE, "c2", "u2"), *again)
+    assert books.rows == compacted.rows
+    assert books.rows["to_date", "all", None].deduplicated == 2
+    books.add(*gone(*again))
+    assert books.rows == Books(*conversion(MEANWHILE, "c2", "u2")).rows
+    books.add(*conversion("2027-11-17T12:00", "last", "u2"))  # and it is packed once more
+    assert books.rows["to_date", "all", None].deduplicated == 2
+    assert len(books.fold._packed) == 1
+
+
+def test_a_record_of_before_does_not_undo_one_that_used_its_event_id_again() -> None:
+    first, again = (
+        conversion(time, "sub-1", order_id=order_id) for time, order_id in ((LONG_AGO, "o1"), (MEANWHILE, "o2"))
+    )
+    books = Books(*first, *again, *conversion("2027-11-16T12:00", "c2", "u2"))
+    before = books.rows
+    books.count = 0
+    books.add(*first)  # read once more
+    assert books.rows == before
+
+
 # --- Bad records
 
 
