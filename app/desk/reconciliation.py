@@ -212,7 +212,9 @@ class Reconciliation:
         if isinstance(found, Rejection):
             return found
         if found is not None and found.conversion_name in self._counted_actions:
-            self._hold(record, b"%d:%d" % (record.partition, record.offset), found)
+            platform = found.platform if found.platform in self._platforms else ""  # it may name anything
+            key = b"%d:%d" % (record.partition, record.offset)
+            self._hold(record, key, found._replace(platform=platform))
         return None
 
     def _report(self, record: Input) -> Rejection | None:

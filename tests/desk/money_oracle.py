@@ -136,7 +136,7 @@ class World:
                 continue
             event["day"] = day_of(event["advertiser_id"], event["event_time"])
             event["cause"] = "late" if letter["reason"] in ("too_old", "beyond_correction_horizon") else "refused"
-            event["platform"] = event.get("platform") or ""
+            event["platform"] = event.get("platform") if event.get("platform") in PLATFORMS else ""
             name = (*(event[name] for name in ids), event["platform"], event["order_id"])
             if name not in seen or (event["day"], event["cause"] == "late") < (
                 seen[name]["day"],

@@ -118,7 +118,7 @@ reports = entries(
 valueless = entries(report, days, st.sampled_from([0, 1, 2]), platforms, campaigns)
 letters = st.builds(
     letter, st.sampled_from(["too_old", "beyond_correction_horizon", "unknown_platform"]), moments, event_id=events,
-    user=users, conversion_name=st.sampled_from(["purchase", "scroll"]), order_id=orders, platform=st.sampled_from(["meta", None]),
+    user=users, conversion_name=st.sampled_from(["purchase", "scroll"]), order_id=orders, platform=st.sampled_from(["meta", "meta", None, "metta", "all"]),
 )  # fmt: skip
 spent = entries(
     spend,

@@ -245,6 +245,18 @@ def test_a_refused_conversion_that_is_accepted_later_was_not_late() -> None:
     assert books.add(*conversion("2026-11-16T12:00", "c1"))["2026-W47", "meta", None].late == 0
 
 
+@pytest.mark.parametrize("unknown", ["metta", "all", "x" * 5000, "", None])
+def test_a_refused_conversion_that_names_no_platform_of_the_policy_is_of_none(unknown: str | None) -> None:
+    books = Books(
+        *conversion("2026-11-16T12:00"),
+        claims("2026-11-16", 1),
+        letter("unknown_platform", "2026-11-16T12:00", platform=unknown),
+        letter("unknown_platform", "2026-11-16T12:00", "l2", platform="meta"),
+    )
+    week = {each[1]: row.refused for each, row in books.rows.items() if (each[0], each[2]) == ("2026-W47", None)}
+    assert week == {"meta": 1, "": 1, "all": 1}, "the sum is of what platforms that report may claim"
+
+
 def test_letters_without_a_conversion_in_them_tell_nothing() -> None:
     def holding(raw: bytes) -> Entry:
         row = {
