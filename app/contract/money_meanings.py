@@ -26,7 +26,7 @@ MONEY_MEANINGS: Final = {
         "time": "When it was paid: epoch ms, or RFC 3339 with a zone.",
         "paid": "What was paid for it in all, in `currency`; refunds are not taken off.",
         "currency": "ISO 4217.",
-        "refunded": "What has been paid back of it so far, in `currency`.",
+        "refunded": "What has been paid back of it so far, in `currency`; at most `paid`.",
         "user_id": (
             "The customer, if known by the same id as in the conversion: it tells whose order it is where several users name "
             "one order_id."

@@ -51,7 +51,9 @@ def decoded(value: bytes | None) -> Row | None:
 
 
 def is_sound(row: Row) -> bool:
-    """Whether a record that a test broke on purpose is not that one."""
+    """Whether a record is none that a test broke on purpose, and no order of which more was paid back than paid."""
+    if row.get("refunded") and row["refunded"] > row["paid"]:
+        return False
     return not row.get("broken") and row.get("platform", "meta") in {*PLATFORMS, "", "all"}
 
 

@@ -518,6 +518,7 @@ def test_a_record_of_before_does_not_undo_one_that_used_its_event_id_again() -> 
         (order("", "2026-11-16T12:00"), "invalid_field", "order_id"),
         (order("o1", "2026-11-16T12:00", -1), "invalid_field", "paid"),
         (order("o1", "2026-11-16T12:00", currency="euro"), "invalid_field", "currency"),
+        (order("o1", "2026-11-16T12:00", 10.0, 10.000001), "invalid_field", "refunded"),
         (order("o1", "yesterdayZ"), "invalid_time", "time"),
         (order("o1", 253_402_300_799_000), "invalid_time", "time"),
         ((SETTINGS.orders_topic, b'["shop", "o1"]', order("o1", 1)[2]), "key_mismatch", ""),
