@@ -469,6 +469,25 @@ def test_the_money_of_an_order_lies_where_it_is_credited_over_all_platforms() ->
     assert amounts(books.rows["2026-W47", "google_ads", "brand"], "paid", "counted") == {"EUR": (0, 10)}
 
 
+def test_who_is_forgotten_is_counted_no_more_and_what_others_told_of_him_stays() -> None:
+    """As docs/money.md says it."""
+    somebodys = conversion("2026-11-16T12:00", order_id="o1")
+    books = Books(
+        *somebodys,
+        *conversion("2026-11-17T12:00", "c2", "u2", order_id="o2"),
+        order("o1", "2026-11-16T12:00", user_id="u1"),
+        order("o2", "2026-11-17T12:00"),
+        claims("2026-11-16", 1),
+        claims("2026-11-17", 1),
+    )
+    books.add(*((topic, key, None) for topic, key, _ in somebodys))
+    row = books.rows["2026-W47", "meta", None]
+    assert (row.reported, row.counted, row.unexplained, row.within_tolerance) == (2, 1, 1, False)
+    assert books.rows["2026-W47", "all", None].orders_without_conversion == 1
+    row = books.add((SETTINGS.orders_topic, order("o1", 0)[1], None))["2026-W47", "all", None]
+    assert (row.orders, row.orders_without_conversion) == (1, 0)
+
+
 # --- An event id that is used again, once the first conversion is packed
 
 LONG_AGO, MEANWHILE, NOW = "2026-01-05T12:00", "2026-11-16T12:00", "2026-11-17T12:00"
