@@ -21,7 +21,7 @@ from app.desk.returns import Returns
 from app.desk.rollups import RollupsFold
 from app.desk.session import DeskEnded, Session
 from app.engine.clients import KafkaClients, Topic, explained
-from app.engine.policy_topic import recorded_policy
+from app.engine.policy_topic import recorded_policy, version_count
 from app.engine.session import SessionEnded
 from app.observe.logs import KafkaLog
 from app.observe.metrics import Metrics
@@ -73,6 +73,7 @@ class Desk:
         self.tally = LeadTally(settings.leads_topic, settings.overdue_topic)
         self._settings, self._desk, self._metrics = settings, desk, metrics
         self._policy: Policy | None = None  # that of the present session, or of the last one
+        self._versions = 0  # that were recorded then
         self._clients = KafkaClients(settings, kafka_log.logger)
         self._lease = Lease(settings, self._clients)
         self._ended: DeskEnded | KafkaException | None = None
@@ -151,13 +152,14 @@ class Desk:
         """
         name = self._settings.policy_topic
         _refuse_lacking([name], self._clients.topics([name]))
+        self._versions = version_count(self._settings, self._clients)
         return recorded_policy(self._settings, self._clients, runs=self._policy is not None)
 
     def _look_around(self, topics: dict[str, Topic]) -> None:
         """Raises `DeskEnded` where what the session reads, or what it goes by, is not the same any more."""
         if self._clients.topics(topics) != topics:
             raise DeskEnded("topics", "a topic was made anew or given more partitions")
-        if self._in_force() != self._policy:
+        if version_count(self._settings, self._clients) != self._versions and self._in_force() != self._policy:
             raise DeskEnded("policy", "the policy has a new version")
 
     async def _watch(self, session: Session, topics: dict[str, Topic], reading: asyncio.Task[None]) -> None:
