@@ -99,7 +99,7 @@ allow "$operator" Create,Read,DescribeConfigs "${told[@]}" "${leads[@]}" "${roll
 allow "$operator" Delete "${leads[@]}" "${rollups[@]}" "${checked[@]}" # for reset, which leaves what others told the desk
 allow "$operator" Describe --group "$desk_group"
 
-allow "$desk" Read "${journeys[@]}" "${counts[@]}" "${attributed[@]}" "${dlq[@]}" "${told[@]}" "${money[@]}"
+allow "$desk" Read "${journeys[@]}" "${counts[@]}" "${attributed[@]}" "${dlq[@]}" "${told[@]}" "${money[@]}" "${policy[@]}"
 allow "$desk" Read,Write "${leads[@]}" "${rollups[@]}" "${checked[@]}" # they are read back by a desk that begins
 allow "$desk" Read --group "$desk_group"
 allow "$desk" Write --transactional-id "$desk_group"

@@ -246,7 +246,8 @@ MEANINGS: Final = {
         "value": "What they are worth, in `currency`; exact to a millionth.",
         "cost": "What the touches cost, in the unit that their producer sends.",
         "final": (
-            "Whether the period is over and every window of it was final when the row was written. A correction may still come."
+            "Whether the period is over on every partition of conversions.counts and every window of it was final when the row was "
+            "written. A correction may still come."
         ),
         "scope": "`platform` or `all`, as in `conversions.counts`; never add the two.",
     },

@@ -264,6 +264,12 @@ def judge_order(key: bytes | None, value: bytes | None) -> Order | Rejection:
     time_ms = parse_time_ms(event.time)
     if time_ms is None:
         return Rejection(reasons.INVALID_TIME, "time", "neither epoch milliseconds nor RFC 3339 with a zone")
+    if to_micros(event.refunded) > to_micros(event.paid):
+        return Rejection(
+            reasons.INVALID_FIELD,
+            "refunded",
+            f"{event.refunded} is more than the {event.paid} that were paid: `paid` is the whole order's, refunds not taken off",
+        )
     return _keyed(key, order_key(event.advertiser_id, event.order_id)) or Order(
         event.advertiser_id,
         event.order_id,

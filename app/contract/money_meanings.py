@@ -26,7 +26,7 @@ MONEY_MEANINGS: Final = {
         "time": "When it was paid: epoch ms, or RFC 3339 with a zone.",
         "paid": "What was paid for it in all, in `currency`; refunds are not taken off.",
         "currency": "ISO 4217.",
-        "refunded": "What has been paid back of it so far, in `currency`.",
+        "refunded": "What has been paid back of it so far, in `currency`; at most `paid`.",
         "user_id": (
             "The customer, if known by the same id as in the conversion: it tells whose order it is where several users name "
             "one order_id."
@@ -58,7 +58,8 @@ MONEY_MEANINGS: Final = {
         "platform": '`all` in scope `all`; "": conversions that name no platform and have a touch on none, and orders nobody earns.',
         "campaign_id": 'The credited touch\'s campaign; "": none is known. null: the platform as a whole.',
         **_PERIOD,
-        "counted": "Conversions that the platform's method counts, as in `conversions.counts`.",
+        "counted": "Conversions that the platform's method counts, as in `conversions.counts`, but without those of persons who were "
+        "forgotten since, which that topic keeps.",
         "deduplicated": "Conversions, each counted once over all platforms, that are credited here.",
         "reported_from": "The first day of the period that the platform's reports reach over; null: they reach over none.",
         "reported_to": "The last one. A day between two reports that has none is a day without a claim.",
@@ -85,10 +86,11 @@ MONEY_MEANINGS: Final = {
         "late": "Conversions that came too late to be counted, and are letters on `ads.events.dlq` (kept for 30 days).",
         "refused": "Conversions that were refused for another reason.",
         "noise": "Claims for actions that the policy does not count.",
-        "unexplained": "What of a `difference` above 0 is more than the eight causes together; one below 0 as it is.",
+        "unexplained": "What of a `difference` above 0 is more than the eight causes together, also what persons were claimed for who were "
+        "forgotten since; one below 0 as it is.",
         "orders": "Orders of `revenue.orders`, where their conversion is credited and on its day; without one on their own day.",
         "orders_refunded": "Those of them that were paid back in full.",
-        "orders_without_conversion": "Those of them that no conversion names.",
+        "orders_without_conversion": "Those of them that no conversion names, also because its person was forgotten.",
         "without_order": (
             "Conversions that count and name an order that was not paid, or is another user's; on days that orders reach over, as "
             "are the two below."

@@ -17,6 +17,8 @@ from app.desk.once import read_once
 from app.desk.reconciliation import Reconciliation
 from app.desk.refusal import DeskError
 from app.desk.report import Selection, beyond_tolerance, print_report, sorted_rows, write_csv
+from app.engine.clients import KafkaClients
+from app.engine.policy_topic import recorded_policy
 from app.policy.desk import Desk
 from app.policy.load import PolicyError, load_desk, load_policy
 from app.settings import Settings, from_environment
@@ -51,11 +53,12 @@ def reconcile(
         raise PolicyError(f"{settings.policy}: reconciling needs `journeys`: each order is counted once by them")
     if to_date and week is not None:
         raise typer.BadParameter("either a week or everything", param_hint="--week and --to-date")
-    if platform is not None and platform not in (ALL, *policy.platforms()):
-        raise typer.BadParameter(f"the policy has no {platform!r}", param_hint="--platform")
     if csv is not None and not csv.absolute().parent.is_dir():  # known now, not at the end
         raise typer.BadParameter(f"there is no folder {csv.absolute().parent}", param_hint="--csv")
     asked = None if week is None else _checked(week)
+    policy = recorded_policy(settings, KafkaClients(settings))
+    if platform is not None and platform not in (ALL, *policy.platforms()):
+        raise typer.BadParameter(f"the policy has no {platform!r}", param_hint="--platform")
     desk = load_desk(settings.policy)
     rows, letters = _computed(settings, Reconciliation(settings, policy, desk))
     _tell_refused(letters)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine, Iterable
 from threading import Event
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ from app.desk.returns import Returns
 from app.desk.rollups import RollupsFold
 from app.desk.session import DeskEnded, Session
 from app.engine.clients import KafkaClients, Topic, explained
+from app.engine.policy_topic import recorded_policy, version_count
+from app.engine.session import SessionEnded
 from app.observe.logs import KafkaLog
 from app.observe.metrics import Metrics
 from app.policy.desk import Desk as DeskPolicy
@@ -28,7 +30,7 @@ from app.policy.model import Policy
 from app.settings import Settings
 
 LOOK_EVERY_S: Final = 2.0  # at the ends of the topics
-SAME_TOPICS_EVERY_S: Final = 10.0
+LOOK_AROUND_EVERY_S: Final = 10.0  # whether the topics and the policy are the same; well within a new version's notice
 SILENT_AFTER_S: Final = 15.0
 _RETRY_S: Final = (0.5, 1.0, 2.0, 5.0)
 _log = structlog.get_logger()
@@ -36,8 +38,8 @@ _log = structlog.get_logger()
 Give = Callable[[Session, Batch], Coroutine[Any, Any, None]]
 
 
-def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy) -> list[DeskFold]:
-    """The questions that the desk answers, with nothing in mind yet."""
+def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy, partitions: int) -> list[DeskFold]:
+    """The questions that the desk answers, with nothing in mind yet. `partitions`: those of `conversions.counts`."""
     assert policy.bounds.journeys is not None
     return [
         LeadsFold(
@@ -51,7 +53,7 @@ def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy) -> list[DeskF
             policy.bounds.max_clock_skew_ms,
             max(policy.count_retention_ms(), 2 * desk.closed_kept_ms),
         ),
-        RollupsFold(settings.counts_topic, settings.rollups_topic, desk, policy),
+        RollupsFold(settings.counts_topic, settings.rollups_topic, desk, policy, partitions),
         Reconciliation(settings, policy, desk),
         Returns(settings, policy, desk),
     ]
@@ -60,7 +62,7 @@ def folds_of(settings: Settings, policy: Policy, desk: DeskPolicy) -> list[DeskF
 class Desk:
     """Belongs to one event loop. `session` is the present one, or the last; None before the first."""
 
-    def __init__(self, settings: Settings, policy: Policy, desk: DeskPolicy, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, desk: DeskPolicy, metrics: Metrics) -> None:
         kafka_log = KafkaLog(metrics.kafka_line, role="desk", worker=settings.worker_id)
         self.session: Session | None = None
         self.stopping = asyncio.Event()
@@ -69,7 +71,9 @@ class Desk:
         self.behind: int | None = None  # offsets that were there at the last look and are not read yet; None: unknown
         self.failure: BaseException | None = None
         self.tally = LeadTally(settings.leads_topic, settings.overdue_topic)
-        self._settings, self._policy, self._desk, self._metrics = settings, policy, desk, metrics
+        self._settings, self._desk, self._metrics = settings, desk, metrics
+        self._policy: Policy | None = None  # that of the present session, or of the last one
+        self._versions = 0  # that were recorded then
         self._clients = KafkaClients(settings, kafka_log.logger)
         self._lease = Lease(settings, self._clients)
         self._ended: DeskEnded | KafkaException | None = None
@@ -92,14 +96,16 @@ class Desk:
         return "standby" if self._is_read else "reading"
 
     async def work(self, give: Give) -> None:
-        """Sessions until `stopping`. `give` hands a batch on to where `take` is called."""
+        """Sessions until `stopping`. `give` hands a batch on to where `take` is called. Raises `PolicyError` where the policy's
+        file does not fit what is recorded.
+        """
         self._lease.start()
         try:
             while not self.stopping.is_set():
                 try:
                     await self._session(give)
-                except (KafkaException, DeskEnded) as error:
-                    cause = error.cause if isinstance(error, DeskEnded) else "kafka"
+                except (KafkaException, SessionEnded, DeskEnded) as error:
+                    cause = "kafka" if isinstance(error, KafkaException) else error.cause
                     self._metrics.session(cause, explained(error))
                     self._ended = None
                 await self._wait(_RETRY_S[min(self._tries, len(_RETRY_S) - 1)])
@@ -109,14 +115,16 @@ class Desk:
             await asyncio.to_thread(self._lease.stop)
 
     async def _session(self, give: Give) -> None:
-        folds = folds_of(self._settings, self._policy, self._desk)
+        self._policy = policy = await asyncio.to_thread(self._in_force)
+        counts = self._settings.counts_topic
+        topics = await asyncio.to_thread(self._clients.topics, [counts])
+        _refuse_lacking([counts], topics)
+        folds = folds_of(self._settings, policy, self._desk, topics[counts].partitions)
         names = sorted({name for fold in folds for name in (*fold.inputs, *fold.outputs)})
         topics = await asyncio.to_thread(self._clients.topics, names)
-        lacking = [name for name in names if name not in topics]
-        if lacking:
-            raise DeskEnded("topics", f"no such topic: {', '.join(lacking)}; run `onecount topics create`")
+        _refuse_lacking(names, topics)
         self.tally = LeadTally(self._settings.leads_topic, self._settings.overdue_topic)
-        rollups_ms = self._policy.count_retention_ms() + 2 * LONGEST_MS
+        rollups_ms = policy.count_retention_ms() + 2 * LONGEST_MS
         outputs = [name for fold in folds for name in fold.outputs]
         published = Published(outputs, {self._settings.rollups_topic: rollups_ms}, self.tally)
         session = Session(self._settings, self._clients, self._lease, places_of(topics), folds, published, _now_ms)
@@ -138,17 +146,32 @@ class Desk:
             await asyncio.wait([reading])
         reading.result()
 
+    def _in_force(self) -> Policy:
+        """What the counters judge by: every version that is recorded, or the file's where none is yet. A desk that runs takes up
+        what they record meanwhile. Raises `PolicyError`.
+        """
+        name = self._settings.policy_topic
+        _refuse_lacking([name], self._clients.topics([name]))
+        self._versions = version_count(self._settings, self._clients)
+        return recorded_policy(self._settings, self._clients, runs=self._policy is not None)
+
+    def _look_around(self, topics: dict[str, Topic]) -> None:
+        """Raises `DeskEnded` where what the session reads, or what it goes by, is not the same any more."""
+        if self._clients.topics(topics) != topics:
+            raise DeskEnded("topics", "a topic was made anew or given more partitions")
+        if version_count(self._settings, self._clients) != self._versions and self._in_force() != self._policy:
+            raise DeskEnded("policy", "the policy has a new version")
+
     async def _watch(self, session: Session, topics: dict[str, Topic], reading: asyncio.Task[None]) -> None:
-        """Until the session ends: how far behind it is, and whether the topics are still those that are read."""
-        ends, before, compared_s = Ends(self._settings), None, time.monotonic()
+        """Until the session ends: how far behind it is, and whether topics and policy are still the same."""
+        ends, before, looked_s = Ends(self._settings), None, time.monotonic()
         while not self.stopping.is_set() and not reading.done():
             if self._ended is not None:
                 raise self._ended
             before = await self._look(session, ends, before)
-            if self.is_current and time.monotonic() - compared_s > SAME_TOPICS_EVERY_S:
-                compared_s = time.monotonic()
-                if await asyncio.to_thread(self._clients.topics, topics) != topics:
-                    raise DeskEnded("topics", "a topic was made anew or given more partitions")
+            if self.is_current and time.monotonic() - looked_s > LOOK_AROUND_EVERY_S:
+                looked_s = time.monotonic()
+                await asyncio.to_thread(self._look_around, topics)
             await self._wait(LOOK_EVERY_S if self._is_read else LOOK_EVERY_S / 10)
 
     async def _look(self, session: Session, ends: Ends, before: dict[Place, int] | None) -> dict[Place, int] | None:
@@ -211,6 +234,12 @@ class Desk:
         deadline_s = time.monotonic() + seconds
         while time.monotonic() < deadline_s and not self.stopping.is_set() and self._ended is None:
             await asyncio.sleep(min(0.1, seconds))
+
+
+def _refuse_lacking(names: Iterable[str], topics: Container[str]) -> None:
+    lacking = [name for name in names if name not in topics]
+    if lacking:
+        raise DeskEnded("topics", f"no such topic: {', '.join(lacking)}; run `onecount topics create`")
 
 
 def _now_ms() -> int:

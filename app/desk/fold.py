@@ -34,7 +34,6 @@ class DeskFold(Protocol):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    lasting: tuple[str, ...]  # those of the outputs whose rows stay once published, though `rows` gives them no more
 
     @property
     def refused(self) -> Counter[tuple[str, str]]:
@@ -46,5 +45,8 @@ class DeskFold(Protocol):
 
     def rows(self, now_ms: int) -> Iterable[Output]:
         """The rows that differ from those given out before; at a new start all of them. Asked for only once the inputs are read
-        to their ends. What is published, not in a `lasting` topic, and not among those of a new start, is deleted.
+        to their ends. What is published and not among those of a new start is deleted, unless it `lasts`.
         """
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        """Whether a row of the outputs stays once published, though `rows` gives it no more."""

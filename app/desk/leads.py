@@ -94,7 +94,6 @@ class LeadsFold:
     ) -> None:
         self.inputs = (journeys, followups)
         self.outputs = (leads, overdue, refused)
-        self.lasting = (refused,)
         self.refusals = Refusals(refused)
         self._desk = desk
         self._orders = frozenset(orders)
@@ -110,6 +109,10 @@ class LeadsFold:
     def refused(self) -> Counter[tuple[str, str]]:
         """How many records broke their contract, by topic and reason."""
         return self.refusals.counted
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        """See `DeskFold`."""
+        return topic == self.refusals.topic
 
     def __len__(self) -> int:
         """How many users are held."""

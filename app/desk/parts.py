@@ -14,7 +14,7 @@ from app.desk.calendar import Calendar
 from app.desk.cases import LATE, Claim, Paid, Part, Refused, Truth, refused_conversion
 from app.desk.fold import Input
 from app.desk.refusals import judge_row
-from app.policy.model import DAY_MS, Version
+from app.policy.model import DAY_MS, Policy
 
 # (advertiser, order), or (advertiser, user, action, event) of a conversion without an order. No part holds its case: a million
 # conversions are a gigabyte of them as it is.
@@ -74,8 +74,8 @@ def claim_of(record: Input, calendar: Calendar) -> Claim | Rejection:
     )
 
 
-def truth_of(record: Input, calendar: Calendar, version: Version, max_touches: int) -> Truth | Rejection:
-    """A row of `conversions.journeys`. `version`: the policy's; `max_touches`: as many as the row has room for."""
+def truth_of(record: Input, calendar: Calendar, policy: Policy, max_touches: int) -> Truth | Rejection:
+    """A row of `conversions.journeys`. `max_touches`: as many as the row has room for."""
     row = judge_row(decode_journey, record.value)
     if isinstance(row, Rejection):
         return row
@@ -96,18 +96,18 @@ def truth_of(record: Input, calendar: Calendar, version: Version, max_touches: i
         intern(row.status),
         to_micros(row.value),
         intern(row.currency or ""),
-        intern(outside_window_of(row, version, max_touches)),
+        intern(outside_window_of(row, policy, max_touches)),
     )
 
 
-def outside_window_of(row: JourneyRow, version: Version, max_touches: int) -> str:
+def outside_window_of(row: JourneyRow, policy: Policy, max_touches: int) -> str:
     """The platform that has a touch in the journey which is older than its window; "" where none is known.
 
     Of the touches that count for nobody the row names the first one only. It is one of them where the platform's method credits
-    its kind, and the row has no creditable touch of that platform: where it may have left one out, nothing is known.
+    its kind then, and the row has no creditable touch of that platform: where it may have left one out, nothing is known.
     """
     first = row.first_touch
-    rule = version.platforms.get(first.platform) if first is not None else None
+    rule = policy.at(row.event_time).platforms.get(first.platform) if first is not None else None
     if first is None or rule is None or first.touch_type not in rule.windows_ms or len(row.touches) >= max_touches:
         return ""
     return "" if any(touch.platform == first.platform for touch in row.touches) else first.platform

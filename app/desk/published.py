@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from app.contract.leads import decode_lead, decode_overdue
-from app.contract.rollups import start_of_rollup
+from app.contract.rollups import decode_rollup, start_of_rollup
 from app.desk.fold import DeskFold, Input, Output
 from app.policy.model import DAY_MS
 
@@ -16,8 +16,8 @@ Rows = dict[bytes, bytes]  # by key
 
 
 class Published:
-    """The latest rows of the output topics, by topic. `held_ms`: by topic of rollups, how far back from the newest period its
-    rows are kept here.
+    """The latest rows of the output topics, by topic. `held_ms`: by topic of rollups, how far back from the newest final period
+    its rows are kept here.
     """
 
     def __init__(self, topics: Iterable[str], held_ms: Mapping[str, int], tally: "LeadTally | None" = None) -> None:
@@ -33,21 +33,28 @@ class Published:
             self._tally.change(record.topic, rows.get(key), record.value)
         if record.value is None:
             rows.pop(key, None)
-        elif record.topic not in self._held_ms or self._is_held(record.topic, key):
+        elif record.topic not in self._held_ms or self._is_held(record.topic, key, record.value):
             self.rows[record.topic][key] = record.value
 
-    def _is_held(self, topic: str, key: bytes) -> bool:
-        """Whether a rollup is recent enough to be kept; lets go what a newer one makes too old, once a day of its time."""
+    def _is_held(self, topic: str, key: bytes, row: bytes) -> bool:
+        """Whether a rollup is recent enough to be kept; lets go what a newer final one makes too old, once a day of its time."""
         try:
             start_ms = start_of_rollup(key)
         except ValueError:
             return False
         former_ms, held_ms = self._newest_ms[topic], self._held_ms[topic]
-        if start_ms // DAY_MS > former_ms // DAY_MS:
+        if start_ms // DAY_MS > former_ms // DAY_MS and _is_final(row):
             self._newest_ms[topic] = start_ms
             rows = self.rows[topic]
             self.rows[topic] = {key: row for key, row in rows.items() if start_of_rollup(key) >= start_ms - held_ms}
         return start_ms >= self._newest_ms[topic] - held_ms
+
+
+def _is_final(row: bytes) -> bool:
+    try:
+        return decode_rollup(row).final
+    except msgspec.DecodeError:
+        return False
 
 
 class LeadTally:
@@ -79,9 +86,11 @@ class LeadTally:
 def missing(folds: Iterable[DeskFold], published: Published, now_ms: int) -> Iterator[Output]:
     """What a desk that begins must publish, so that the topics hold what its folds say. Their inputs are read to their ends."""
     for fold in folds:
-        gone = {topic: set(published.rows[topic]) for topic in fold.outputs if topic not in fold.lasting}
+        gone = {topic: set(published.rows[topic]) for topic in fold.outputs}
         for row in fold.rows(now_ms):
-            gone.get(row.topic, set()).discard(row.key)
+            gone[row.topic].discard(row.key)
             if published.rows[row.topic].get(row.key) != row.value:
                 yield row
-        yield from (Output(topic, key, None) for topic, keys in gone.items() for key in keys)
+        yield from (
+            Output(topic, key, None) for topic, keys in gone.items() for key in keys if not fold.lasts(topic, key)
+        )

@@ -32,7 +32,7 @@ NO_SCOPE: Final = Scope()
 
 
 class Reconciliation:
-    """Rows of `conversions.reconciliation`. `policy`: which actions are paid orders and which are noise; `desk`: time zones and
+    """Rows of `conversions.reconciliation`. `policy`: every version of it, by which conversions were judged; `desk`: time zones and
     tolerances.
     """
 
@@ -40,7 +40,7 @@ class Reconciliation:
         self._take: dict[str, Callable[[Input], Rejection | None]] = {
             settings.attributed_topic: self._part(lambda record: claim_of(record, self._calendar)),
             settings.journeys_topic: self._part(
-                lambda record: truth_of(record, self._calendar, self._version, self._max_touches)
+                lambda record: truth_of(record, self._calendar, policy, self._max_touches)
             ),
             settings.orders_topic: self._part(self._paid),
             settings.dlq_topic: self._letter,
@@ -48,11 +48,10 @@ class Reconciliation:
         }
         self.inputs = tuple(self._take)
         self.outputs = (settings.reconciliation_topic, settings.desk_dlq_topic)
-        self.lasting = (settings.desk_dlq_topic,)
         self.refusals = Refusals(settings.desk_dlq_topic)
         self._rows = Rows(settings.reconciliation_topic)
         self._desk, self._calendar = desk, Calendar(desk)
-        self._version = policy.versions[-1]
+        self._counted_actions = policy.counted_actions()
         self._platforms = frozenset(policy.platforms())
         journeys = policy.bounds.journeys
         self._paid_actions = frozenset(journeys.orders if journeys else ())
@@ -64,7 +63,8 @@ class Reconciliation:
         self._conversions = (settings.attributed_topic, settings.journeys_topic)
         self._orders = settings.orders_topic
         self._aging: Aging[Case] = Aging(policy.count_retention_ms(), self._conversions)
-        self._sought: dict[bytes, int] = {}  # offsets by names: deletions, of packed parts perhaps
+        self._packed_names: set[bytes] = set()  # of claims and truths
+        self._sought: dict[bytes, list[tuple[Input, bytes, Part | None]]] = {}  # by name: records that wait for `_find`
         self._changed_cases: set[Case] = set()
         self._slots: dict[Field, dict[int, dict[str, Slots]]] = {}  # by week (its Monday) and campaign
         self._changed: dict[Field, set[tuple[int, str]]] = defaultdict(set)
@@ -81,6 +81,10 @@ class Reconciliation:
     def refused(self) -> Counter[tuple[str, str]]:
         """How many records broke their contract, by topic and reason."""
         return self.refusals.counted
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        """See `DeskFold`."""
+        return topic == self.refusals.topic
 
     # --- What comes in
 
@@ -104,17 +108,22 @@ class Reconciliation:
         return take
 
     def _hold(self, record: Input, key: bytes, part: Part | None) -> None:
+        name = name_of(record.topic, key)
         case = case_of(part) if part is not None else case_of_order(key) if record.topic == self._orders else None
-        was_packed = case is not None and self._packed.unpack(case)
-        if case is None and not self._parts.knows(name_of(record.topic, key)):
-            self._sought[name_of(record.topic, key)] = record.offset
-        change = self._parts.put(record, key, part)
-        if change is not None:
-            self._change(change)
+        was_packed = case is not None and self._unpack(case)
+        if name in self._sought or _short(name) in self._packed_names:
+            self._sought.setdefault(name, []).append((record, key, part))
+        else:
+            self._put(record, key, part)
         if was_packed and case in self._cases:
             self._pack(case)
         if part is not None:
             self._grow_old(record, part)
+
+    def _put(self, record: Input, key: bytes, part: Part | None) -> None:
+        change = self._parts.put(record, key, part)
+        if change is not None:
+            self._change(change)
 
     def _change(self, change: Change[Part]) -> None:
         for each, is_new in ((change.before, False), (change.after, True)):
@@ -143,7 +152,7 @@ class Reconciliation:
         self._aging.put(record.partition if is_conversion else None, time_of(part), case_of(part))
         over = self._aging.move(record, time_of(part)) if is_conversion else set()
         if over:
-            self._delete_packed()
+            self._find()
             for case in over | self._aging.move_unknown():
                 if case in self._cases:
                     self._pack(case)
@@ -152,18 +161,33 @@ class Reconciliation:
         if case in self._changed_cases:
             self._changed_cases.discard(case)
             self._add_case(case, 1)
+        self._packed_names.update(self._names(case))
         self._packed.pack(case)
 
-    def _delete_packed(self) -> None:
-        """Deletions name no order, so the cases that they are of are sought, all at once."""
+    def _unpack(self, case: Case) -> bool:
+        """Makes objects of a packed case; whether it was one."""
+        was_packed = self._packed.unpack(case)
+        if was_packed:
+            self._packed_names.difference_update(self._names(case))
+        return was_packed
+
+    def _names(self, case: Case) -> list[bytes]:
+        """What its conversions are known by. Those of an order and of a letter are of no other case, ever."""
+        return [_short(name) for name, part in self._cases[case].items() if isinstance(part, (Claim, Truth))]
+
+    def _find(self) -> None:
+        """Takes the records whose keys are those of packed parts of other cases: deletions, which name no order, and event ids that
+        were used again for another one. Only a search tells which cases these are, so it is done for all at once.
+        """
         sought, self._sought = self._sought, {}
-        for case in self._packed.owners_of(sought) if sought else ():
-            self._packed.unpack(case)
-            for name in sought.keys() & self._cases[case].keys():
-                part = self._cases[case][name]
-                if sought[name] > self._parts.take_out(name):
-                    self._parts.put_back(name, sought[name], None)
-                    self._change(Change(name, part, None))
+        if not sought:
+            return
+        cases = {case_of(part) for records in sought.values() for _, _, part in records if part is not None}
+        unpacked = [case for case in cases.union(self._packed.owners_of(sought)) if self._unpack(case)]
+        for records in sought.values():
+            for each in records:
+                self._put(*each)
+        for case in unpacked:
             if case in self._cases:
                 self._pack(case)
 
@@ -187,8 +211,10 @@ class Reconciliation:
         found = refused_of(record, self._calendar)
         if isinstance(found, Rejection):
             return found
-        if found is not None and self._version.counted_action(found.conversion_name) is not None:
-            self._hold(record, b"%d:%d" % (record.partition, record.offset), found)
+        if found is not None and found.conversion_name in self._counted_actions:
+            platform = found.platform if found.platform in self._platforms else ""  # it may name anything
+            key = b"%d:%d" % (record.partition, record.offset)
+            self._hold(record, key, found._replace(platform=platform))
         return None
 
     def _report(self, record: Input) -> Rejection | None:
@@ -212,7 +238,7 @@ class Reconciliation:
         if report.value is not None:
             measures |= {("reported", report.currency): report.value, ("told", report.currency): 1}
         name = report.conversion_name
-        if name is not None and self._version.counted_action(name) is None:
+        if name is not None and name not in self._counted_actions:
             measures["noise"] = report.conversions
         field = (report.advertiser_id, report.platform)
         self._reported_days[field][report.day] += sign
@@ -243,7 +269,7 @@ class Reconciliation:
 
     def rows(self, now_ms: int) -> Iterator[Output]:
         """The rows that differ from those given out before; the time changes none of them."""
-        self._delete_packed()
+        self._find()
         for case in self._changed_cases:
             self._add_case(case, 1)
         self._changed_cases.clear()
@@ -356,6 +382,11 @@ class Reconciliation:
                 ratio = difference_ratio(self._totals[field][max(closed)][None].measures)
                 worst[platform] = max(worst[platform], ratio, key=lambda each: (abs(each), each))
         return {platform: (ratio, self._desk.tolerance(platform)) for platform, ratio in worst.items()}
+
+
+def _short(name: bytes) -> bytes:
+    """Enough to tell names apart by: of two that are equal a search is made in vain."""
+    return name[:8]
 
 
 def _reach(days: Counter[int]) -> Reach | None:

@@ -1,7 +1,7 @@
 """What a desk fold keeps of its topics: which record of a key holds, and which rows were given out."""
 
 from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import xxhash
 
@@ -9,6 +9,7 @@ from app.desk.fold import Input, Output
 from app.policy.model import DAY_MS
 
 Item = TypeVar("Item")
+_NEVER: Final = -(2**40)  # days
 
 
 class Change(NamedTuple, Generic[Item]):
@@ -47,36 +48,37 @@ class Latest(Generic[Item]):
         """Holds what was taken out."""
         self._held[name] = (offset, item)
 
-    def knows(self, name: bytes) -> bool:
-        """Whether a key, by its name, is held or was deleted."""
-        return name in self._held
-
     def __len__(self) -> int:
         """How many keys are held, deleted ones too."""
         return len(self._held)
 
 
 class Recent(Generic[Item]):
-    """As `Latest`, of keys that each have a time and can change for `held_ms` behind the newest time of their partition, in the
-    order in which it is written. What is older is settled: it is held no more, and a record of it counts where it is none that
-    was read before.
+    """As `Latest`, of keys that each have a time and can change for `held_ms` behind the newest final time of their partition,
+    in the order in which it is written. What is older is settled: it is held no more, and a record of it counts where it is
+    none that was read before. A newer time alone settles nothing: while one of those who write to the partition has come that
+    far, another one may be months behind.
     """
 
     def __init__(self, held_ms: int) -> None:
         self._held_days = held_ms // DAY_MS + 1
         self._days: dict[int, dict[int, Latest[Item]]] = {}  # by partition and day
+        self._first: dict[int, int] = {}  # by partition, the first day that is not settled
         self._read: dict[int, int] = {}  # the largest offset by partition
 
-    def put(self, record: Input, key: bytes, time_ms: int, item: Item | None) -> Change[Item] | None:
-        """Takes a record whose value is `item`, None where it deletes; None where it changes nothing."""
+    def put(self, record: Input, key: bytes, time_ms: int, item: Item | None, is_final: bool) -> Change[Item] | None:
+        """Takes a record whose value is `item`, None where it deletes; None where it changes nothing. `is_final`: all who write
+        to the partition have passed that time, and what ended before it has been written as final.
+        """
         days, day = self._days.setdefault(record.partition, {}), time_ms // DAY_MS
         is_new = record.offset > self._read.get(record.partition, -1)
         self._read[record.partition] = max(record.offset, self._read.get(record.partition, -1))
-        newest = max(days, default=day)
-        if day < newest - self._held_days:
+        first = self._first.get(record.partition, _NEVER)
+        if day < first:
             return Change(b"", None, item) if is_new and item is not None else None
-        if day > newest:
-            for settled in [each for each in days if each < day - self._held_days]:
+        if is_final and day - self._held_days > first:
+            self._first[record.partition] = first = day - self._held_days
+            for settled in [each for each in days if each < first]:
                 del days[settled]
         return days.setdefault(day, Latest()).put(record, key, item)
 

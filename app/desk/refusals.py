@@ -17,7 +17,8 @@ Row = TypeVar("Row", bound=msgspec.Struct)
 
 class Refusals:
     """The refused records of a fold. A record that is read again is the same letter under the same key, byte for byte: it
-    says where the record lies, how long it is and its digest, and leaves its bytes where they are.
+    says where the record lies, how long it is and its digest, and leaves its bytes and its key where they are, since letters
+    are kept for ever and may be of persons.
     """
 
     def __init__(self, topic: str) -> None:
@@ -29,9 +30,9 @@ class Refusals:
         """Counts a refused record, and keeps its letter until it is given out."""
         self.counted[record.topic, rejection.reason] += 1
         if len(self._waiting) < MOST_LETTERS:
-            letter = dead_letter(rejection, *record)
-            key = encode([record.topic, record.partition, record.offset])
-            self._waiting[key] = encode(msgspec.structs.replace(letter, value_base64=None, truncated=True))
+            letter = dead_letter(rejection, *record._replace(key=None))
+            name = encode([record.topic, record.partition, record.offset])
+            self._waiting[name] = encode(msgspec.structs.replace(letter, value_base64=None, truncated=True))
 
     def letters(self) -> Iterator[Output]:
         """The letters that were not given out yet."""

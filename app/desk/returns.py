@@ -26,7 +26,7 @@ from app.contract.money import (
     return_key,
 )
 from app.contract.rollups import split_count_key
-from app.contract.rows import ALL, decode_count, encode
+from app.contract.rows import ALL, CountRow, decode_count, encode
 from app.desk.aging import Aging
 from app.desk.calendar import WEEK_DAYS, Calendar, day_name, monday, week_name
 from app.desk.earnings import Found, Origin, Touched, Unit, Won, day_costs, origin_of, user_brings
@@ -67,7 +67,7 @@ class Place(NamedTuple):
 
 
 class Returns:
-    """Rows of `conversions.return`. `policy`: which actions are paid orders; `desk`: time zones, and what touches cost in."""
+    """Rows of `conversions.return`. `policy`: its platforms, and which actions are paid orders; `desk`: time zones, and what touches cost in."""
 
     def __init__(self, settings: Settings, policy: Policy, desk: Desk) -> None:
         self._take: dict[str, Callable[[Input], Rejection | None]] = {
@@ -77,7 +77,6 @@ class Returns:
         }
         self.inputs = tuple(self._take)
         self.outputs = (settings.return_topic, settings.desk_dlq_topic)
-        self.lasting = (settings.desk_dlq_topic,)
         self.refusals = Refusals(settings.desk_dlq_topic)
         self._rows = Rows(settings.return_topic)
         self._desk, self._calendar = desk, Calendar(desk)
@@ -103,6 +102,10 @@ class Returns:
     def refused(self) -> Counter[tuple[str, str]]:
         """How many records broke their contract, by topic and reason."""
         return self.refusals.counted
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        """See `DeskFold`."""
+        return topic == self.refusals.topic
 
     # --- What comes in
 
@@ -166,10 +169,12 @@ class Returns:
             start_ms, _ = split_count_key(record.key or b"")
         except ValueError as error:
             return Rejection(reasons.KEY_MISMATCH, "", str(error)[:200])
-        found = self._touched(record) if record.value is not None else None
+        row = judge_row(decode_count, record.value) if record.value is not None else None
+        found = self._touched(row) if isinstance(row, CountRow) else row
         refusal, part = (found, None) if isinstance(found, Rejection) else (None, found)
-        if part is not None or refusal is not None or record.value is None:
-            self._change(self._windows.put(record, record.key or b"", start_ms, part))
+        if part is not None or refusal is not None or row is None:
+            is_final = part is not None and isinstance(row, CountRow) and row.final
+            self._change(self._windows.put(record, record.key or b"", start_ms, part, is_final))
         return refusal
 
     def _change(self, change: Change[Part] | None) -> None:
@@ -218,10 +223,7 @@ class Returns:
             self._shared_origin(origin_of(row.credited)),
         )
 
-    def _touched(self, record: Input) -> tuple[PlatformDay, Touched] | Rejection | None:
-        row = judge_row(decode_count, record.value)
-        if isinstance(row, Rejection):
-            return row
+    def _touched(self, row: CountRow) -> tuple[PlatformDay, Touched] | Rejection | None:
         if row.conversion_name or row.platform == ALL:
             return None  # a row of conversions: those are taken from the journeys
         day = self._calendar.day(row.advertiser_id, row.window_start)

@@ -1,9 +1,10 @@
 """Rollups: `conversions.counts` by hour, day and ISO week. A fold of upserts (`DeskFold`).
 
 Each window's latest row is held, so that a newer one replaces exactly what it had added. A window may change until
-`count_retention_ms` of event time after it, and a week is given out as long as its first window is held. So what is held reaches
-back that long and a week from the newest window, and the periods that begin in that span are given out; older ones stay as they
-were published. Both are a function of the latest rows, whatever their order.
+`count_retention_ms` of event time after it, by the slowest of the counters, and a week is given out as long as its first window
+is held. So what is held reaches back that long and a week from the newest final window of the partition that is furthest behind,
+and the periods that begin in that span are given out; older ones stay as they were published. Both are a function of the latest
+rows, whatever their order.
 """
 
 import struct
@@ -17,7 +18,7 @@ import xxhash
 
 from app.contract import reasons
 from app.contract.events import Rejection, from_micros, to_micros
-from app.contract.rollups import HOUR, RollupRow, rollup_key, split_count_key
+from app.contract.rollups import HOUR, RollupRow, rollup_key, split_count_key, start_of_rollup
 from app.contract.rows import CountRow, decode_count, encode, scope_of
 from app.desk.fold import Input, Output
 from app.desk.periods import HOUR_MS, LONGEST_MS, Period, periods_of
@@ -58,18 +59,20 @@ class _Sums:
 
 
 class RollupsFold:
-    """The fold; docs/desk.md has what a row of `conversions.counts` that may change takes."""
+    """The fold; docs/desk.md has what a row of `conversions.counts` that may change takes. `partitions`: how many that topic has;
+    of one without a final row it is not known how far it is, so until it has one nothing is final or let go.
+    """
 
-    def __init__(self, counts: str, rollups: str, desk: Desk, policy: Policy) -> None:
+    def __init__(self, counts: str, rollups: str, desk: Desk, policy: Policy, partitions: int) -> None:
         self.inputs: tuple[str, ...] = (counts,)
         self.outputs: tuple[str, ...] = (rollups,)
-        self.lasting = self.outputs
         self.refused: Counter[tuple[str, str]] = Counter()
         self._held_ms = policy.count_retention_ms() + LONGEST_MS
         self._desk = desk
         self._dimensions = policy.bounds.dimensions
         self._has_hours = policy.bounds.window_ms <= HOUR_MS  # a longer window is in no one hour
-        self._newest_ms = self._final_ms = 0  # where the newest window ends, and the newest final one
+        self._finals_ms = dict.fromkeys(range(partitions), 0)  # where each partition's newest final window ends
+        self._final_ms = 0  # where all windows that end are final
         self._horizon_ms = 0
         # by the hour and the moment at which windows begin, and by group
         self._windows: dict[int, dict[int, dict[_Group, bytes]]] = defaultdict(lambda: defaultdict(dict))
@@ -91,8 +94,9 @@ class RollupsFold:
         if isinstance(row, Rejection):
             self.refused[record.topic, row.reason] += 1
             return
-        if row is not None:
-            self._move(row)
+        if row is not None and row.final and row.window_end > self._finals_ms.get(record.partition, 0):
+            self._finals_ms[record.partition] = row.window_end
+            self._move(min(self._finals_ms.values()))
         if start_ms >= self._horizon_ms:
             self._groups[rest] = group
             self._replace(start_ms, group, _packed(record.offset, row), periods)
@@ -103,16 +107,14 @@ class RollupsFold:
             raise ValueError(f"{len(dimensions)} dimensions, the policy has {len(self._dimensions)}")
         return _Group(rest, self._desk.zone(advertiser_id).key)
 
-    def _move(self, row: CountRow) -> None:
-        """Moves on to a newer window, and lets go what is before the horizon then."""
-        if row.final and row.window_end > self._final_ms:
-            self._final_ms = row.window_end
-            while self._ending and self._ending[0][0] <= self._final_ms:
-                _, period = heappop(self._ending)
-                for group, sums in self._sums.get(period, {}).items():
-                    self._mark(period, group, sums)
-        self._newest_ms = max(self._newest_ms, row.window_end)
-        horizon_ms = max((self._newest_ms - self._held_ms) // HOUR_MS * HOUR_MS, 0)
+    def _move(self, final_ms: int) -> None:
+        """Moves on to where all partitions are final, and lets go what is before the horizon then."""
+        self._final_ms = final_ms
+        while self._ending and self._ending[0][0] <= final_ms:
+            _, period = heappop(self._ending)
+            for group, sums in self._sums.get(period, {}).items():
+                self._mark(period, group, sums)
+        horizon_ms = max((final_ms - self._held_ms) // HOUR_MS * HOUR_MS, 0)
         if horizon_ms == self._horizon_ms:
             return
         is_next_day = horizon_ms // DAY_MS > self._horizon_ms // DAY_MS
@@ -167,6 +169,15 @@ class RollupsFold:
             if given != sums.given:
                 sums.given = given
                 yield Output(self.outputs[0], rollup_key(period.kind, period.start_ms, group.rest), row)
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        """What begins before the horizon: its windows are let go. Of the rest all is held, so what is given no more is none, such as
+        a day of another time zone.
+        """
+        try:
+            return start_of_rollup(key) < self._horizon_ms
+        except ValueError:
+            return True  # somebody else's
 
     def _row(self, period: Period, group: _Group, sums: _Sums) -> RollupRow:
         platform, advertiser_id, *dimensions, conversion_name, currency = orjson.loads(b"[%s]" % group.rest)

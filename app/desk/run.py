@@ -15,16 +15,18 @@ from app.observe.logs import configure_logs
 from app.observe.metrics import Metrics, live_s
 from app.policy.desk import Desk as DeskPolicy
 from app.policy.load import PolicyError, load_desk, load_policy
-from app.policy.model import Policy
 from app.settings import Settings
 
 FAILED: Final = 1
+REFUSED: Final = 3  # starting it again changes nothing
 STOP_TIMEOUT_S: Final = 30.0
 _log = structlog.get_logger()
 
 
 def run_desk(settings: Settings) -> int:
-    """Works until SIGTERM or SIGINT; the exit code. Raises `DeskError` and `PolicyError`."""
+    """Works until SIGTERM or SIGINT, or until its policy's file does not fit what is recorded; the exit code. Raises `DeskError`
+    and `PolicyError`.
+    """
     policy, _ = load_policy(settings.policy)
     if policy.bounds.journeys is None:
         raise PolicyError(f"{settings.policy}: the desk needs `journeys`: leads come from conversions.journeys")
@@ -42,11 +44,11 @@ def run_desk(settings: Settings) -> int:
             raise DeskError(
                 f"no metrics on port {settings.metrics_port} ({error}): set ONECOUNT_METRICS_PORT"
             ) from error
-    return asyncio.run(_serve(settings, policy, desk_policy, metrics))
+    return asyncio.run(_serve(settings, desk_policy, metrics))
 
 
-async def _serve(settings: Settings, policy: Policy, desk_policy: DeskPolicy, metrics: Metrics) -> int:
-    desk = Desk(settings, policy, desk_policy, metrics)
+async def _serve(settings: Settings, desk_policy: DeskPolicy, metrics: Metrics) -> int:
+    desk = Desk(settings, desk_policy, metrics)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, desk.stopping.set)
@@ -61,6 +63,9 @@ async def _serve(settings: Settings, policy: Policy, desk_policy: DeskPolicy, me
     await guarded(desk, desk.work(give))
     await app.stop()
     ending.cancel()
+    if isinstance(desk.failure, PolicyError):
+        _log.error("refused", role="desk", worker=settings.worker_id, why=str(desk.failure))
+        return REFUSED
     if desk.failure is not None:
         _log.critical("crashed", exc_info=desk.failure)
         return FAILED

@@ -253,7 +253,7 @@ class AggregatorStage:
     def _publish(self, partition: int, written: dict[int, _Counts], fold: Fold) -> None:
         closed_ms = self.opened[partition].closed_ms()
         out = fold.outputs.setdefault((self.settings.counts_topic, partition), [])
-        for window, counts in written.items():
+        for window, counts in sorted(written.items()):  # so a final row says that all windows before it are written
             final = window + self.bounds.window_ms <= closed_ms
             out += [
                 {"key": key.encode(), "value": rows.encode(self._row(key, counted, final))}

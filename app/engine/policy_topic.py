@@ -32,12 +32,12 @@ def establish(settings: Settings, clients: Clients, runs: bool = False) -> tuple
     return policy, end
 
 
-def recorded_policy(settings: Settings, clients: Clients) -> Policy:
-    """The policy in force for a reader such as `verify`: the file's if nothing is recorded yet. Writes nothing; raises
-    `PolicyError`.
+def recorded_policy(settings: Settings, clients: Clients, runs: bool = False) -> Policy:
+    """The policy in force for a reader such as `verify`: the file's if nothing is recorded yet. `runs`: as in `record.fit`.
+    Writes nothing; raises `PolicyError`.
     """
     wanted, effective_from_ms = load_policy(settings.policy)
-    return record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000))[0]
+    return record.fit(_read(settings, clients), wanted, effective_from_ms, int(time.time() * 1000), runs)[0]
 
 
 def end_offset(settings: Settings, clients: Clients) -> int:

@@ -203,6 +203,12 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
         """
         return {name: version.effective_from_ms for version in reversed(self.versions) for name in version.platforms}
 
+    def counted_actions(self) -> frozenset[str]:
+        """The actions that any version counts; conversions of another one are noise, whenever they were."""
+        return frozenset(
+            name for version in self.versions for name in version.actions if version.counted_action(name) is not None
+        )
+
     def formats(self) -> dict[str, int]:
         """Every format beside JSON that any version takes, with the time (epoch ms) of the first that does: a record of before
         is refused in every replay, as it was at first. Once taken, it stays so.

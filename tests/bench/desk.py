@@ -162,7 +162,7 @@ def main() -> None:
     leads, rows, paid = (int(text) for text in (sys.argv[1:] + ["200000", "1000000", "100000"][len(sys.argv) - 1 :]))
     apart(measure_leads, "open leads", journeys(leads))
     apart(measure_leads, "closed leads of three years", closed(leads))
-    fold = RollupsFold(COUNTS, ROLLUPS, DESK, Policy(Bounds(), ()))
+    fold = RollupsFold(COUNTS, ROLLUPS, DESK, Policy(Bounds(), ()), 1)
     apart(measure, "rollups", fold, counts(rows), (ROLLUPS,))
     for when, within_ms in (("a day", DAY_MS), ("a month", 30 * DAY_MS)):
         apart(measure_orders, Reconciliation, paid, when, within_ms)

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import orjson
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
@@ -173,7 +174,11 @@ class Desks:
     def count(self, key: bytes, row: CountRow) -> None:
         """A row of `conversions.counts`."""
         self.counts[key] = row
-        self.produce(self.settings.counts_topic, key, encode(row))
+        self.produce(self.settings.counts_topic, key, encode(row), self.partition_of(key))
+
+    def partition_of(self, key: bytes) -> int:
+        """Where a row of `conversions.counts` lies."""
+        return crc32(key) % self.settings.partitions
 
     def tell(self, each: oracle.Told) -> None:
         """A follow-up."""
@@ -252,7 +257,12 @@ class Desks:
         return {
             self.settings.leads_topic: oracle.kept(leads, self.desk_policy, now_ms),
             self.settings.overdue_topic: oracle.overdue(leads, now_ms),
-            self.settings.rollups_topic: oracle.rollups(self.counts.values(), self.desk_policy, held_ms),
+            self.settings.rollups_topic: oracle.rollups(
+                ((self.partition_of(key), row) for key, row in self.counts.items()),
+                self.desk_policy,
+                held_ms,
+                self.settings.partitions,
+            ),
         } | self._wanted_of_money()
 
     def _wanted_of_money(self) -> dict[str, Rows]:

@@ -13,6 +13,7 @@ from app.contract.journeys import JourneyRow, PathTouch, journey_key
 from app.contract.rows import AttributedRow, CountRow, DeadLetter
 from app.desk.fold import Input
 from app.policy.load import parse_desk, parse_policy
+from app.policy.model import Policy
 from app.settings import Settings
 
 SETTINGS = Settings()
@@ -36,6 +37,14 @@ DOCUMENT: dict[str, Any] = {
 }
 POLICY, _ = parse_policy(DOCUMENT)
 DESK = parse_desk(DOCUMENT, POLICY.versions[0])
+
+
+def followed_by(document: dict[str, Any], from_ms: int) -> Policy:
+    """The policy of the tests, and another version of it from then on."""
+    later = parse_policy(document)[0].versions[0]
+    return Policy(
+        POLICY.bounds, (*POLICY.versions, msgspec.structs.replace(later, number=2, effective_from_ms=from_ms))
+    )
 
 
 def at(text: str) -> int:

@@ -51,7 +51,9 @@ def decoded(value: bytes | None) -> Row | None:
 
 
 def is_sound(row: Row) -> bool:
-    """Whether a record that a test broke on purpose is not that one."""
+    """Whether a record is none that a test broke on purpose, and no order of which more was paid back than paid."""
+    if row.get("refunded") and row["refunded"] > row["paid"]:
+        return False
     return not row.get("broken") and row.get("platform", "meta") in {*PLATFORMS, "", "all"}
 
 
@@ -136,7 +138,7 @@ class World:
                 continue
             event["day"] = day_of(event["advertiser_id"], event["event_time"])
             event["cause"] = "late" if letter["reason"] in ("too_old", "beyond_correction_horizon") else "refused"
-            event["platform"] = event.get("platform") or ""
+            event["platform"] = event.get("platform") if event.get("platform") in PLATFORMS else ""
             name = (*(event[name] for name in ids), event["platform"], event["order_id"])
             if name not in seen or (event["day"], event["cause"] == "late") < (
                 seen[name]["day"],

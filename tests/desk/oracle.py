@@ -139,12 +139,19 @@ def overdue(found: dict[tuple[str, str, str], Row], now_ms: int) -> dict[tuple[s
     }
 
 
-def rollups(rows: Iterable[CountRow], desk: Desk, held_ms: int) -> dict[tuple[Any, ...], Row]:
-    """The latest counts, summed anew by period and dimensions, of the periods that the desk still answers for."""
-    rows = list(rows)
-    newest_ms = max((row.window_end for row in rows), default=0)
-    final_ms = max((row.window_end for row in rows if row.final), default=0)
-    horizon_ms = max((newest_ms - held_ms) // 3_600_000 * 3_600_000, 0)
+def rollups(
+    placed: Iterable[tuple[int, CountRow]], desk: Desk, held_ms: int, partitions: int
+) -> dict[tuple[Any, ...], Row]:
+    """The latest counts, each with its partition, summed anew by period and dimensions, of the periods that the desk still answers
+    for.
+    """
+    placed = list(placed)
+    rows = [row for _, row in placed]
+    final_ms = min(
+        max((row.window_end for at, row in placed if at == partition and row.final), default=0)
+        for partition in range(partitions)
+    )
+    horizon_ms = max((final_ms - held_ms) // 3_600_000 * 3_600_000, 0)
     found: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         zone = ZoneInfo(desk.time_zones.get(row.advertiser_id, "UTC"))

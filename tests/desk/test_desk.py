@@ -9,13 +9,15 @@ from typing import Any
 
 import orjson
 import pytest
+import yaml
 from confluent_kafka import KafkaException
 
 from app.contract.money import ReturnRow, decode_reconciliation
-from app.contract.rollups import rollup_key
+from app.contract.rollups import RollupRow, rollup_key
 from app.contract.rows import encode
 from app.desk import log as log_module
 from app.desk import session as session_module
+from app.desk.desk import Desk
 from app.desk.fold import Input, Output
 from app.desk.log import Batch
 from app.desk.published import LeadTally, Published, missing
@@ -25,7 +27,11 @@ from app.desk.session import MOST_ROWS, DeskEnded, Session
 from app.desk.views import LEADS as LEADS_VIEW
 from app.desk.views import OVERDUE as OVERDUE_VIEW
 from app.desk.views import RECONCILIATION, RETURN, AskedWrongly, answer
-from app.policy.load import load_desk, load_policy
+from app.engine import policy_topic
+from app.engine.clients import Topic
+from app.policy.load import PolicyError, load_desk, load_policy
+from app.policy.record import Recorded
+from app.policy.record import encode as encode_policy
 from app.settings import Settings
 from tests.desk import money
 from tests.desk.made import FOLLOWUPS, JOURNEYS, LEADS, OVERDUE, Reader, journey
@@ -37,7 +43,7 @@ IN, OUT, KEPT = "in", "out", "kept"
 class Echo:
     """A fold whose rows are its input; `kept` rows last."""
 
-    inputs, outputs, lasting = (IN,), (OUT, KEPT), (KEPT,)
+    inputs, outputs = (IN,), (OUT, KEPT)
 
     def __init__(self) -> None:
         self.refused: Counter[tuple[str, str]] = Counter()
@@ -52,6 +58,9 @@ class Echo:
         fresh, self.fresh = self.fresh, set()
         for key in sorted(fresh):
             yield Output(OUT, key, self.held[key])
+
+    def lasts(self, topic: str, key: bytes) -> bool:
+        return topic == KEPT
 
 
 def record(topic: str, offset: int, key: bytes, value: bytes | None) -> Input:
@@ -76,10 +85,23 @@ def test_a_desk_that_begins_publishes_what_differs_and_deletes_what_is_no_row_an
 def test_old_rollups_are_not_kept_in_memory() -> None:
     day_ms = 86_400_000
     published = Published((OUT,), {OUT: 10 * day_ms})
-    for number in (1, 2, 3, 20, 4, 15):
-        published.take(record(OUT, number, rollup_key("day", number * day_ms, b'"meta"'), b"{}"))
+
+    def take(*numbers: int, **fields: Any) -> list[int]:
+        for number in numbers:
+            row = dict.fromkeys(RollupRow.__struct_fields__, 0) | {"dimensions": {}, "final": False} | fields
+            row |= dict.fromkeys(
+                ("period", "label", "time_zone", "platform", "advertiser_id", "conversion_name", "currency", "scope"),
+                "",
+            )
+            published.take(record(OUT, number, rollup_key("day", number * day_ms, b'"meta"'), encode(row)))
+        return [orjson.loads(key)[1] // day_ms for key in published.rows[OUT]]
+
     published.take(record(OUT, 9, b"no key", b"{}"))
-    assert [orjson.loads(key)[1] // day_ms for key in published.rows[OUT]] == [20, 15]
+    published.take(record(OUT, 9, rollup_key("day", 99 * day_ms, b'"x"'), b"nonsense"))
+    published.take(record(OUT, 9, rollup_key("day", 99 * day_ms, b'"x"'), None))
+    assert take(1, 2, 3, 20) == [1, 2, 3, 20], "of what is not final the windows of before may still come"
+    assert take(20, final=True) == [20]
+    assert take(4, 15) == [20, 15]
 
 
 def test_leads_are_tallied_as_they_come_and_go() -> None:
@@ -319,6 +341,48 @@ def test_a_pause_while_the_ends_are_asked_for_is_no_answer_and_ends_no_process(m
     monkeypatch.setattr(log_module, "AdminClient", lambda _: admin)
     with pytest.raises(KafkaException, match="no answer about the ends"):
         log_module.Ends(Settings()).ask([(IN, 0)])
+
+
+# --- The policy
+
+
+def test_a_desk_goes_by_the_recorded_policy_and_begins_anew_with_a_new_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def file(name: str, **changes: Any) -> Settings:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(money.DOCUMENT | changes))
+        return Settings(policy=path)
+
+    recorded: list[bytes] = []
+    monkeypatch.setattr(policy_topic, "policy_values", lambda *_: recorded)
+    settings = file("first.yaml")
+    desk = Desk(settings, money.DESK, SimpleNamespace(kafka_line=None))  # type: ignore[arg-type]
+    topics = {settings.policy_topic: Topic(1, "a")}
+    monkeypatch.setattr(desk._clients, "topics", lambda _: topics)
+    desk._policy = desk._in_force()
+    assert desk._policy == money.POLICY, "while nothing is recorded, the file's"
+    versions = money.followed_by(
+        money.DOCUMENT | {"platforms": {"meta": money.DOCUMENT["platforms"]["meta"]}}, 10**12
+    ).versions
+    recorded.append(encode_policy(Recorded(money.POLICY.bounds, versions[0])))
+    desk._look_around(topics)  # what it goes by already
+    recorded.append(encode_policy(Recorded(money.POLICY.bounds, versions[1])))
+    with pytest.raises(DeskEnded, match="new version") as ended:
+        desk._look_around(topics)
+    assert ended.value.cause == "policy"
+    desk._policy = desk._in_force()
+    assert (desk._policy.versions, set(desk._policy.platforms())) == (versions, {"meta", "google_ads"})
+    desk._look_around(topics)
+    with pytest.raises(DeskEnded, match="made anew"):
+        desk._look_around({settings.policy_topic: Topic(2, "a")})
+    later = Desk(settings, money.DESK, SimpleNamespace(kafka_line=None))  # type: ignore[arg-type]
+    monkeypatch.setattr(later._clients, "topics", lambda _: topics)
+    with pytest.raises(PolicyError, match="holds an older version"):
+        later._in_force()
+    topics.clear()
+    with pytest.raises(DeskEnded, match="no such topic"):
+        later._in_force()
 
 
 # --- The names

@@ -162,11 +162,12 @@ def test_a_retracted_conversion_takes_its_lead_back_with_what_was_overdue() -> N
 )
 def test_a_follow_up_that_breaks_the_contract_is_named_and_the_others_count(bad: bytes | None, reason: str) -> None:
     good = told("lost", HOUR_MS, "u1", "demo_booked")
-    records = [as_input(FOLLOWUPS, 0, b"k", bad), as_input(FOLLOWUPS, 1, b"k", good)]
+    records = [as_input(FOLLOWUPS, 0, b"somebody", bad), as_input(FOLLOWUPS, 1, b"k", good)]
     reader = desk_of(*journeys(journey("u1", "demo_booked", "c1", 0)), *records)
     (letter,) = reader.rows(REFUSED).items()
     assert letter[0] == (FOLLOWUPS, 0, 0)
     assert (letter[1]["reason"], letter[1]["size_bytes"]) == (reason, len(bad or b""))
+    assert (letter[1]["key_base64"], letter[1]["value_base64"]) == (None, None), "it is kept for ever, and names nobody"
     assert reader.rows(LEADS)[KEY]["state"] == "lost"
 
 

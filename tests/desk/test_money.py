@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,7 +118,7 @@ reports = entries(
 valueless = entries(report, days, st.sampled_from([0, 1, 2]), platforms, campaigns)
 letters = st.builds(
     letter, st.sampled_from(["too_old", "beyond_correction_horizon", "unknown_platform"]), moments, event_id=events,
-    user=users, conversion_name=st.sampled_from(["purchase", "scroll"]), order_id=orders, platform=st.sampled_from(["meta", None]),
+    user=users, conversion_name=st.sampled_from(["purchase", "scroll"]), order_id=orders, platform=st.sampled_from(["meta", "meta", None, "metta", "all"]),
 )  # fmt: skip
 spent = entries(
     spend,
@@ -175,7 +176,7 @@ def compacted(records: list[Input]) -> list[Input]:
         (each.topic, each.offset if each.topic == SETTINGS.dlq_topic else each.key): each
         for each in sorted(records, key=lambda each: each.offset)
     }
-    return [each for each in last.values() if each.value is not None]
+    return sorted((each for each in last.values() if each.value is not None), key=lambda each: each.offset)
 
 
 @pytest.mark.parametrize("name", FOLDS)
@@ -209,7 +210,9 @@ LOG_POLICY, _ = parse_policy(
 BEGIN_MS = at("2026-10-01T12:00")
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["convert", "convert", "convert", "change", "order", "refund", "forget", "letter", "rows"]),
+        st.sampled_from(
+            ["convert", "convert", "convert", "change", "order", "refund", "forget", "again", "again", "letter", "rows"]
+        ),
         st.integers(0, 3),  # the user
         st.sampled_from([None, "o1", "o2"]),
         st.sampled_from(["purchase", "signup"]),
@@ -224,12 +227,13 @@ steps = st.lists(
 
 def log_of(made: list[Any]) -> tuple[list[Input], set[int]]:
     """What counters, a shop and platforms write: times go on, a row changes within two days, an order and a forget come at any
-    time. And after which records rows are asked for.
+    time, and so does an event id that was used before. And after which records rows are asked for.
     """
     records: list[Input] = []
     pauses: set[int] = set()
     now_ms = BEGIN_MS
     rows: list[tuple[int, dict[str, Any]]] = []  # conversions and their times
+    used: list[dict[str, Any]] = []  # what was ever written of conversions
 
     def write(*entries: Entry) -> None:
         records.extend(
@@ -255,8 +259,17 @@ def log_of(made: list[Any]) -> tuple[list[Input], set[int]]:
                 "value": float(number), "platform": ("meta", "google_ads")[chance % 2], "number": number,
                 "customer": "new" if action == "purchase" else None,
             }  # fmt: skip
+            used.append(fields)
             rows.append((now_ms, fields))
             write(*rows_of(now_ms, fields))
+        elif what == "again":
+            if used:
+                former = used[chance % len(used)]
+                rows = [each for each in rows if each[1] is not former]
+                fields = former | {"order_id": order_id, "status": status, "value": float(number)}
+                used[chance % len(used)] = fields
+                rows.append((now_ms, fields))
+                write(*rows_of(now_ms, fields))
         elif what == "change":
             able = [each for each in rows if now_ms - each[0] <= 2 * DAY_MS]
             if able:
@@ -302,6 +315,40 @@ def test_what_is_packed_changes_no_row_whatever_comes_later(name: str) -> None:
 
     check()
     assert most_packed > 1, "so much is tried that something is packed"
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.sampled_from([0, 7, 40, 400]), st.integers(0, 48), st.integers(0, 9)),
+        min_size=4,
+        max_size=30,
+    ),
+    st.sets(st.integers(0, 30), max_size=4),
+)
+def test_windows_add_up_however_far_apart_two_counters_are(made: list[Any], pauses: set[int]) -> None:
+    """Each changes windows of up to two days behind its own time; once both have passed a window it is written as final, the
+    oldest ones first.
+    """
+    times_ms = [BEGIN_MS, BEGIN_MS]
+    latest: dict[bytes | None, Any] = {}
+    log: list[Entry] = []
+    for counter, hours, behind, clicks in made:
+        times_ms[counter] += hours * 3_600_000
+        topic, key, row = touches(
+            times_ms[counter] - behind * 3_600_000, clicks=clicks, cost=float(clicks), final=False
+        )
+        latest[key] = row
+        for each, held in sorted(latest.items(), key=lambda item: item[1].window_start):
+            if not held.final and held.window_end <= min(times_ms):
+                latest[each] = msgspec.structs.replace(held, final=True)
+                log.append((topic, each, latest[each]))
+            elif each == key:
+                log.append((topic, key, row))
+    records = numbered(log)
+    expected = returns(records)
+    assert published(Returns(SETTINGS, LOG_POLICY, DESK), records, pauses) == expected
+    assert published(Returns(SETTINGS, LOG_POLICY, DESK), compacted(records), set()) == expected
 
 
 def test_of_a_person_who_is_forgotten_nothing_is_held_any_more() -> None:

@@ -9,6 +9,7 @@ import pytest
 from app.contract.money import ReconciliationRow, decode_reconciliation
 from app.desk.reconciliation import Reconciliation
 from app.policy.load import parse_desk
+from app.policy.model import Policy
 from tests.desk.money import (
     DESK,
     DOCUMENT,
@@ -18,6 +19,7 @@ from tests.desk.money import (
     at,
     attributed,
     conversion,
+    followed_by,
     journey,
     letter,
     numbered,
@@ -34,8 +36,8 @@ WHOLE_WEEK = [f"2026-11-{day}" for day in range(16, 23)]
 class Books:
     """A fold, and what lies on its output topic."""
 
-    def __init__(self, *entries: Entry, desk: Any = DESK) -> None:
-        self.fold = Reconciliation(SETTINGS, POLICY, desk)
+    def __init__(self, *entries: Entry, desk: Any = DESK, policy: Policy = POLICY) -> None:
+        self.fold = Reconciliation(SETTINGS, policy, desk)
         self.there: dict[bytes, bytes] = {}
         self.letters: dict[bytes, Any] = {}
         self.count = 0
@@ -186,6 +188,46 @@ def test_a_touch_that_is_creditable_is_not_too_old() -> None:
     assert outside(*found) == (0, 0, 1)
 
 
+# --- Later versions of the policy
+
+
+def test_what_a_platform_claimed_stays_when_the_policy_drops_it() -> None:
+    without = followed_by(DOCUMENT | {"platforms": {"meta": DOCUMENT["platforms"]["meta"]}}, at("2026-11-20T00:00"))
+    books = Books(
+        *conversion("2026-11-16T12:00", platform="google_ads", campaign_id="brand"),
+        claims("2026-11-16", 3, platform="google_ads", campaign="brand"),
+        policy=without,
+    )
+    row = books.rows["2026-W47", "google_ads", None]
+    assert (row.reported, row.counted, row.within_tolerance, books.fold.refused) == (3, 1, False, {})
+    assert set(books.fold.differences()) == {"meta", "google_ads"}
+
+
+def test_a_touch_is_outside_the_window_that_held_at_the_time_of_its_conversion() -> None:
+    none = {"method": "click", "windows": {"click": "30d"}}
+    later = DOCUMENT | {"platforms": DOCUMENT["platforms"] | {"meta": none}}  # views are credited no more
+    view = touch("meta", touch_type="view")
+    for day, is_outside in (("2026-11-16T12:00", True), ("2026-11-18T12:00", False)):
+        rows = Books(
+            attributed(day, status="unattributed"),
+            journey(day, status="unattributed", credited=None, first_touch=view),
+            policy=followed_by(later, at("2026-11-17T00:00")),
+        ).rows
+        assert rows["2026-W47", "meta", None].outside_window == is_outside, day
+
+
+def test_an_action_that_the_policy_counted_once_is_no_noise() -> None:
+    actions = {name: action for name, action in DOCUMENT["actions"].items() if name != "signup"}
+    books = Books(
+        claims("2026-11-16", 2, conversion_name="signup"),
+        claims("2026-11-16", 3, conversion_name="scroll"),
+        letter("too_old", "2026-11-16T12:00", conversion_name="signup"),
+        policy=followed_by(DOCUMENT | {"actions": actions}, at("2026-11-20T00:00")),
+    )
+    row = books.rows["2026-W47", "meta", None]
+    assert (row.noise, row.late) == (3, 1)
+
+
 def test_causes_explain_no_claim_that_is_missing() -> None:
     books = Books(
         *conversion("2026-11-16T12:00"),
@@ -201,6 +243,18 @@ def test_a_refused_conversion_that_is_accepted_later_was_not_late() -> None:
     books = Books(claims("2026-11-16", 1), late, late)  # sent again, and refused again
     assert books.rows["2026-W47", "meta", None].late == 1
     assert books.add(*conversion("2026-11-16T12:00", "c1"))["2026-W47", "meta", None].late == 0
+
+
+@pytest.mark.parametrize("unknown", ["metta", "all", "x" * 5000, "", None])
+def test_a_refused_conversion_that_names_no_platform_of_the_policy_is_of_none(unknown: str | None) -> None:
+    books = Books(
+        *conversion("2026-11-16T12:00"),
+        claims("2026-11-16", 1),
+        letter("unknown_platform", "2026-11-16T12:00", platform=unknown),
+        letter("unknown_platform", "2026-11-16T12:00", "l2", platform="meta"),
+    )
+    week = {each[1]: row.refused for each, row in books.rows.items() if (each[0], each[2]) == ("2026-W47", None)}
+    assert week == {"meta": 1, "": 1, "all": 1}, "the sum is of what platforms that report may claim"
 
 
 def test_letters_without_a_conversion_in_them_tell_nothing() -> None:
@@ -415,6 +469,65 @@ def test_the_money_of_an_order_lies_where_it_is_credited_over_all_platforms() ->
     assert amounts(books.rows["2026-W47", "google_ads", "brand"], "paid", "counted") == {"EUR": (0, 10)}
 
 
+def test_who_is_forgotten_is_counted_no_more_and_what_others_told_of_him_stays() -> None:
+    """As docs/money.md says it."""
+    somebodys = conversion("2026-11-16T12:00", order_id="o1")
+    books = Books(
+        *somebodys,
+        *conversion("2026-11-17T12:00", "c2", "u2", order_id="o2"),
+        order("o1", "2026-11-16T12:00", user_id="u1"),
+        order("o2", "2026-11-17T12:00"),
+        claims("2026-11-16", 1),
+        claims("2026-11-17", 1),
+    )
+    books.add(*((topic, key, None) for topic, key, _ in somebodys))
+    row = books.rows["2026-W47", "meta", None]
+    assert (row.reported, row.counted, row.unexplained, row.within_tolerance) == (2, 1, 1, False)
+    assert books.rows["2026-W47", "all", None].orders_without_conversion == 1
+    row = books.add((SETTINGS.orders_topic, order("o1", 0)[1], None))["2026-W47", "all", None]
+    assert (row.orders, row.orders_without_conversion) == (1, 0)
+
+
+# --- An event id that is used again, once the first conversion is packed
+
+LONG_AGO, MEANWHILE, NOW = "2026-01-05T12:00", "2026-11-16T12:00", "2026-11-17T12:00"
+
+
+def gone(*entries: Entry) -> list[Entry]:
+    return [(topic, key, None) for topic, key, _ in entries]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, None), ("o1", "o1"), ("o1", "o2"), (None, "o2"), ("o1", None)])
+@pytest.mark.parametrize("is_forgotten", [True, False])
+def test_an_event_id_that_is_used_again_is_one_conversion(
+    before: str | None, after: str | None, is_forgotten: bool
+) -> None:
+    first, again = (
+        conversion(time, "sub-1", order_id=order_id) for time, order_id in ((LONG_AGO, before), (NOW, after))
+    )
+    log = [*first, *conversion(MEANWHILE, "c2", "u2"), *(gone(*first) if is_forgotten else []), *again]
+    books = Books(*log)
+    compacted = Books(*conversion(MEANWHILE, "c2", "u2"), *again)
+    assert books.rows == compacted.rows
+    assert books.rows["to_date", "all", None].deduplicated == 2
+    books.add(*gone(*again))
+    assert books.rows == Books(*conversion(MEANWHILE, "c2", "u2")).rows
+    books.add(*conversion("2027-11-17T12:00", "last", "u2"))  # and it is packed once more
+    assert books.rows["to_date", "all", None].deduplicated == 2
+    assert len(books.fold._packed) == 1
+
+
+def test_a_record_of_before_does_not_undo_one_that_used_its_event_id_again() -> None:
+    first, again = (
+        conversion(time, "sub-1", order_id=order_id) for time, order_id in ((LONG_AGO, "o1"), (MEANWHILE, "o2"))
+    )
+    books = Books(*first, *again, *conversion("2027-11-16T12:00", "c2", "u2"))
+    before = books.rows
+    books.count = 0
+    books.add(*first)  # read once more
+    assert books.rows == before
+
+
 # --- Bad records
 
 
@@ -424,6 +537,7 @@ def test_the_money_of_an_order_lies_where_it_is_credited_over_all_platforms() ->
         (order("", "2026-11-16T12:00"), "invalid_field", "order_id"),
         (order("o1", "2026-11-16T12:00", -1), "invalid_field", "paid"),
         (order("o1", "2026-11-16T12:00", currency="euro"), "invalid_field", "currency"),
+        (order("o1", "2026-11-16T12:00", 10.0, 10.000001), "invalid_field", "refunded"),
         (order("o1", "yesterdayZ"), "invalid_time", "time"),
         (order("o1", 253_402_300_799_000), "invalid_time", "time"),
         ((SETTINGS.orders_topic, b'["shop", "o1"]', order("o1", 1)[2]), "key_mismatch", ""),

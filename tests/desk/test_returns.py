@@ -8,7 +8,21 @@ import pytest
 from app.contract.money import ReturnMoney, ReturnRow, decode_return
 from app.desk.earnings import NOWHERE, shared
 from app.desk.returns import Returns
-from tests.desk.money import DESK, POLICY, SETTINGS, Entry, journey, numbered, spend, touch, touches
+from app.policy.model import Policy
+from tests.desk.money import (
+    DESK,
+    DOCUMENT,
+    POLICY,
+    SETTINGS,
+    Entry,
+    at,
+    followed_by,
+    journey,
+    numbered,
+    spend,
+    touch,
+    touches,
+)
 
 Found = dict[tuple[str, str, str | None, str | None], ReturnRow]
 DAY = "2026-11-16"
@@ -18,8 +32,8 @@ NOON = "2026-11-16T12:00"
 class Books:
     """A fold, and what lies on its output topic."""
 
-    def __init__(self, *entries: Entry) -> None:
-        self.fold = Returns(SETTINGS, POLICY, DESK)
+    def __init__(self, *entries: Entry, policy: Policy = POLICY) -> None:
+        self.fold = Returns(SETTINGS, policy, DESK)
         self.there: dict[bytes, bytes] = {}
         self.letters: list[Any] = []
         self.count = 0
@@ -112,6 +126,12 @@ def test_spend_without_a_click_is_told_under_what_it_names() -> None:
     assert money(rows[DAY, "campaign", "meta", "spring"]).cost == 10
     assert money(rows[DAY, "source", None, "news"]).cost == 10
     assert money(rows[DAY, "creative", None, None]).cost == 10
+
+
+def test_what_was_spent_on_a_platform_stays_when_the_policy_drops_it() -> None:
+    without = followed_by(DOCUMENT | {"platforms": {"meta": DOCUMENT["platforms"]["meta"]}}, at("2026-12-01T00:00"))
+    books = Books(spend(DAY, 10.0, platform="google_ads", campaign="brand"), policy=without)
+    assert (money(books.rows[TOTAL]).cost, books.letters) == (10, [])
 
 
 def test_of_equal_remainders_the_first_in_order_has_the_last_millionth() -> None:
@@ -221,6 +241,27 @@ def test_windows_that_cannot_change_any_more_are_held_no_longer_and_count_once()
     assert books.add(*many)["to_date", "total", None, None].clicks == 399, "the whole topic once more"
     books.count = 400
     assert books.add(touches(350 * day_ms, clicks=5))["to_date", "total", None, None].clicks == 399 + 4, "a late click"
+
+
+def test_a_window_that_a_slow_counter_corrects_after_months_counts_once() -> None:
+    """As in a replay: one counter has come to November while another one is in July."""
+    july, november = (
+        touches(f"2026-{month:02}-01T12:00", clicks=clicks, cost=float(clicks), revision=clicks, final=False)
+        for month, clicks in ((7, 3), (11, 1))
+    )
+    again = touches("2026-07-01T12:00", clicks=5, cost=5.0, revision=2, final=False)
+    assert POLICY.count_retention_ms() < at("2026-11-01T12:00") - at("2026-07-01T12:00")
+    live = Books(july, november)
+    live.add(again)
+    compacted = Books(november, again)
+    assert live.there == compacted.there
+    total = live.rows["to_date", "total", None, None]
+    assert (total.clicks, money(total).cost) == (6, 6)
+
+
+def test_nonsense_from_the_far_future_settles_nothing() -> None:
+    books = Books(touches("2026-07-01T12:00", clicks=3), touches(10**18, clicks=1))
+    assert books.add(touches("2026-07-01T12:00", clicks=5))["to_date", "total", None, None].clicks == 5
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,18 @@ import random
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import orjson
 import pytest
+import yaml
 
+from app.engine.clients import KafkaClients
+from app.engine.policy_topic import establish
 from app.policy.load import load_desk
 from tests.conftest import Services
-from tests.desk import oracle
+from tests.desk import money, oracle
 from tests.desk.deployment import HOUR_MS, POLICY, Desks, desks
 from tests.desk.made import journey
 
@@ -89,6 +94,42 @@ def test_a_day_at_the_desk(deployment: Desks) -> None:
 def metrics(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         return answer.read().decode()
+
+
+@pytest.mark.faults
+def test_what_a_platform_cost_stays_when_a_later_version_of_the_policy_drops_it(
+    deployment: Desks, tmp_path: Path
+) -> None:
+    later, clients = tmp_path / "later.yaml", KafkaClients(deployment.settings)
+    document = yaml.safe_load(POLICY.read_text())
+    del document["platforms"]["google_ads"]
+    document["effective_from"] = datetime.fromtimestamp(now() / 1000 + 900, UTC).isoformat()
+    later.write_text(yaml.safe_dump(document))
+    establish(deployment.settings, clients)  # as the first worker does
+    _, key, value = money.spend("2026-11-16", 10.0, "google_ads", "brand")
+    with deployment.transaction():
+        deployment.produce(deployment.settings.spend_topic, key, orjson.dumps(value))
+
+    def cost() -> float | None:
+        row = deployment.published(deployment.settings.return_topic).get(("shop", "to_date", "total", None, None))
+        return row["money"][0]["cost"] if row else None
+
+    first = deployment.start()
+    deployment.wait(lambda: cost() == 10, "the spend")
+    establish(deployment.settings.model_copy(update={"policy": later}), clients)
+    deployment.wait(lambda: "the policy has a new version" in str(deployment.events(first)), "it is seen")
+    deployment.wait(lambda: deployment.is_active(first), "it publishes by both versions, whatever its file says")
+    second = deployment.start(ONECOUNT_POLICY=str(later))
+    deployment.wait(
+        lambda: deployment.get(second, "/healthz")[1]["role"] == "standby", "another one, with the new file"
+    )
+    assert deployment.stop(first) == 0
+    deployment.wait(lambda: deployment.is_active(second), "it takes over")
+    assert cost() == 10
+    assert deployment.published(deployment.settings.desk_dlq_topic) == {}
+    assert deployment.start().wait(60) == 3, "an older file than what is recorded"
+    assert "holds an older version" in deployment.logs()
+    assert deployment.stop(second) == 0
 
 
 @pytest.mark.faults

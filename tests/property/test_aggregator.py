@@ -39,6 +39,8 @@ def fold(stage: aggregator.AggregatorStage, store: MemoryStore, end: int, change
     store.run(out.writes[0])
     published = out.outputs["conversions.counts", 0]
     assert len({each["key"] for each in published}) == len(published), "a batch has a row once"
+    windows = [rows.decode_count(each["value"]).window_start for each in published]
+    assert windows == sorted(windows), "readers take a final row for a sign that what was before it is written"
     return sorted((each["key"], each["value"]) for each in published), out.views[0]
 
 

@@ -243,7 +243,7 @@ def test_a_missing_right_in_kafka_is_said_and_nothing_is_counted_until_it_is_giv
 
 DESK_RIGHTS = [
     "journeys READ", "attributed READ", "dlq READ", "orders READ", "followups READ", "leads READ", "leads WRITE", "rollups WRITE",
-    "return WRITE", "desk_dlq READ", "desk READ", "desk WRITE", "counter.read DESCRIBE",
+    "return WRITE", "desk_dlq READ", "policy READ", "desk READ", "desk WRITE", "counter.read DESCRIBE",
 ]  # fmt: skip
 
 
