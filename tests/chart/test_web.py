@@ -20,7 +20,7 @@ from app.desk.web import application
 from app.observe.metrics import LIVE_S, Metrics
 from app.page.broadcast import Broadcast
 from app.page.site import site
-from app.policy.load import load_desk, load_policy
+from app.policy.load import load_desk
 from app.settings import Settings
 from tests.chart.conftest import POLICY, ROOT, Render, environment_of, of, pods_of, values_of, workloads
 
@@ -131,7 +131,7 @@ def test_a_desk_is_ready_once_it_has_read_everything_though_another_one_publishe
         return {kind: await asyncio.to_thread(status, ports[ask["port"]], ask) for kind, ask in asked.items()}
 
     async def story() -> None:
-        desk = Desk(settings, load_policy(file)[0], load_desk(file), metrics)
+        desk = Desk(settings, load_desk(file), metrics)
         app, _ = application(settings, desk)
         app.finalize()
         app.flow_control.resume()
