@@ -15,13 +15,13 @@ def metric_names(expression: str) -> set[str]:
 
 
 def operands(expression: str) -> list[str]:
-    """The parts between comparisons, `and` and `or` that stand in no parentheses; numbers left out. An alarm that does not fire
+    """The parts between comparisons, `and`, `or` and `unless` that stand in no parentheses; numbers left out. An alarm that does not fire
     gives no data; these must.
     """
     parts, depth, current = [], 0, ""
     for token in re.findall(r"[(){}\[\]]|\"[^\"]*\"|[<>=!]=|[<>]|\s+|[^\s(){}\[\]\"<>=!]+|[=!]~?", expression):
         depth += (token in "([{") - (token in ")]}") if len(token) == 1 else 0
-        if depth == 0 and token in (">", "<", ">=", "<=", "==", "!=", "and", "or"):
+        if depth == 0 and token in (">", "<", ">=", "<=", "==", "!=", "and", "or", "unless"):
             parts.append(current)
             current = ""
         else:

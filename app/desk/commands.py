@@ -13,7 +13,7 @@ from rich.markup import escape
 from app.contract.money import TO_DATE, ReconciliationRow, decode_reconciliation
 from app.contract.rows import ALL, DeadLetter, decode_dead_letter
 from app.desk.calendar import week_name
-from app.desk.once import read_once
+from app.desk.once import read_once, refuse_lacking
 from app.desk.reconciliation import Reconciliation
 from app.desk.refusal import DeskError
 from app.desk.report import Selection, beyond_tolerance, print_report, sorted_rows, write_csv
@@ -56,7 +56,9 @@ def reconcile(
     if csv is not None and not csv.absolute().parent.is_dir():  # known now, not at the end
         raise typer.BadParameter(f"there is no folder {csv.absolute().parent}", param_hint="--csv")
     asked = None if week is None else _checked(week)
-    policy = recorded_policy(settings, KafkaClients(settings))
+    clients = KafkaClients(settings)
+    refuse_lacking([settings.policy_topic], clients.topics([settings.policy_topic]))
+    policy = recorded_policy(settings, clients)
     if platform is not None and platform not in (ALL, *policy.platforms()):
         raise typer.BadParameter(f"the policy has no {platform!r}", param_hint="--platform")
     desk = load_desk(settings.policy)

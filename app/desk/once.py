@@ -1,7 +1,7 @@
 """A desk fold without a desk: reads its topics to their ends of now, once, and joins nobody's work."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 from typing import Final
@@ -16,6 +16,12 @@ SILENCE_S: Final = 60.0  # without a record that is due: nobody answers
 _LOOK_S: Final = 0.5
 
 
+def refuse_lacking(names: Iterable[str], topics: Container[str]) -> None:
+    """Raises `DeskError` where a topic is not there."""
+    if lacking := [name for name in names if name not in topics]:
+        raise DeskError(f"no such topic: {', '.join(lacking)}; run `onecount topics create`")
+
+
 def read_once(settings: Settings, fold: DeskFold, tell: Callable[[int], None] = lambda count: None) -> int:
     """Gives the fold every committed record of its topics; how many there were. `tell` hears of it as it goes.
 
@@ -23,9 +29,7 @@ def read_once(settings: Settings, fold: DeskFold, tell: Callable[[int], None] = 
     """
     clients = KafkaClients(settings)
     topics = clients.topics(fold.inputs)
-    lacking = [name for name in fold.inputs if name not in topics]
-    if lacking:
-        raise DeskError(f"no such topic: {', '.join(lacking)}; run `onecount topics create`")
+    refuse_lacking(fold.inputs, topics)
     places = places_of(topics)
     ends = {place: end for place, end in Ends(settings).ask(places).items() if end > 0}
     reading = _Reading(fold, ends)
