@@ -2,10 +2,15 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
 
 from app.run import FAILED, pin
 
@@ -35,3 +40,21 @@ def test_a_worker_whose_metrics_port_is_taken_says_so_and_does_not_count_unseen(
     assert ran.returncode == FAILED
     assert (line["event"], line["port"]) == ("no metrics", first + 2)
     assert "ONECOUNT_METRICS_PORT" in line["why"]
+
+
+@pytest.mark.parametrize("service", ["run", "desk"])
+def test_a_service_that_is_told_to_stop_while_it_loads_ends_well(service: str) -> None:
+    argv = [sys.executable, "-m", "app", service, *(["counter"] if service == "run" else [])]
+    with subprocess.Popen(argv, env=os.environ | {"ONECOUNT_BOOTSTRAP": "127.0.0.1:1"}) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        deadline_s = time.monotonic() + 20
+        while not handles(status.read_text(), signal.SIGTERM):
+            assert time.monotonic() < deadline_s
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def handles(status: str, number: int) -> bool:
+    """Whether a process has a handler for a signal, as /proc tells."""
+    (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
