@@ -1,8 +1,9 @@
 """A schema registry in this process: as much of Confluent's REST API as producers and onecount use, and its faults."""
 
 import json
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any
@@ -73,6 +74,29 @@ class Registry:
         return entry
 
 
+class _Server(ThreadingHTTPServer):
+    """Ends what clients keep open, so that no thread of it outlives it."""
+
+    daemon_threads = False
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: set[socket.socket] = set()
+        super().__init__(*arguments)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._open.discard(request)
+
+    def hang_up(self) -> None:
+        """Ends every connection."""
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
 @contextmanager
 def registry(port: int = 0) -> Iterator[Registry]:
     """A registry on a port of this machine (0: any free one)."""
@@ -97,8 +121,7 @@ def registry(port: int = 0) -> Iterator[Registry]:
 
         def log_message(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", port), Handler)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     held.url = f"http://127.0.0.1:{server.server_port}"
@@ -106,7 +129,8 @@ def registry(port: int = 0) -> Iterator[Registry]:
         yield held
     finally:
         server.shutdown()
-        server.server_close()
+        server.hang_up()
+        server.server_close()  # waits for the threads
         thread.join()
 
 

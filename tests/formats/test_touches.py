@@ -7,7 +7,7 @@ from app.offline import raw as room
 from app.offline.raw import raw_touches
 from app.policy.load import load_policy
 from app.settings import Settings
-from tests.formats.registry import Registry
+from tests.formats.registry import Registry, fresh
 from tests.formats.written import Headers, Writers, binary
 from tests.integration.deployment import POLICY
 from tests.memory.log import MemoryMessage
@@ -43,4 +43,6 @@ def test_a_click_is_found_in_every_format_and_what_cannot_be_read_is_passed_over
     monkeypatch.setattr(room, "committed_spans", lambda *_: None)
     monkeypatch.setattr(room, "read_committed", lambda *_: iter(messages))
     settings = Settings(schema_registry={"url": shared.url})
-    assert [touch.click_id for touch in raw_touches(settings, ALL, 0)] == ["G-json", "G-cloud", "G-avro", "G-proto"]
+    with fresh(shared.url, settings.request_timeout_ms / 1000):
+        found = [touch.click_id for touch in raw_touches(settings, ALL, 0)]
+    assert found == ["G-json", "G-cloud", "G-avro", "G-proto"]
