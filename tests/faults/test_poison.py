@@ -127,7 +127,8 @@ def events_per_s(deployment: Deployment, slot: int, count: int) -> float:
 
 def judged(samples: dict[str, float]) -> float:
     """The raw events that a counter has judged; the re-keyed ones are judged twice."""
-    return samples.get("onecount_events_total", 0) + samples.get("onecount_rejected_total", 0)
+    names = ("onecount_events_total", "onecount_rejected_events_total", "onecount_userless_events_total")
+    return sum(samples.get(name, 0) for name in names)
 
 
 def watch(deployment: Deployment, counter: "subprocess.Popen[bytes]", seconds: float) -> dict[str, float]:

@@ -163,7 +163,9 @@ def test_a_partition_tens_of_thousands_behind_delays_no_other_and_lets_no_window
     brisk.start("aggregator")
     brisk.start("counter", 0)
     slow = brisk.start("counter", 1)
-    brisk.wait_until(lambda: len(brisk.owned("counter", 1)) == 2, "the counters share the partitions")
+    brisk.wait_until(
+        lambda: [len(brisk.owned("counter", slot)) for slot in (0, 1)] == [2, 2], "the counters share the partitions"
+    )
     behind = brisk.owned("counter", 1)[0]
     others = brisk.owned("counter", 0)
     policy = load_policy(brisk.settings.policy)[0]
