@@ -5,15 +5,18 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import orjson
 import pytest
 import yaml
+from confluent_kafka import KafkaException
 
 from app.engine.clients import KafkaClients
 from app.engine.policy_topic import establish
 from app.policy.load import load_desk
+from app.settings import Settings
 from tests.conftest import Services
 from tests.desk import money, oracle
 from tests.desk.deployment import HOUR_MS, POLICY, Desks, desks
@@ -96,6 +99,15 @@ def metrics(port: int) -> str:
         return answer.read().decode()
 
 
+def _is_established(settings: Settings, clients: KafkaClients) -> bool:
+    """Records the policy; False where the topic that was just made has no leader yet."""
+    try:
+        establish(settings, clients)
+    except KafkaException:
+        return False
+    return True
+
+
 @pytest.mark.faults
 def test_what_a_platform_cost_stays_when_a_later_version_of_the_policy_drops_it(
     deployment: Desks, tmp_path: Path
@@ -105,7 +117,7 @@ def test_what_a_platform_cost_stays_when_a_later_version_of_the_policy_drops_it(
     del document["platforms"]["google_ads"]
     document["effective_from"] = datetime.fromtimestamp(now() / 1000 + 900, UTC).isoformat()
     later.write_text(yaml.safe_dump(document))
-    establish(deployment.settings, clients)  # as the first worker does
+    deployment.wait(partial(_is_established, deployment.settings, clients), "the policy is recorded, as workers do it")
     _, key, value = money.spend("2026-11-16", 10.0, "google_ads", "brand")
     with deployment.transaction():
         deployment.produce(deployment.settings.spend_topic, key, orjson.dumps(value))
