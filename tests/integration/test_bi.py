@@ -370,6 +370,7 @@ def test_the_story_of_the_page_is_what_happens(deployment: Deployment) -> None:
     deployment.assert_exact()
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_copies_are_the_answer_after_kills_and_late_corrections(

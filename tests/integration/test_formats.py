@@ -146,6 +146,7 @@ def test_events_count_once_whatever_they_are_written_in(
     assert [deployment.stop(worker) for worker in (counter, aggregator)] == [0, 0]
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(120)
 def test_a_registry_that_is_away_stops_counting_and_refuses_nothing(
     deployment: Deployment, held: Registry, writers: Writers

@@ -68,6 +68,7 @@ def retry(deployment: Deployment, *arguments: str, **environment: str) -> subpro
     return deployment.onecount("dlq", "retry", "--yes", "--json", *arguments, **environment)
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 def test_refused_events_that_are_sent_again_are_counted_exactly_once_whatever_is_killed(
     here: Here, deployment: Deployment

@@ -222,6 +222,7 @@ def test_what_is_counted_goes_to_the_platforms_and_counts_the_same_elsewhere(
 HEADER = "Google Click ID,Conversion Name,Conversion Time,Conversion Value,Conversion Currency,Order ID,User ID"
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 def test_a_report_says_of_each_row_what_became_of_it(services: Services, topic_prefix: str, tmp_path: Path) -> None:
     now = now_ms()
