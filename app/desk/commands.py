@@ -13,7 +13,8 @@ from rich.markup import escape
 from app.contract.money import TO_DATE, ReconciliationRow, decode_reconciliation
 from app.contract.rows import ALL, DeadLetter, decode_dead_letter
 from app.desk.calendar import week_name
-from app.desk.once import read_once, refuse_lacking
+from app.desk.log import described
+from app.desk.once import read_once
 from app.desk.reconciliation import Reconciliation
 from app.desk.refusal import DeskError
 from app.desk.report import Selection, beyond_tolerance, print_report, sorted_rows, write_csv
@@ -57,7 +58,7 @@ def reconcile(
         raise typer.BadParameter(f"there is no folder {csv.absolute().parent}", param_hint="--csv")
     asked = None if week is None else _checked(week)
     clients = KafkaClients(settings)
-    refuse_lacking([settings.policy_topic], clients.topics([settings.policy_topic]))
+    described(clients, [settings.policy_topic], DeskError)
     policy = recorded_policy(settings, clients)
     if platform is not None and platform not in (ALL, *policy.platforms()):
         raise typer.BadParameter(f"the policy has no {platform!r}", param_hint="--platform")

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from threading import Event
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from confluent_kafka import KafkaException
 from app.desk.fold import DeskFold
 from app.desk.leads import LeadsFold
 from app.desk.lease import Lease
-from app.desk.log import Batch, Ends, Place, places_of, read_log
+from app.desk.log import Batch, Ends, Place, described, places_of, read_log
 from app.desk.periods import LONGEST_MS
 from app.desk.published import LeadTally, Published
 from app.desk.reconciliation import Reconciliation
@@ -117,12 +118,10 @@ class Desk:
     async def _session(self, give: Give) -> None:
         self._policy = policy = await asyncio.to_thread(self._in_force)
         counts = self._settings.counts_topic
-        topics = await asyncio.to_thread(self._clients.topics, [counts])
-        _refuse_lacking([counts], topics)
+        topics = await asyncio.to_thread(self._described, [counts])
         folds = folds_of(self._settings, policy, self._desk, topics[counts].partitions)
         names = sorted({name for fold in folds for name in (*fold.inputs, *fold.outputs)})
-        topics = await asyncio.to_thread(self._clients.topics, names)
-        _refuse_lacking(names, topics)
+        topics = await asyncio.to_thread(self._described, names)
         self.tally = LeadTally(self._settings.leads_topic, self._settings.overdue_topic)
         rollups_ms = policy.count_retention_ms() + 2 * LONGEST_MS
         outputs = [name for fold in folds for name in fold.outputs]
@@ -146,12 +145,14 @@ class Desk:
             await asyncio.wait([reading])
         reading.result()
 
+    def _described(self, names: Iterable[str]) -> dict[str, Topic]:
+        return described(self._clients, names, partial(DeskEnded, "topics"))
+
     def _in_force(self) -> Policy:
         """What the counters judge by: every version that is recorded, or the file's where none is yet. A desk that runs takes up
         what they record meanwhile. Raises `PolicyError`.
         """
-        name = self._settings.policy_topic
-        _refuse_lacking([name], self._clients.topics([name]))
+        self._described([self._settings.policy_topic])
         self._versions = version_count(self._settings, self._clients)
         return recorded_policy(self._settings, self._clients, runs=self._policy is not None)
 
@@ -234,12 +235,6 @@ class Desk:
         deadline_s = time.monotonic() + seconds
         while time.monotonic() < deadline_s and not self.stopping.is_set() and self._ended is None:
             await asyncio.sleep(min(0.1, seconds))
-
-
-def _refuse_lacking(names: Iterable[str], topics: Container[str]) -> None:
-    lacking = [name for name in names if name not in topics]
-    if lacking:
-        raise DeskEnded("topics", f"no such topic: {', '.join(lacking)}; run `onecount topics create`")
 
 
 def _now_ms() -> int:

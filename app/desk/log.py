@@ -29,6 +29,15 @@ class Batch(NamedTuple):
     positions: dict[Place, int]
 
 
+def described(clients: KafkaClients, names: Iterable[str], refused: Callable[[str], Exception]) -> dict[str, Topic]:
+    """What Kafka says of the topics. Raises `refused` where one is not there, and KafkaException."""
+    names = list(names)
+    topics = clients.topics(names)
+    if lacking := [name for name in names if name not in topics]:
+        raise refused(f"no such topic: {', '.join(lacking)}; run `onecount topics create`")
+    return topics
+
+
 def places_of(topics: dict[str, Topic]) -> list[Place]:
     """Every partition."""
     return [(name, number) for name, topic in topics.items() for number in range(topic.partitions)]

@@ -1,13 +1,13 @@
 """A desk fold without a desk: reads its topics to their ends of now, once, and joins nobody's work."""
 
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 from typing import Final
 
 from app.desk.fold import DeskFold
-from app.desk.log import Batch, Ends, Place, places_of, read_log
+from app.desk.log import Batch, Ends, Place, described, places_of, read_log
 from app.desk.refusal import DeskError
 from app.engine.clients import KafkaClients
 from app.settings import Settings
@@ -16,21 +16,13 @@ SILENCE_S: Final = 60.0  # without a record that is due: nobody answers
 _LOOK_S: Final = 0.5
 
 
-def refuse_lacking(names: Iterable[str], topics: Container[str]) -> None:
-    """Raises `DeskError` where a topic is not there."""
-    if lacking := [name for name in names if name not in topics]:
-        raise DeskError(f"no such topic: {', '.join(lacking)}; run `onecount topics create`")
-
-
 def read_once(settings: Settings, fold: DeskFold, tell: Callable[[int], None] = lambda count: None) -> int:
     """Gives the fold every committed record of its topics; how many there were. `tell` hears of it as it goes.
 
     Raises `DeskError` for topics that are missing and for silence, KafkaException where the brokers refuse.
     """
     clients = KafkaClients(settings)
-    topics = clients.topics(fold.inputs)
-    refuse_lacking(fold.inputs, topics)
-    places = places_of(topics)
+    places = places_of(described(clients, fold.inputs, DeskError))
     ends = {place: end for place, end in Ends(settings).ask(places).items() if end > 0}
     reading = _Reading(fold, ends)
     if not ends:
