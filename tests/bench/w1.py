@@ -31,7 +31,7 @@ CANNOT_RUN: Final = 2
 KAFKA_HEAP: Final = "1g"
 SLOW_RATE: Final = 100.0  # events/s of the second latency measurement
 SLOW_S: Final = 60.0
-FAST_S: Final = 30.0
+FAST_S: Final = 45.0
 console = Console()
 
 
