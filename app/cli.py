@@ -1,5 +1,6 @@
 """The commands: one function each, thin over the rooms that do the work."""
 
+import os
 import re
 import sys
 from contextlib import closing
@@ -264,6 +265,10 @@ app.command("export")(export_)
 def verify(
     show: Annotated[int, typer.Option(help="How many differences to print.")] = 10,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the workers to catch up.")] = 60.0,
+    processes: Annotated[
+        int,
+        typer.Option(min=1, help="How many partitions of a long log to work off at once; each takes 4 kB a record."),
+    ] = os.cpu_count() or 1,
 ) -> None:
     """Recompute everything from the raw topics, slowly and independently, and compare it row by row with what is
     published.
@@ -274,9 +279,8 @@ def verify(
     from app.verify.compare import verify as compare
 
     settings = from_environment()
-    report = compare(
-        settings, recorded_policy(settings, KafkaClients(settings)), show=show, wait_s=wait, console=console
-    )
+    policy = recorded_policy(settings, KafkaClients(settings))
+    report = compare(settings, policy, show=show, wait_s=wait, processes=processes, console=console)
     raise typer.Exit(0 if report.ok else FAILED)
 
 

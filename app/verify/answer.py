@@ -2,14 +2,17 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import orjson
 
-from app.contract.events import Accepted
 from app.contract.journeys import JourneyRow, ModelRow
 from app.contract.rows import AttributedRow, CountRow
 from app.verify.click_ids import Click
-from app.verify.records import Coordinates, Person, Record
+from app.verify.records import Coordinates, Person
+
+# A count row's identity: window start, platform, advertiser, dimensions, conversion_name, currency.
+CountIdentity: TypeAlias = tuple[int, str, str, tuple[str | None, ...], str, str]
 
 
 @dataclass
@@ -43,16 +46,14 @@ class Answer:
     forgets: int = 0
     forgotten: int = 0  # conversions and adjustments that came after their person's forget, of before it
     faults: list[str] = field(default_factory=list)
-    # Section 13: the events that name no user, and how many of them found one and still wait for one; the accepted clicks.
-    userless: dict[Coordinates, tuple[Record, Accepted]] = field(default_factory=dict)
+    # Section 13: how many of the events that name no user found one and still wait for one; the accepted clicks.
     matched: int = 0
     waiting: int = 0
     clicks: Counter[Click] = field(default_factory=Counter)
-    told_clicks: Counter[Click] = field(default_factory=Counter)  # as the topic of clicks tells them
     # Of (advertiser_id, user_id).
     people: dict[tuple[str, str], Person] = field(default_factory=lambda: defaultdict(Person))
-    # The events that a count row adds up, by its key.
-    behind_count: dict[bytes, list[Coordinates]] = field(default_factory=dict)
+    # What each count row adds up.
+    tallies: dict[CountIdentity, Tally] = field(default_factory=lambda: defaultdict(Tally))
 
     def is_forgotten(self, key: bytes) -> bool:
         """Whether a row's key, whose first two parts are advertiser and user, is that of somebody who was forgotten."""

@@ -1,60 +1,59 @@
 """`onecount verify`: reads the topics, recomputes the answer, and reports every difference."""
 
-import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, partial
-from typing import Any, Final
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Final
 
 import msgspec
 from confluent_kafka import KafkaException
 from rich.console import Console
 
-from app.contract import journeys, rows
-from app.contract.events import Rejection
-from app.formats.opening import open_formats
+from app.contract import rows
 from app.formats.schemas import RegistryRefused, RegistryUnavailable
 from app.policy.model import Policy
 from app.settings import Settings
-from app.verify.click_ids import ClickLog
-from app.verify.differences import (
-    Difference,
-    Row,
-    Upsert,
-    behind_attributed,
-    behind_journey,
-    compare_letters,
-    compare_partitions,
-    compare_rows,
-    fold_log,
-    read_letters,
-)
+from app.verify.answer import CountIdentity
+from app.verify.click_ids import ClickLog, compare_clicks
+from app.verify.differences import Difference, compare_rows, fold_log
 from app.verify.logs import Spans, fix_spans, read_log, to_record, wait_until_read
-from app.verify.oracle import Answer, answer, opened
-from app.verify.partition import owner_of
-from app.verify.records import Coordinates, Order, Record, VerifyError
+from app.verify.oracle import count_row
+from app.verify.records import Order, VerifyError
 from app.verify.report import Report, print_report
+from app.verify.routing import Routed, route
 from app.verify.sequence import committed_batches
+from app.verify.slices import MAX_BEHIND, Case, Part, Sliced, Whole, without_cycles
 
 INPUT: Final = "the input"
-MAX_BEHIND: Final = 12  # events shown with a difference
+SLICE_RECORDS: Final = 300_000  # a log up to this size is held as a whole, some 4 kB a record
 
 
 def verify(
-    settings: Settings, policy: Policy, show: int = 10, console: Console | None = None, wait_s: float = 30.0
+    settings: Settings,
+    policy: Policy,
+    show: int = 10,
+    console: Console | None = None,
+    wait_s: float = 30.0,
+    processes: int = 1,
+    slice_records: int = SLICE_RECORDS,
 ) -> Report:
     """Whether the output topics hold the answer to the raw topics, which are read up to their ends at this moment.
 
     `policy`: every version that was ever in force. `show`: how many differences are told in full. Prints to `console`
-    if there is one. `wait_s`: how long to wait for work in flight. Raises `VerifyError` where nothing can be said: workers
-    that are behind, missing topics, raw topics whose first records are gone, brokers that don't answer.
+    if there is one. `wait_s`: how long to wait for work in flight. A log of more than `slice_records` is worked off partition by
+    partition, `processes` at once, each of which takes some 4 kB a record. Raises `VerifyError` where nothing can be said:
+    workers that are behind, missing topics, raw topics whose first records are gone, brokers that don't answer.
     """
     started_s = time.monotonic()
     try:
-        with _without_cycles():
-            report = _verify(settings, policy, show, wait_s, started_s)
+        with without_cycles():
+            raw, outputs = _settle_down(settings, policy, wait_s)
+            partitions = sum(topic == settings.events_topics[0] for topic, _ in raw)
+            own = {where: span for where, span in raw.items() if where[0] in settings.events_topics}
+            case = Case(settings, policy, partitions, own, outputs, show)
+            with closing(Whole(case) if _size(own) <= slice_records else Sliced(case, processes)) as slices:
+                report = _verify(case, slices, {where: raw[where] for where in raw.keys() - own.keys()}, started_s)
     except KafkaException as error:
         raise VerifyError(f"Kafka at {settings.bootstrap} does not do as asked: {error}") from error
     except (RegistryRefused, RegistryUnavailable) as error:
@@ -64,50 +63,91 @@ def verify(
     return report
 
 
-def _verify(settings: Settings, policy: Policy, show: int, wait_s: float, started_s: float) -> Report:
-    raw, spans = _settle_down(settings, policy, wait_s)
-    partitions = sum(topic == settings.events_topics[0] for topic, _ in raw)
+def _size(spans: Spans) -> int:
+    return sum(end - first for first, end in spans.values())
+
+
+def _verify(case: Case, slices: Whole | Sliced, copies: Spans, started_s: float) -> Report:
+    settings, policy = case.settings, case.policy
     notes: list[str] = []
-    records = [to_record(message) for message in read_log(settings, raw)]
-    order = _read_order(settings, spans, records, notes)
-    formats = open_formats(policy.formats(), settings.registry, settings.request_timeout_ms / 1000)
-    clicks = _clicks(settings, policy, spans)
-    result = answer(records, policy, partitions, order, settings.rekeyed_topic, formats, clicks)
-    if order is None and result.forgets:
+    order = _read_order(case, has_copies=_size(copies) > 0, notes=notes)
+    clicks = _clicks(case)
+    found = slices.find()
+    records = [to_record(message) for message in read_log(settings, copies)]
+    routed = route(
+        *(found.abroad, found.userless, records, policy, case.partitions, settings.rekeyed_topic, clicks),
+    )
+    part = slices.parts(routed, order)
+    if order is None and part.forgets:
         notes.append(
             f"{settings.deltas_topic} no longer holds every batch: a touch that came in one batch with its user's forget, behind it, is taken "
             "to have come later, so that a count may seem to lack a credit"
         )
-    differences = list(_compare(settings, policy, partitions, result, spans, notes))
-    arrived = _arrived_since(settings, raw)
+    if not case.reaches_back(settings.dlq_topic):
+        notes.append(f"{settings.dlq_topic} no longer holds its first records: a missing letter is not looked for")
+    differences = list(_of_the_input(found.produced, part, routed, clicks))
+    of_counts, identities = _of_the_counts(case, part)
+    part.differences += Counter(each.topic for each in (*differences, *of_counts))
+    shown = [*differences, *part.shown, *of_counts][: case.show]
+    events = part.events
+    wanted = {
+        identities[each.about] for each in shown if each.about in identities and each.topic == settings.counts_topic
+    }
+    if wanted:
+        behind, values = slices.behind(routed, order, wanted)
+        events |= values
+        shown = [
+            each._replace(behind=tuple(behind.get(identities[each.about], ())))
+            if each.topic == settings.counts_topic and each.about in identities
+            else each
+            for each in shown
+        ]
+    arrived = _arrived_since(settings, case.raw)
     if arrived:
         notes.append(f"{arrived:,} records came while this ran; differences may be theirs. Run it while none come.")
-    shown = tuple(map(_shorten, differences[:show]))
-    needed = {coordinates for each in shown for coordinates in each.behind}
     return Report(
-        produced=result.produced,
-        accepted=result.accepted,
-        duplicates=len(result.duplicates),
-        rejected=Counter(result.rejected.values()),
-        refused_adjustments=Counter(result.refused_adjustments.values()),
-        noise=result.noise,
-        matched=result.matched,
-        waiting=result.waiting,
-        forgets=result.forgets,
-        forgotten=result.forgotten,
-        attributed_rows=Counter(row.status for row in result.attributed.values()),
-        count_rows=len(result.counts),
-        journey_rows=Counter(row.status for row in result.journeys.values()),
-        model_rows=len(result.models),
+        produced=found.produced,
+        accepted=part.accepted,
+        duplicates=part.duplicates,
+        rejected=part.rejected,
+        refused_adjustments=part.refused_adjustments,
+        noise=part.noise,
+        matched=routed.matched,
+        waiting=routed.waiting,
+        forgets=part.forgets,
+        forgotten=part.forgotten,
+        attributed_rows=part.attributed,
+        count_rows=len(part.amounts),
+        journey_rows=part.journeys,
+        model_rows=part.models,
         seconds=time.monotonic() - started_s,
-        differences=Counter(each.topic for each in differences),
-        shown=shown,
-        events={
-            record.coordinates: record.value if isinstance(body, Rejection) else body
-            for record, body in opened([each for each in records if each.coordinates in needed], formats)
-        },
+        differences=part.differences,
+        shown=tuple(map(_shorten, shown)),
+        events=events,
         notes=tuple(notes),
     )
+
+
+def _of_the_input(produced: int, part: Part, routed: Routed, clicks: ClickLog | None) -> Iterator[Difference]:
+    """What is wrong with the bookkeeping of the input: told first, since the rest may follow from it."""
+    faults = [*routed.faults, *part.faults]
+    if clicks is not None:
+        faults += compare_clicks(part.clicks, routed.told_clicks)
+    yield from (Difference(INPUT, "", (fault,)) for fault in faults)
+    judged = part.accepted + part.duplicates + sum(part.rejected.values()) + routed.waiting
+    if judged != produced:
+        yield Difference(INPUT, "accounting", (f"{judged:,} judged, {produced:,} produced",))
+
+
+def _of_the_counts(case: Case, part: Part) -> tuple[list[Difference], dict[str, CountIdentity]]:
+    """The differences of the count rows, and which row each is about."""
+    topic = case.settings.counts_topic
+    published = fold_log(topic, case.upserts(topic), rows.decode_count)
+    expected, identities = {}, {}
+    for identity, amounts in part.amounts.items():
+        key, row = count_row(identity, amounts, case.policy)
+        expected[key], identities[key.decode()] = row, identity
+    return [*published.faults, *compare_rows(topic, expected, published.rows, lambda *_: ())], identities
 
 
 def _shorten(difference: Difference) -> Difference:
@@ -170,87 +210,32 @@ def _refuse_cut(inputs: Spans) -> None:
         )
 
 
-def _clicks(settings: Settings, policy: Policy, spans: Spans) -> ClickLog | None:
+def _clicks(case: Case) -> ClickLog | None:
     """What tells whose click is whose; None where the policy has no `click_ids`."""
-    if policy.bounds.click_ids is None:
+    if case.policy.bounds.click_ids is None:
         return None
-    own = {where: span for where, span in spans.items() if where[0] == settings.clicks_topic}
-    return ClickLog([to_record(message) for message in read_log(settings, own)], len(own))
+    own = {where: span for where, span in case.outputs.items() if where[0] == case.settings.clicks_topic}
+    return ClickLog([to_record(message) for message in read_log(case.settings, own)], len(own))
 
 
-def _read_order(settings: Settings, spans: Spans, records: list[Record], notes: list[str]) -> Order | None:
+def _read_order(case: Case, has_copies: bool, notes: list[str]) -> Order | None:
     """The committed batches; None, with a note where it could matter, if the deltas topic no longer holds them all."""
-    first, end = spans[settings.deltas_topic, 0]
+    settings = case.settings
+    first, end = case.outputs[settings.deltas_topic, 0]
     if first == 0:
         span = {(settings.deltas_topic, 0): (first, end)}
         try:
             return committed_batches(message.value() or b"" for message in read_log(settings, span))
         except msgspec.DecodeError as error:
             raise VerifyError(f"{settings.deltas_topic} holds what is no message of a counter: {error}") from error
-    if len({record.topic for record in records}) > 1:
+    if has_copies or len(settings.events_topics) > 1:
         notes.append(
             f"{settings.deltas_topic} no longer holds every batch: events of several topics are taken by Kafka timestamp"
         )
     return None
 
 
-def _compare(
-    settings: Settings, policy: Policy, partitions: int, result: Answer, spans: Spans, notes: list[str]
-) -> Iterator[Difference]:
-    """Every difference: the input's bookkeeping first, since the others may follow from it."""
-
-    def upserts(topic: str) -> Iterator[Upsert]:
-        for message in read_log(settings, {where: span for where, span in spans.items() if where[0] == topic}):
-            yield Upsert(message.partition(), message.offset(), message.key(), message.value())
-
-    def of_users(
-        topic: str,
-        expected: dict[bytes, Any],
-        decode: Callable[[bytes], Row],
-        behind: Callable[..., tuple[Coordinates, ...]],
-    ) -> Iterator[Difference]:
-        published = fold_log(topic, upserts(topic), decode, result.is_forgotten)
-        yield from published.faults
-        yield from compare_partitions(topic, published, owner)
-        yield from compare_rows(topic, expected, published.rows, partial(behind, result))
-
-    owner = cache(lambda user_id: owner_of(user_id, partitions, policy.bounds.partitioner))
-    yield from (Difference(INPUT, "", (fault,)) for fault in result.faults)
-    judged = result.accepted + len(result.duplicates) + len(result.rejected) + result.waiting
-    if judged != result.produced:
-        yield Difference(INPUT, "accounting", (f"{judged:,} judged, {result.produced:,} produced",))
-    topic = settings.dlq_topic
-    letters, faults = read_letters(topic, upserts(topic))
-    reaches_back = all(first == 0 for where, (first, _) in spans.items() if where[0] == topic)
-    if not reaches_back:
-        notes.append(f"{topic} no longer holds its first records: a missing letter is not looked for")
-    yield from faults
-    yield from compare_letters(topic, result, letters, policy, reaches_back)
-
-    yield from of_users(settings.attributed_topic, result.attributed, rows.decode_attributed, behind_attributed)
-    if policy.bounds.journeys is not None:
-        yield from of_users(settings.journeys_topic, result.journeys, journeys.decode_journey, behind_journey)
-        yield from of_users(settings.models_topic, result.models, journeys.decode_model, behind_journey)
-
-    topic = settings.counts_topic
-    counts = fold_log(topic, upserts(topic), rows.decode_count)
-    yield from counts.faults
-    yield from compare_rows(topic, result.counts, counts.rows, lambda key, *_: tuple(result.behind_count.get(key, ())))
-
-
 def _arrived_since(settings: Settings, inputs: Spans) -> int:
     """How many offsets the raw topics have grown by since their ends were fixed."""
     now = fix_spans(settings, settings.events_topics)
     return sum(end - inputs[where][1] for where, (_, end) in now.items())
-
-
-@contextmanager
-def _without_cycles() -> Iterator[None]:
-    """Millions of plain objects and no cycle among them: the collector's search for some would take a quarter of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

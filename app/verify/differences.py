@@ -13,8 +13,9 @@ from app.contract.journeys import JourneyRow, ModelRow, PathTouch
 from app.contract.reasons import UNKNOWN_SCHEMA
 from app.contract.rows import AttributedRow, CountRow, DeadLetter
 from app.policy.model import Policy
-from app.verify.oracle import Answer, refusals_over_time, show
-from app.verify.records import Coordinates, Person
+from app.verify.answer import Answer
+from app.verify.oracle import refusals_over_time
+from app.verify.records import Coordinates, Person, show
 
 Row: TypeAlias = AttributedRow | CountRow | JourneyRow | ModelRow
 # What is not a function of the input: how often a row was corrected, and when its window was closed.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import floor
+from math import floor, lcm
 from typing import Final
 
 ONE: Final = 1_000_000  # shares are whole millionths
@@ -38,10 +38,11 @@ def share_out(amount: int, among: Sequence[Fraction | int]) -> list[int]:
     """`amount` in whole parts by weight, each rounded down; what is missing goes one each to the largest remainders, of
     equal ones to the earlier.
     """
-    whole = Fraction(sum(among))
-    exact = [amount * weight / whole for weight in among]
-    parts = [floor(part) for part in exact]
-    remainders = [part - floor(part) for part in exact]
+    unit = lcm(*(Fraction(weight).denominator for weight in among))
+    wholes = [int(weight * unit) for weight in among]  # the same weights, quicker to share by
+    whole = sum(wholes)
+    parts = [amount * weight // whole for weight in wholes]
+    remainders = [amount * weight % whole for weight in wholes]
     for place in sorted(range(len(parts)), key=lambda place: (-remainders[place], place))[: amount - sum(parts)]:
         parts[place] += 1
     return parts

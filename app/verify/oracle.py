@@ -5,36 +5,29 @@ only the rule of when an id stops being remembered (section 2) is an answer of i
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-import msgspec
-
 from app.contract import reasons, rows
-from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES, Rejection, decode_event
+from app.contract.events import TOUCH_ATTRIBUTES, TOUCH_TYPES
 from app.contract.journeys import journey_key, model_key
 from app.contract.rows import AttributedRow, CountRow
-from app.formats.opening import Body, Formats
+from app.formats.opening import Formats
 from app.policy.model import Policy
-from app.verify.answer import Answer, Tally
-from app.verify.click_ids import ClickLog, Matching, compare_clicks, is_copy, key_of, match
+from app.verify.answer import Answer, CountIdentity, Tally
+from app.verify.click_ids import ClickLog, compare_clicks, key_of
 from app.verify.door import Door
 from app.verify.journey_rows import journey_row, model_rows
 from app.verify.journeys import RealOrder, follow
 from app.verify.merging import as_told, hear
-from app.verify.partition import owner_of
-from app.verify.records import Arrival, Coordinates, Order, Person, Record, name_of
-from app.verify.sequence import Streams, by_batches, by_time
+from app.verify.records import Arrival, Coordinates, Order, Person, Record, name_of, show
+from app.verify.routing import Judged, Routed, judge, route
+from app.verify.sequence import by_batches, by_time
 from app.verify.settlement import Decision, counted_action, settle, to_micros
 
 MICROS: Final = 1_000_000
-AT_A_TIME: Final = 10_000  # records that are read of another format at once
 # Which measure a touch adds 1 to (section 3).
 MEASURE: Final = {"view": "views", "engaged_view": "engaged_views", "click": "clicks"}
-
-
-# A count row's identity: window start, platform, advertiser, dimensions, conversion_name, currency.
-CountIdentity = tuple[int, str, str, tuple[str | None, ...], str, str]
 
 
 def answer(
@@ -53,152 +46,55 @@ def answer(
     partition needs no copy. `formats`: what reads records that are no plain JSON. `clicks`: what tells whose click is whose,
     where the policy has `click_ids`. Raises IndexError for a record on a partition that is not below `partitions`.
     """
-    result = Answer()
-    tallies: dict[CountIdentity, Tally] = defaultdict(Tally)
-    streams = route(records, policy, partitions, rekeyed_topic, result, formats, clicks)
-    for owner in range(partitions):
-        if order is None:
-            batches = by_time(streams[owner])
-        else:
-            batches, faults = by_batches(streams[owner], owner, order.get(owner, ()))
-            result.faults += faults
-        process(batches, policy, result, tallies)
+    raw: list[Record] = []
+    copies: list[Record] = []
+    for record in records:
+        if record.partition >= partitions:
+            raise IndexError(f"{show(record.coordinates)}: there are {partitions} partitions")
+        (copies if record.topic == rekeyed_topic else raw).append(record)
+    judged = judge(raw, policy, partitions, formats)
+    routed = route(judged.abroad, judged.userless, copies, policy, partitions, rekeyed_topic, clicks)
+    result = answer_of(range(partitions), judged, routed, policy, order)
+    result.matched, result.waiting = routed.matched, routed.waiting
+    result.faults[:0] = routed.faults
     if clicks is not None:
-        result.faults += compare_clicks(result.clicks, result.told_clicks)
+        result.faults += compare_clicks(result.clicks, routed.told_clicks)
+    result.counts = count_rows({identity: tally.amounts for identity, tally in result.tallies.items()}, policy)
+    return result
+
+
+def answer_of(owners: Collection[int], judged: Judged, routed: Routed, policy: Policy, order: Order | None) -> Answer:
+    """The answer as far as these partitions own it, but for its count rows, to which others may add: their `tallies`. `judged`:
+    the raw records of these partitions, `routed`: of all.
+    """
+    result = Answer(produced=judged.produced, rejected=dict(judged.rejected))
+    result.rejected |= {lost: reasons.CLICK_NOT_FOUND for lost in routed.lost if lost[1] in owners}
+    for owner in owners:
+        streams = {where: steps for where, steps in judged.streams.items() if where[1] == owner}
+        streams |= routed.streams.get(owner, {})
+        if order is None:
+            batches = by_time(streams)
+        else:
+            batches, faults = by_batches(streams, owner, order.get(owner, ()))
+            result.faults += faults
+        process(batches, policy, result)
     for person in result.people.values():
         if person.conversions:
             person = as_told(person, policy)
             decisions, refused = settle(person, policy)
             result.refused_adjustments |= refused
             for decision in decisions:
-                publish(decision, policy, result, tallies)
+                publish(decision, policy, result)
             if policy.bounds.journeys is not None:
                 for real in follow(person, decisions, policy):
-                    publish_journey(real, policy, result, tallies)
-    for identity, tally in tallies.items():
-        publish_count(identity, tally, policy, result)
+                    publish_journey(real, policy, result)
     return result
-
-
-# --- Section 1: from record to event ----------------------------------------------------------------------------------
-
-
-def route(
-    records: Iterable[Record],
-    policy: Policy,
-    partitions: int,
-    rekeyed_topic: str | None,
-    result: Answer,
-    formats: Formats | None,
-    clicks: ClickLog | None = None,
-) -> list[Streams]:
-    """Judges every raw record, and lays the records that each owner partition processes in streams by offset."""
-    raw: list[Record] = []
-    copies: list[Record] = []
-    for record in records:
-        (copies if record.topic == rekeyed_topic else raw).append(record)
-    raw.sort(key=lambda record: record.coordinates)
-    copies.sort(key=lambda record: record.coordinates)
-    result.produced = len(raw)
-    streams: list[Streams] = [defaultdict(list) for _ in range(partitions)]
-    foreign: dict[Coordinates, tuple[Record, Arrival]] = {}
-    for record, arrival in judge(raw, policy, partitions, result, formats):
-        at_home = arrival is not None and arrival.owner == record.partition
-        # What is refused or foreign stays as a step without an event, for a batch must have taken it too.
-        streams[record.partition][record.topic, record.partition].append((record, arrival if at_home else None))
-        if arrival is not None and not at_home:
-            foreign[record.coordinates] = (record, arrival)
-    if clicks is not None:
-        found = match(clicks, result.userless, policy.bounds)
-        foreign |= found.arrivals(partitions, policy.bounds.partitioner)
-        note(found, result)
-    for copy in copies:
-        arrival = claim(copy, foreign, result)
-        streams[copy.partition][copy.topic, copy.partition].append((copy, arrival))
-    for coordinates, (record, arrival) in foreign.items():
-        if rekeyed_topic is not None:
-            result.faults.append(
-                f"{show(coordinates)}: belongs on partition {arrival.owner}, and has no copy in {rekeyed_topic}"
-            )
-        streams[arrival.owner][record.topic, record.partition].append((record, arrival))
-    return streams
-
-
-def judge(
-    raw: list[Record], policy: Policy, partitions: int, result: Answer, formats: Formats | None
-) -> Iterable[tuple[Record, Arrival | None]]:
-    """Each raw record with its event, or with None where the contract refuses it."""
-    bounds, platforms = policy.bounds, policy.platforms()
-    owners: dict[str, int] = {}  # users come again and again, and the hash is slow
-    for record, body in opened(raw, formats):
-        judged = (
-            body
-            if isinstance(body, Rejection)
-            else decode_event(
-                *(body, record.key, record.timestamp_ms, platforms),
-                *(bounds.max_event_age_ms, bounds.max_clock_skew_ms, bounds.click_ids is not None),
-            )
-        )
-        if isinstance(judged, Rejection):
-            result.rejected[record.coordinates] = judged.reason
-            yield record, None
-            continue
-        user_id = judged.event.user_id
-        if user_id is None:
-            assert not isinstance(body, Rejection)
-            result.userless[record.coordinates] = (msgspec.structs.replace(record, value=body), judged)
-            yield record, None
-            continue
-        if user_id not in owners:
-            owners[user_id] = owner_of(user_id, partitions, bounds.partitioner)
-        yield record, Arrival(record.coordinates, judged.event, judged.time_ms, owners[user_id])
-
-
-def opened(records: Sequence[Record], formats: Formats | None) -> Iterator[tuple[Record, Body]]:
-    """Each record with its event's JSON, or why there is none."""
-    if formats is None:
-        yield from ((record, record.value) for record in records)
-        return
-    for first in range(0, len(records), AT_A_TIME):
-        some = records[first : first + AT_A_TIME]
-        columns = [[getattr(each, name) for each in some] for name in ("value", "headers", "timestamp_ms")]
-        yield from zip(some, formats.open_all(*columns), strict=True)
-
-
-def note(found: Matching, result: Answer) -> None:
-    """What section 13 says of the events without a user."""
-    result.faults += found.faults
-    result.rejected |= dict.fromkeys(found.lost, reasons.CLICK_NOT_FOUND)
-    result.matched, result.waiting, result.told_clicks = len(found.matched), len(found.waiting), found.clicks
-
-
-def claim(copy: Record, foreign: dict[Coordinates, tuple[Record, Arrival]], result: Answer) -> Arrival | None:
-    """Takes the event that `copy` brings to its owner out of `foreign`; None, and a fault, if there is none."""
-    found = None if copy.source is None else foreign.pop(copy.source, None)
-    if found is None:
-        source = "no record" if copy.source is None else show(copy.source)
-        result.faults.append(
-            f"{show(copy.coordinates)}: copies {source}, which is not an accepted foreign event or was copied before"
-        )
-        return None
-    record, arrival = found
-    is_userless = record.coordinates in result.userless
-    if copy.partition != arrival.owner or not is_copy(copy, record, arrival, is_userless):
-        result.faults.append(
-            f"{show(copy.coordinates)}: is not {show(arrival.found)}, or not on its owner's partition {arrival.owner}"
-        )
-    return arrival
-
-
-def show(coordinates: Coordinates) -> str:
-    """topic/partition/offset, for a person."""
-    return "/".join(str(part) for part in coordinates)
 
 
 # --- Sections 1 to 3: stream time, duplicates, touches ----------------------------------------------------------------
 
 
-def process(batches: list[list[Arrival]], policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+def process(batches: list[list[Arrival]], policy: Policy, result: Answer) -> None:
     """One owner partition's events, batch by batch in processing order: those that are new, and duplicates of conversions, go to
     their persons.
     """
@@ -208,12 +104,12 @@ def process(batches: list[list[Arrival]], policy: Policy, result: Answer, tallie
         # Section 12: a person is forgotten "with all touches and visits of its batch" before.
         for arrival in sorted(taken, key=lambda each: each.event.event_type in ("conversion", "adjustment", "forget")):
             if arrival.found not in result.duplicates:
-                accept(arrival, policy, result, tallies)
+                accept(arrival, policy, result)
             elif arrival.event.event_type == "conversion":
                 hear(result.people[arrival.event.advertiser_id, arrival.event.user_id], arrival, policy)
 
 
-def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+def accept(arrival: Arrival, policy: Policy, result: Answer) -> None:
     """Gives an event to its person, and counts a touch. "Visits are in no count row", and matter to journeys only."""
     event = arrival.event
     result.accepted += 1
@@ -222,11 +118,11 @@ def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[Count
     person = result.people[event.advertiser_id, event.user_id]
     if event.event_type == "forget":
         result.forgets += 1
-        count_for_good(person, max(arrival.time_ms, person.forgotten_ms), policy, result, tallies)
+        count_for_good(person, max(arrival.time_ms, person.forgotten_ms), policy, result)
     is_taken = person.add(arrival)
     if event.event_type in TOUCH_TYPES:
         identity = count_identity(arrival.time_ms, event.platform or "", arrival, "", "", policy)
-        add(tallies[identity], arrival, {MEASURE[event.event_type]: 1, "cost": to_micros(event.cost)})
+        add(result.tallies[identity], arrival, {MEASURE[event.event_type]: 1, "cost": to_micros(event.cost)})
         if event.event_type == "click" and event.click_id and policy.bounds.click_ids is not None:
             result.clicks[key_of(event), event.platform or "", event.user_id, arrival.time_ms, event.event_id] += 1
     elif event.event_type == "conversion" and counted_action(policy, arrival) is None:
@@ -235,9 +131,7 @@ def accept(arrival: Arrival, policy: Policy, result: Answer, tallies: dict[Count
         result.forgotten += not is_taken
 
 
-def count_for_good(
-    person: Person, until_ms: int, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]
-) -> None:
+def count_for_good(person: Person, until_ms: int, policy: Policy, result: Answer) -> None:
     """Section 12: what is counted now of conversions up to `until_ms` stays counted, though nothing else of them does."""
     if not person.conversions:
         return
@@ -246,11 +140,11 @@ def count_for_good(
     result.refused_adjustments |= refused  # their letters are written
     for decision in decisions:
         if decision.conversion.time_ms <= until_ms:
-            count(decision, policy, tallies)
+            count(decision, policy, result)
     if policy.bounds.journeys is not None:
         for real in follow(person, decisions, policy):
             if real.conversion.time_ms <= until_ms:
-                count_order(real, policy, tallies)
+                count_order(real, policy, result)
 
 
 # --- Sections 3, 4, 7 and 9: rows ----------------------------------------------------------------------------------------
@@ -272,23 +166,23 @@ def add(tally: Tally, arrival: Arrival, amounts: dict[str, int]) -> None:
     tally.behind.append(arrival.found)
 
 
-def publish(decision: Decision, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+def publish(decision: Decision, policy: Policy, result: Answer) -> None:
     """A decision as its row in `conversions.attributed` and, if it is counted, in the counts."""
     row = attributed_row(decision, policy)
     key = rows.attributed_key(row.advertiser_id, row.user_id, row.platform, row.conversion_name, row.event_id)
     assert key not in result.attributed, key  # one row for each conversion and judged platform
     result.attributed[key] = row
-    count(decision, policy, tallies)
+    count(decision, policy, result)
 
 
-def count(decision: Decision, policy: Policy, tallies: dict[CountIdentity, Tally]) -> None:
+def count(decision: Decision, policy: Policy, result: Answer) -> None:
     """Adds a counted conversion to its row in the counts."""
     if decision.status == rows.COUNTED:
         assert decision.touch is not None
         conversion = decision.conversion
         name, currency = conversion.event.conversion_name or "", conversion.event.currency or ""
         identity = count_identity(conversion.time_ms, decision.platform, decision.touch, name, currency, policy)
-        add(tallies[identity], conversion, {"conversions": 1, "value": decision.value_micros})
+        add(result.tallies[identity], conversion, {"conversions": 1, "value": decision.value_micros})
 
 
 def attributed_row(decision: Decision, policy: Policy) -> AttributedRow:
@@ -327,7 +221,7 @@ def attributed_row(decision: Decision, policy: Policy) -> AttributedRow:
     )
 
 
-def publish_journey(order: RealOrder, policy: Policy, result: Answer, tallies: dict[CountIdentity, Tally]) -> None:
+def publish_journey(order: RealOrder, policy: Policy, result: Answer) -> None:
     """An order over all platforms as its row in `conversions.journeys` and, if it is counted, in the counts of scope `all`
     and in `conversions.models`: sections 8 to 11.
     """
@@ -339,28 +233,32 @@ def publish_journey(order: RealOrder, policy: Policy, result: Answer, tallies: d
     result.journeys[journey_key(*identity)] = row
     for model in model_rows(order, policy, journeys):
         result.models[model_key(*identity, model.model)] = model
-    count_order(order, policy, tallies)
+    count_order(order, policy, result)
 
 
-def count_order(order: RealOrder, policy: Policy, tallies: dict[CountIdentity, Tally]) -> None:
+def count_order(order: RealOrder, policy: Policy, result: Answer) -> None:
     """Adds an order that counts over all platforms to its row of scope `all`."""
     if order.status == rows.COUNTED:
         assert order.credited is not None
         conversion = order.conversion
         name, currency = conversion.event.conversion_name or "", conversion.event.currency or ""
         identity = count_identity(conversion.time_ms, rows.ALL, order.credited, name, currency, policy)
-        add(tallies[identity], conversion, {"conversions": 1, "value": order.value_micros})
+        add(result.tallies[identity], conversion, {"conversions": 1, "value": order.value_micros})
 
 
-def publish_count(identity: CountIdentity, tally: Tally, policy: Policy, result: Answer) -> None:
-    """A tally as its row in `conversions.counts`."""
+def count_rows(amounts: Mapping[CountIdentity, Mapping[str, int]], policy: Policy) -> dict[bytes, CountRow]:
+    """The rows in `conversions.counts`, by key, of what each adds up."""
+    return dict(count_row(identity, found, policy) for identity, found in amounts.items())
+
+
+def count_row(identity: CountIdentity, amounts: Mapping[str, int], policy: Policy) -> tuple[bytes, CountRow]:
+    """One row with its key."""
     window_start, platform, advertiser_id, dimensions, conversion_name, currency = identity
     key = rows.count_key(window_start, platform, advertiser_id, list(dimensions), conversion_name, currency)
-    measures: dict[str, float] = {measure: tally.amounts.get(measure, 0) for measure in rows.MEASURES}
+    measures: dict[str, float] = {measure: amounts.get(measure, 0) for measure in rows.MEASURES}
     for measure in rows.MONEY_MEASURES:
         measures[measure] /= MICROS
-    result.behind_count[key] = tally.behind
-    result.counts[key] = CountRow(
+    row = CountRow(
         window_start=window_start,
         window_end=window_start + policy.bounds.window_ms,
         platform=platform,
@@ -373,6 +271,7 @@ def publish_count(identity: CountIdentity, tally: Tally, policy: Policy, result:
         scope="all" if platform == "all" else "platform",
         **measures,
     )
+    return key, row
 
 
 def refusals_over_time(person: Person, policy: Policy) -> dict[Coordinates, set[str]]:

@@ -102,6 +102,11 @@ def name_of(conversion: Arrival) -> tuple[str, str | None, str]:
     return (event.platform or "", event.conversion_name, event.event_id)
 
 
+def show(coordinates: Coordinates) -> str:
+    """topic/partition/offset, for a person."""
+    return "/".join(str(part) for part in coordinates)
+
+
 def parse_source(header: bytes) -> Coordinates:
     """The coordinates in a copy's `onecount-source` header, b"topic/partition/offset"; ValueError for another form."""
     topic, partition, offset = header.decode().rsplit("/", 2)

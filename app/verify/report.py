@@ -8,8 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.verify.differences import Difference
-from app.verify.oracle import show
-from app.verify.records import Coordinates
+from app.verify.records import Coordinates, show
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ class Deployment:
     def assert_exact(self, caught_up_s: float = CAUGHT_UP_S) -> Report:
         """Waits until all is counted, and compares every row with the independent computation; what that found."""
         policy = recorded_policy(self.settings, KafkaClients(self.settings))
-        report = verify(self.settings, policy, show=5, wait_s=caught_up_s)
+        report = verify(self.settings, policy, show=5, wait_s=caught_up_s, processes=os.cpu_count() or 1)
         assert report.ok, f"{report}\n{self.logs()}"
         return report
 

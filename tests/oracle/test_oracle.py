@@ -222,7 +222,8 @@ def test_a_count_row_names_its_window_and_its_key_holds_the_dimensions_in_the_po
     row = result.counts[key]
     assert (row.window_start, row.window_end) == (T0, T0 + MINUTE)
     assert row.dimensions == {"campaign_id": "c", "ad_id": "1"}
-    assert result.behind_count[key] == [(TOPIC, 0, 0)]
+    (tally,) = result.tallies.values()
+    assert tally.behind == [(TOPIC, 0, 0)]
 
 
 # --- Section 7 and the rows themselves --------------------------------------------------------------------------------

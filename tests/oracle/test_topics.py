@@ -62,8 +62,17 @@ class Site:
         )
         consumer.close()
 
-    def work(self, wrong: dict | None = None, rules: Policy | None = None, wrong_touch: dict | None = None) -> None:
-        """Publishes the answer to the raw events, some fields of the attributed row made `wrong`, and of the journey's touch."""
+    def work(
+        self,
+        wrong: dict | None = None,
+        rules: Policy | None = None,
+        wrong_touch: dict | None = None,
+        wrong_count: dict | None = None,
+        lost_letters: bool = False,
+    ) -> None:
+        """Publishes the answer to the raw events, some fields of the attributed row made `wrong`, of the journey's touch, and of
+        the count rows that have a conversion.
+        """
         settings = self.settings
         raw = [to_record(message) for message in read_log(settings, fix_spans(settings, [self.events]))]
         result = answer(raw, rules or policy(), 2)
@@ -95,8 +104,9 @@ class Site:
         for key, row in result.models.items():
             outputs.append({"topic": settings.models_topic, "partition": HOME, "key": key, "value": rows.encode(row)})
         for key, row in result.counts.items():
+            row = msgspec.structs.replace(row, **(wrong_count or {})) if row.conversions else row
             outputs.append({"topic": settings.counts_topic, "partition": 0, "key": key, "value": rows.encode(row)})
-        for coordinates, reason in result.rejected.items():
+        for coordinates, reason in result.rejected.items() if not lost_letters else ():
             letter = rows.dead_letter(Rejection(reason, "", ""), *coordinates, 0, None, b"")
             outputs.append({"topic": settings.dlq_topic, "value": rows.encode(letter)})
         self.send(*outputs)
@@ -122,21 +132,59 @@ def site(services: Services, topic_prefix: str) -> Site:
     return made
 
 
-def test_what_right_workers_published_is_verified(site):
+@pytest.fixture(params=["whole", "in slices"])
+def held(request) -> dict:
+    """How the log is held: as a whole, or a partition each in processes of their own."""
+    return {"slice_records": 0, "processes": 2} if request.param == "in slices" else {}
+
+
+def test_what_right_workers_published_is_verified(site, held):
     site.work()
-    report = verify(site.settings, policy(), wait_s=5)
+    report = verify(site.settings, policy(), wait_s=5, **held)
     assert report.shown == ()
     assert (report.ok, report.produced, report.accepted, report.rejected) == (True, 3, 2, {"invalid_json": 1})
     assert (report.attributed_rows, report.count_rows, report.notes) == ({"counted": 1}, 2, ())
 
 
-def test_a_wrong_row_is_told_with_its_events(site):
+def test_a_wrong_row_is_told_with_its_events(site, held):
     site.work(wrong={"value": 6})
-    report = verify(site.settings, policy(), wait_s=5)
+    report = verify(site.settings, policy(), wait_s=5, **held)
     (difference,) = report.shown
     assert report.differences == {site.settings.attributed_topic: 1}
     assert difference.details == ("value: must be 5.0, is 6.0",)
     assert json.loads(report.events[site.events, AWAY, 0])["event_id"] == "x"
+
+
+def test_a_wrong_count_and_a_missing_letter_are_told_with_their_events(site, held):
+    site.work(wrong_count={"conversions": 2}, lost_letters=True)
+    report = verify(site.settings, policy(), wait_s=5, **held)
+    assert report.differences == {site.settings.counts_topic: 1, site.settings.dlq_topic: 1}
+    letter, count = report.shown
+    assert letter.details == ("must have one letter, invalid_json; has none",)
+    assert report.events[letter.behind[0]] == b"{"
+    assert count.details == ("conversions: must be 1, is 2",)
+    assert [json.loads(report.events[where])["event_id"] for where in count.behind] == ["x"]
+
+
+def test_an_event_without_its_copy_is_told_and_counted(site, held):
+    site.work()
+    site.send(raw(site, conversion("y", 2 * MINUTE, value=5), AWAY))
+    site.send(
+        {
+            "topic": site.settings.deltas_topic,
+            "partition": 0,
+            "value": json.dumps([2, [[AWAY, 0, {site.events: [99, 100]}]], []]),
+        }
+    )
+    site.commit(site.settings.counter_group, site.events, site.settings.rekeyed_topic)
+    site.commit(site.settings.aggregator_group, site.settings.deltas_topic)
+    report = verify(site.settings, policy(), wait_s=5, **held)
+    fault, row, count = report.shown
+    assert "belongs on partition" in fault.details[0]
+    assert "is missing" in row.details[0]
+    assert json.loads(row.about)[4] == "y"
+    assert "is missing" in count.details[0]
+    assert [json.loads(report.events[where])["event_id"] for where in count.behind] == ["y"]
 
 
 def test_workers_that_did_nothing_are_told_by_their_lag(site):
@@ -182,10 +230,10 @@ def test_journeys_models_and_counts_over_all_are_verified_too(site):
     assert (report.journey_rows, report.model_rows, report.count_rows) == ({"counted": 1}, 5, 3)
 
 
-def test_a_wrong_journey_and_missing_models_are_told(site):
+def test_a_wrong_journey_and_missing_models_are_told(site, held):
     gone = site.settings.model_copy(update={"models_topic": site.settings.policy_topic})
     site.work(rules=following(), wrong_touch={"campaign_id": "other"})
-    report = verify(gone, following(), wait_s=5)
+    report = verify(gone, following(), wait_s=5, **held)
     assert report.differences == {site.settings.journeys_topic: 1, gone.models_topic: 5}
     journey, model, *_ = report.shown
     assert journey.details == ("touches[0].campaign_id: must be 'c', is 'other'",)

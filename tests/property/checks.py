@@ -8,11 +8,13 @@ from typing import Any
 from app.contract import journeys, rows
 from app.contract.reasons import ADJUSTMENT_REASONS
 from app.formats.opening import Formats, open_formats
+from app.verify.answer import Answer
 from app.verify.click_ids import ClickLog
 from app.verify.differences import Upsert, compare_letters, compare_partitions, compare_rows, fold_log
-from app.verify.oracle import Answer, answer, opened, refusals_over_time
+from app.verify.oracle import answer, refusals_over_time
 from app.verify.partition import owner_of
 from app.verify.records import SOURCE_HEADER, Coordinates, Record, parse_source
+from app.verify.routing import opened
 from app.verify.sequence import committed_batches
 from app.windows import deltas
 from tests.memory.deployment import Deployment
