@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -27,15 +28,24 @@ class LocalRedisCluster:
 
     def __init__(self, data_dir: Path, masters: int, replicas: int, start_timeout_s: float, config: dict[str, object]):
         self._first_masters = masters
+        count = masters + replicas
+        ports = pick_ports(2 * count)
         self.nodes = [
-            LocalRedis(data_dir / f"node-{number}", start_timeout_s, {**config, "cluster-port": port})
-            for number, port in enumerate(pick_ports(masters + replicas))
+            LocalRedis(
+                data_dir / f"node-{number}",
+                start_timeout_s,
+                {**config, "cluster-port": bus_port, **({"tls-port": port} if config.get("port") == 0 else {})},
+            )
+            for number, (bus_port, port) in enumerate(zip(ports[:count], ports[count:], strict=True))
         ]
 
     @property
     def url(self) -> str:
         """Names all nodes, as ONECOUNT_REDIS_URL may: "redis://127.0.0.1:21345,127.0.0.1:23456/0"."""
-        return f"redis://{','.join(f'{HOST}:{node.port}' for node in self.nodes)}/0"
+        first, *others = (node.url for node in self.nodes)
+        scheme, _, rest = first.partition("://")
+        host, _, path = rest.partition("/")
+        return f"{scheme}://{','.join([host, *(urlsplit(other).netloc for other in others)])}/{path}"
 
     def start_all(self) -> None:
         """Starts every node, and makes a cluster of them if they are none yet; returns when it is healthy.
@@ -217,7 +227,7 @@ def local_redis_cluster(
     masters, replicas: how many; a dead master is replaced only where the rest of 3 or more masters has a majority.
     data_dir: kept, and loaded when given again (on new ports the nodes find each other no more); else a temporary folder.
     node_timeout_ms: after this long without an answer a node counts as dead.
-    start_timeout_s, config: as for `local_redis`.
+    start_timeout_s, config: as for `local_redis`; with TLS only (port=0) each node gets a tls_port of its own.
 
     Raises NotInstalledError when redis-server is missing, LocalServiceError when a node does not start.
     """

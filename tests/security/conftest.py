@@ -2,16 +2,18 @@
 TLS and users.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
-from app.local import local_kafka, local_redis
+from app.local import local_kafka, local_redis, local_redis_cluster
 from app.local.processes import pick_ports
 from tests.security.certificates import Authority
 from tests.security.secured import ADMIN, KEY_PASSWORD, PRINCIPALS, Secured, password_of
@@ -37,7 +39,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
         _add_scram_users(admin)
         addresses = {"PLAINTEXT": kafka.bootstrap} | {name: kafka.bootstrap_of(name) for name in LISTENERS}
-        yield Secured(folder, authority.ca, addresses, redis_url, tokens.url, admin)
+        yield Secured(folder, authority.ca, addresses, redis_url, (redis_url,), tokens.url, admin)
 
 
 @contextmanager
@@ -71,8 +73,45 @@ def _kafka(authority: Authority, tokens: TokenServer):  # type: ignore[no-untype
             yield kafka
 
 
+@pytest.fixture
+def clustered(secured: Secured) -> Iterator[Secured]:
+    """The same with a Redis Cluster that speaks nothing but TLS, on its bus and to its replicas too."""
+    certificate, key = secured.folder / "redis.pem", secured.folder / "redis.key"
+    users = redis_users(
+        secured.folder / "nodes.acl", "user default on nopass ~* &* +@all\n"
+    )  # until the nodes have met
+    with local_redis_cluster(
+        **_tls(certificate, key, secured.ca),
+        tls_cluster=True,
+        tls_replication=True,
+        aclfile=users,
+        masteruser=ADMIN,
+        masterauth=password_of(ADMIN),
+    ) as cluster:
+        nodes = tuple(node.url for node in cluster.nodes)
+        found = dataclasses.replace(secured, redis_url=cluster.url, redis_nodes=nodes)
+        with found.redis_admins() as admins:
+            for admin in admins:
+                admin.acl_setuser("default", enabled=False)
+        yield found
+
+
 @contextmanager
 def _redis(authority: Authority) -> Iterator[str]:
+    users = redis_users(authority.folder / "users.acl")
+    with local_redis(
+        **_tls(*authority.certify("redis"), authority.ca), tls_port=pick_ports(1)[0], aclfile=users
+    ) as server:
+        yield server.url
+
+
+def _tls(certificate: Path, key: Path, ca: Path) -> dict[str, Any]:
+    files = {"tls_cert_file": certificate, "tls_key_file": key, "tls_ca_cert_file": ca}
+    return {"port": 0, "tls_auth_clients": "no"} | files
+
+
+def redis_users(path: Path, more: str = "") -> Path:
+    """deploy/redis.acl with the tests' passwords and an admin, and what `more` says after it."""
     users = REDIS_USERS.read_text()
     for placeholder, name in {
         "WORKERS": "onecount",
@@ -81,19 +120,10 @@ def _redis(authority: Authority) -> Iterator[str]:
     }.items():
         digest = hashlib.sha256(password_of(name).encode()).hexdigest()
         users = users.replace(f"SHA256_OF_THE_{placeholder}_PASSWORD", digest)
-    aclfile = authority.folder / "users.acl"
-    aclfile.write_text(users + f"user {ADMIN} on >{password_of(ADMIN)} ~* &* +@all\n")
-    certificate, key = authority.certify("redis")
-    with local_redis(
-        port=0,
-        tls_port=pick_ports(1)[0],
-        tls_cert_file=certificate,
-        tls_key_file=key,
-        tls_ca_cert_file=authority.ca,
-        tls_auth_clients="no",
-        aclfile=aclfile,
-    ) as server:
-        yield server.url
+    if more:
+        users = users.replace("user default off\n", "")
+    path.write_text(f"{users}user {ADMIN} on >{password_of(ADMIN)} ~* &* +@all\n{more}")
+    return path
 
 
 def _add_scram_users(admin: AdminClient) -> None:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class Secured:
     ca: Path
     addresses: dict[str, str]  # by listener; who comes by PLAINTEXT may do everything
     redis_url: str  # without a user
+    redis_nodes: tuple[str, ...]  # the URL of each of its servers
     token_url: str
     admin: AdminClient
 
@@ -74,15 +75,21 @@ class Secured:
         """ONECOUNT_REDIS_URL of a user, without its password."""
         return self.redis_url.replace("rediss://", f"rediss://{user}@")
 
-    def redis_admin(self) -> redis.Redis:
-        """A client that may do everything; no worker has its user."""
-        return redis.Redis.from_url(self.redis_of(ADMIN), password=password_of(ADMIN))
+    @contextmanager
+    def redis_admins(self) -> Iterator[list[redis.Redis]]:
+        """Clients of each server that may do everything; no worker has their user."""
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(redis.Redis.from_url(url, username=ADMIN, password=password_of(ADMIN)))
+                for url in self.redis_nodes
+            ]
 
     def denied_by_redis(self) -> list[str]:
         """The commands and keys that Redis refused since the last call."""
-        with self.redis_admin() as admin:
-            found = [str(entry["object"]) for entry in admin.acl_log()]
-            admin.acl_log_reset()
+        with self.redis_admins() as admins:
+            found = [str(entry["object"]) for admin in admins for entry in admin.acl_log()]
+            for admin in admins:
+                admin.acl_log_reset()
         return [each for each in found if not each.startswith("client")]  # redis-py's greeting, which nobody needs
 
 
@@ -194,9 +201,11 @@ def secured_deployment(
     """
     rights = least_privilege(names_of(name), folder)
     grant(secured.admin, rights)
-    with secured.redis_admin() as admin:
-        admin.flushall()
-        admin.acl_log_reset()
+    with secured.redis_admins() as admins:
+        for admin in admins:
+            if admin.role()[0] in (b"master", "master"):
+                admin.flushall()
+            admin.acl_log_reset()
     settings = {
         "kafka": json.dumps(secured.kafka_of("SCRAM", "onecount-operator")),
         "kafka_password": password_of("onecount-operator"),

@@ -3,8 +3,10 @@ worker says when that is too little; and that no secret is told on the way.
 """
 
 import json
+import os
 import re
 import shlex
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +109,34 @@ def test_counting_is_exact_with_just_the_rights_that_are_documented(scram: Secur
         *(command.stdout + command.stderr for command in said),
         *(scram.log(role) for role in ("counter", "aggregator", "desk")),
     )
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(180)
+def test_a_redis_cluster_with_tls_and_users_counts_on_when_a_master_dies(
+    clustered: Secured, topic_prefix: str, tmp_path: Path
+) -> None:
+    with secured_deployment(clustered, "SCRAM", topic_prefix, tmp_path) as scram:
+        workers = [scram.start("counter"), scram.start("aggregator")]
+        said = [
+            scram.run("onecount-producer", "generate", "--count", "4000", "--seed", "3"),
+            scram.run("onecount-operator", "check"),
+        ]
+        scram.onecount.assert_exact()
+        assert clustered.denied_by_redis() == []
+        with clustered.redis_admins() as admins:
+            holding = [admin for admin in admins if admin.role()[0] in (b"master", "master") and admin.dbsize()]
+            assert len(holding) > 1  # a partition's keys lie together, the partitions on several nodes
+            os.kill(int(holding[0].info("server")["process_id"]), signal.SIGKILL)
+        said += [
+            scram.run("onecount-producer", "generate", "--count", "4000", "--seed", "4"),
+            scram.run("onecount-operator", "verify"),
+        ]
+        assert [command.returncode for command in said] == [0] * 4, f"{said}\n{scram.onecount.logs()}"
+        assert [scram.onecount.stop(worker) for worker in workers] == [0, 0]
+        said += [scram.run("onecount-operator", "rebuild"), scram.run("onecount-operator", "reset", "--yes")]
+        assert [command.returncode for command in said] == [0] * 6, said
+        assert_no_secret(*(command.stdout + command.stderr for command in said), scram.log("counter"))
 
 
 @pytest.mark.timeout(120)
@@ -274,7 +304,7 @@ def test_a_missing_right_in_redis_is_said_and_nothing_is_counted_until_it_is_giv
 ) -> None:
     sent = scram.run("onecount-producer", "generate", "--count", "1000", "--seed", "7")
     assert sent.returncode == 0, sent.stderr
-    with scram.secured.redis_admin() as admin:
+    with scram.secured.redis_admins() as (admin,):
         admin.execute_command("ACL", "SETUSER", "onecount", f"-{command}")
         try:
             workers = [scram.start("counter"), scram.start("aggregator")]
