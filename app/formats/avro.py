@@ -9,7 +9,7 @@ from typing import Any, Final
 import fastavro
 from fastavro.schema import SchemaParseException, UnknownType
 
-from app.formats.schemas import Read, SchemaUnfit
+from app.formats.schemas import NoSchema, Read, SchemaUnfit
 
 MAX_PARTS: Final = 10_000  # of a schema, named types written out
 _SIZES: Final = {"null": 0, "boolean": 1, "int": 1, "long": 1, "float": 4, "double": 8, "bytes": 1, "string": 1}
@@ -20,7 +20,7 @@ _BROKEN: Final = (EOFError, ValueError, IndexError, KeyError, OverflowError, Typ
 def reader(text: str, referenced: Sequence[str]) -> Read:
     """What reads events of a schema. `referenced`: the schemas whose types it names, each after those that it names itself.
 
-    Raises `SchemaUnfit` for a schema by which no event can be read.
+    Raises `SchemaUnfit` for a schema by which no event can be read, `NoSchema` for a text that is no JSON, so no schema at all.
     """
     named: dict[str, Any] = {}
     try:
@@ -30,6 +30,8 @@ def reader(text: str, referenced: Sequence[str]) -> Read:
         if not isinstance(schema, dict) or schema.get("type") != "record":
             raise SchemaUnfit("an event is a record")
         _Walk(named).fewest_bytes(schema, frozenset())
+    except json.JSONDecodeError as error:
+        raise NoSchema(f"{type(error).__name__}: {error}") from error
     except (ValueError, SchemaParseException, UnknownType, KeyError, TypeError, RecursionError) as error:
         raise SchemaUnfit(f"fastavro does not read it: {type(error).__name__}: {error}") from error
 

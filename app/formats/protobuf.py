@@ -1,7 +1,6 @@
 """Events in Protobuf, by the schema that they were written with."""
 
 import base64
-import binascii
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -22,37 +21,45 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from app.formats.fields import FIELDS
-from app.formats.schemas import Read, RegistryUnavailable, SchemaUnfit
+from app.formats.schemas import Read, SchemaUnfit
 
 MAX_NESTING: Final = 16  # of the message's type in the types that hold it
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_WELL_KNOWN: Final = {
+WELL_KNOWN: Final = {
     module.DESCRIPTOR.name: module.DESCRIPTOR
     for module in (any_pb2, duration_pb2, empty_pb2, field_mask_pb2, struct_pb2, timestamp_pb2, wrappers_pb2)
 }
 _WRAPPERS: Final = frozenset(wrappers_pb2.DESCRIPTOR.message_types_by_name)
 
 
-def reader(text: str, referenced: Sequence[tuple[str, str]]) -> Read:
-    """What reads events of a schema, each a FileDescriptorProto in Base64 (the registry's format `serialized`). `referenced`: the
-    files that it imports, by name, each after those that it imports itself.
+def descriptor(text: str) -> FileDescriptorProto | None:
+    """A file out of its FileDescriptorProto in Base64 (the registry's format `serialized`); None where the text is no such thing."""
+    try:
+        file = FileDescriptorProto.FromString(base64.b64decode(text, validate=True))
+    except (ValueError, DecodeError):
+        return None
+    return file if file.ListFields() else None
 
-    Raises `SchemaUnfit` for a schema by which no event can be read, `RegistryUnavailable` for one in another form.
+
+def reader(files: Sequence[FileDescriptorProto]) -> Read:
+    """What reads events of a schema: its own file, after those that it imports, each after those that it imports itself.
+
+    Raises `SchemaUnfit` for a schema by which no event can be read.
     """
     pool = descriptor_pool.DescriptorPool()
-    for name, file in _WELL_KNOWN.items():
+    for name, file in WELL_KNOWN.items():
         well_known = FileDescriptorProto()
         file.CopyToProto(well_known)
         assert well_known.name == name
         pool.Add(well_known)
+    *imported, own = files
     try:
-        for name, each in referenced:
-            if name not in _WELL_KNOWN:
-                pool.Add(_file(name, each))
-        own = _file("onecount-event.proto", text)
+        for each in imported:
+            if each.name not in WELL_KNOWN:
+                pool.Add(each)
         pool.Add(own)
         pool.FindFileByName(own.name)
-    except (TypeError, KeyError, ValueError, DecodeError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise SchemaUnfit(f"protobuf does not read it: {type(error).__name__}: {str(error)[:200]}") from error
     kinds: dict[tuple[int, ...], _Kind] = {}
 
@@ -66,18 +73,6 @@ def reader(text: str, referenced: Sequence[tuple[str, str]]) -> Read:
             raise SchemaUnfit(f"{type(error).__name__}: {str(error)[:200]}") from error
 
     return read
-
-
-def _file(name: str, text: str) -> FileDescriptorProto:
-    file = FileDescriptorProto()
-    try:
-        file.ParseFromString(base64.b64decode(text, validate=True))
-    except (binascii.Error, DecodeError) as error:
-        raise RegistryUnavailable(
-            "the schema registry gives Protobuf schemas as text only; it must know format=serialized"
-        ) from error
-    file.name = name
-    return file
 
 
 def _message_indexes(data: bytes) -> tuple[tuple[int, ...], int]:

@@ -12,9 +12,10 @@ import httpx2
 from confluent_kafka.schema_registry import Schema as Registered
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.error import OAuthTokenError, SchemaRegistryError
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
-from app.formats import avro, protobuf
-from app.formats.schemas import RegistryRefused, RegistryUnavailable, Schema, SchemaUnfit
+from app.formats import avro, protobuf, protoc
+from app.formats.schemas import NoSchema, RegistryRefused, RegistryUnavailable, Schema, SchemaUnfit
 
 MAX_SCHEMAS: Final = 1_000
 MAX_REFERENCES: Final = 1_000  # of one schema, those of its references included
@@ -22,7 +23,13 @@ AGAIN_S: Final = 1.0  # a registry's replica may lag behind the one that took th
 STRETCH: Final = 500  # ids that are asked for between two looks at the clock
 MOST_S: Final = 20.0  # one batch waits so long; below the group's longest turn
 _NOT_FOUND: Final = 40403  # "schema not found": nothing else of a 404 says that
-_FAILED: Final = (OAuthTokenError, httpx2.HTTPError, OSError, ValueError, TypeError, KeyError, AttributeError)
+_UNHEARD: Final = (OAuthTokenError, httpx2.HTTPError, OSError)
+_NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError)
+_LATER: Final = frozenset((401, 403, 408, 429, 502, 503, 504))  # HTTP statuses that say nothing of what was asked for
+
+
+class _BadAnswer(RegistryUnavailable):
+    """The registry answered, but not with what it was asked for."""
 
 
 class Registry:
@@ -38,6 +45,7 @@ class Registry:
         self._url = properties["url"].rpartition("@")[2]
         self._schemas: dict[int, Schema] = {}
         self._missing: set[int] = set()
+        self._until_s = 0.0
 
     def find(self, ids: Iterable[int]) -> dict[int, Schema | None]:
         """The schemas of all ids; None for one that the registry does not have. Raises `RegistryUnavailable`.
@@ -52,6 +60,7 @@ class Registry:
             if known not in wanted:
                 del self._schemas[known]
         begun_s = time.monotonic()
+        self._until_s = begun_s + MOST_S
         for first in range(0, len(fresh), STRETCH):
             if time.monotonic() - begun_s > MOST_S:
                 raise RegistryUnavailable(
@@ -69,7 +78,7 @@ class Registry:
 
     def probe(self) -> None:
         """Asks for a schema, which it may have or not. Raises `RegistryUnavailable`."""
-        self._ask(1)
+        self._get(1)
 
     def close(self) -> None:
         """Ends its connections."""
@@ -77,32 +86,74 @@ class Registry:
 
     def _ask(self, schema_id: int) -> bool:
         """Whether the registry has the schema, which is kept then."""
-        try:
-            found = self._said(self._client.get_schema, schema_id, may_lack=True)
-            if found is not None and found.schema_type == "PROTOBUF":
-                self._client.clear_caches()  # its cache knows ids, but no formats
-                found = self._said(self._client.get_schema, schema_id, fmt="serialized")
-            if found is not None:
-                self._schemas[schema_id] = self._schema(found)
-        finally:
-            self._client.clear_caches()  # it has no end; ours holds what was made of it
-        return found is not None
+        found = self._get(schema_id)
+        if found is None:
+            return False
+        self._schemas[schema_id] = self._schema(schema_id, found)
+        return True
 
-    def _schema(self, found: Registered) -> Schema:
-        kind, text = found.schema_type or "AVRO", found.schema_str
-        if not text:
-            raise RegistryUnavailable(f"what answers at {self._url} is no schema registry: a schema without its text")
+    def _schema(self, schema_id: int, found: Registered) -> Schema:
+        kind = found.schema_type or "AVRO"
         try:
-            referenced = self._referenced(found, "serialized" if kind == "PROTOBUF" else None)
             if kind == "AVRO":
-                return Schema(kind, avro.reader(text, [each for _, each in referenced]))
+                return Schema(kind, avro.reader(_text(found), [each for _, each in self._referenced(found)]))
             if kind == "PROTOBUF":
-                return Schema(kind, protobuf.reader(text, referenced))
+                return Schema(kind, protobuf.reader(self._serialized(schema_id) or self._compiled(found)))
         except SchemaUnfit as error:
             return Schema(kind, None, str(error))
+        except NoSchema as error:
+            raise RegistryUnavailable(
+                f"the schema registry {self._url} tells no type of schema {schema_id}, or Avro, but gives no JSON for it, so no Avro schema ({error}). "
+                "Apicurio does so for a Protobuf schema that was registered in Base64: register it as .proto text"
+            ) from error
         return Schema(kind, None, f"it is of type {kind}")
 
-    def _referenced(self, found: Registered, form: str | None) -> list[tuple[str, str]]:
+    def _serialized(self, schema_id: int) -> list[FileDescriptorProto] | None:
+        """The files of a Protobuf schema, its own last; None where the registry does not give them serialized."""
+        try:
+            found = self._get(schema_id, "serialized")
+            if found is None:
+                return None
+            texts = [*self._referenced(found, "serialized"), (protoc.OWN, _text(found))]
+        except _BadAnswer:
+            return None
+        files = []
+        for name, text in texts:
+            file = protobuf.descriptor(text)
+            if file is None:
+                return None
+            try:
+                file.name = name
+            except ValueError as error:
+                raise SchemaUnfit(f"it refers to {name[:100]!r}, which is no name") from error
+            files.append(file)
+        return files if files[-1].message_type else None
+
+    def _compiled(self, found: Registered) -> list[FileDescriptorProto]:
+        """The files of a Protobuf schema out of their texts, its own last."""
+        texts = [each for each in self._referenced(found) if each[0] not in protobuf.WELL_KNOWN]
+        for name, text in (*texts, ("the schema", _text(found))):
+            if not text or protobuf.descriptor(text) is not None:
+                raise RegistryUnavailable(
+                    f"the schema registry {self._url} does not give the .proto text of {name[:100]}"
+                )
+        if time.monotonic() > self._until_s:
+            raise RegistryUnavailable(
+                f"the schemas of {self._url} took more than {MOST_S:g} s to compile; some are left"
+            )
+        return protoc.compiled(_text(found), texts)
+
+    def _get(self, schema_id: int, form: str | None = None) -> Registered | None:
+        """A schema; None where the registry says that it has none of this id."""
+        try:
+            found = self._said(self._client.get_schema, schema_id, may_lack=True, fmt=form)
+        finally:
+            self._client.clear_caches()  # it has no end, and knows no formats; ours holds what was made of it
+        if found is not None and not _text(found):
+            raise _BadAnswer(f"what answers at {self._url} is no schema registry: a schema without its text")
+        return found
+
+    def _referenced(self, found: Registered, form: str | None = None) -> list[tuple[str, str]]:
         """Name and text of all that it refers to, each after what it refers to itself."""
         texts: dict[str, str] = {}
 
@@ -118,19 +169,34 @@ class Registry:
                 # a schema that was deleted softly is still referred to
                 version = self._said(self._client.get_version, reference.subject, reference.version, True, form)
                 visit(version.schema, (*within, name))
-                texts[name] = version.schema.schema_str or ""
+                texts[name] = _text(version.schema)
 
-        visit(found, ())
+        try:
+            visit(found, ())
+        finally:
+            self._client.clear_caches()
         return list(texts.items())
 
     def _said(self, ask: Any, *arguments: Any, may_lack: bool = False, **named: Any) -> Any:
-        """The registry's answer; None where it says that it lacks the schema and may. Raises `RegistryUnavailable`."""
+        """The registry's answer; None where it says that it lacks the schema and may. Raises `RegistryUnavailable`, and of that
+        `_BadAnswer` where it did answer.
+        """
+        kind: type[RegistryUnavailable] = RegistryUnavailable
         try:
             return ask(*arguments, **named)
         except SchemaRegistryError as error:
             if may_lack and error.http_status_code == 404 and error.error_code == _NOT_FOUND:
                 return None
+            if error.http_status_code not in _LATER:
+                kind = _BadAnswer
             why = f"HTTP {error.http_status_code}: {str(error.error_message)[:200]}"
-        except _FAILED as error:
+        except _UNHEARD as error:
             why = f"{type(error).__name__}: {str(error)[:200]}"
-        raise RegistryUnavailable(f"the schema registry {self._url} does not tell its schemas: {why}")
+        except _NONSENSE as error:
+            kind, why = _BadAnswer, f"{type(error).__name__}: {str(error)[:200]}"
+        raise kind(f"the schema registry {self._url} does not tell its schemas: {why}")
+
+
+def _text(schema: Registered) -> str:
+    """A schema's text; empty where the registry gave none."""
+    return schema.schema_str if isinstance(schema.schema_str, str) else ""

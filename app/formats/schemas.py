@@ -8,8 +8,14 @@ class SchemaUnfit(Exception):
     """The bytes are no event of the schema, or no event can be of it; the message says why."""
 
 
+class NoSchema(Exception):
+    """What the registry gives for a schema is none of the kind that it says; the message says why."""
+
+
 class RegistryUnavailable(Exception):
-    """The registry did not say whether it has a schema. Events wait for it: none is refused for that. The message says why."""
+    """The registry did not say whether it has a schema, or gives what is none. Events wait for it: none is refused for that. The
+    message says why.
+    """
 
 
 class RegistryRefused(Exception):

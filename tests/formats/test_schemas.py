@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fastavro
@@ -16,11 +17,14 @@ from hypothesis import strategies as st
 
 from app.contract import reasons
 from app.contract.events import Accepted, Rejection
+from app.formats import protoc
 from app.formats import registry as registry_module
 from app.formats.opening import Formats, open_formats
+from app.formats.protoc import OWN
 from app.formats.registry import MAX_SCHEMAS, Registry
 from app.formats.schemas import RegistryRefused, RegistryUnavailable
 from tests.formats.conftest import ALL
+from tests.formats.registry import OTHERWISE
 from tests.formats.registry import Registry as Held
 from tests.formats.test_formats import judge
 from tests.formats.written import AVSC, PROTO, Writers, compiled, serialized
@@ -53,6 +57,11 @@ def record(*fields: tuple[str, Any], name: str = "Click") -> dict[str, Any]:
         "namespace": "shop",
         "fields": [{"name": at, "type": kind} for at, kind in fields],
     }
+
+
+def varint(number: int) -> bytes:
+    head = number & 0x7F
+    return bytes([head]) if number < 0x80 else bytes([head | 0x80]) + varint(number >> 7)
 
 
 def refusal(formats: Formats, value: bytes) -> Rejection:
@@ -215,6 +224,188 @@ def test_another_kind_of_schema(held: Held, formats_of: Made) -> None:
     assert (refused.reason, "of type JSON" in refused.detail) == (reasons.UNDECODABLE, True)
 
 
+# --- Protobuf schemas whose registry gives their text
+
+
+def proto_event(number: int, writers: Writers, event: dict[str, Any]) -> bytes:
+    """An event by the published schema, which the registry has under this id."""
+    return framed(number, writers.protobuf(event)[5:])
+
+
+@pytest.mark.parametrize("manner", sorted(OTHERWISE.keys() - {"busy"}))
+def test_a_protobuf_schema_that_the_registry_gives_as_text(
+    held: Held, shared_writers: Writers, formats_of: Made, manner: str
+) -> None:
+    number = held.add("PROTOBUF", PROTO)
+    held.serialized = manner
+    formats = formats_of(held)
+    for event in (view(cost=1.5), conversion(value=0.0, currency="EUR")):
+        must = judge(formats, json.dumps(event).encode())
+        assert isinstance(must, Accepted)
+        assert judge(formats, proto_event(number, shared_writers, event)) == must
+    assert held.asked == ["/schemas/ids/1", "/schemas/ids/1?format=serialized"]
+
+
+def test_texts_that_import_others(held: Held, formats_of: Made) -> None:
+    marks = """
+        syntax = "proto3"; package shop.marks; import "google/protobuf/descriptor.proto";
+        extend google.protobuf.FieldOptions { bool secret = 50001; } // no message
+    """
+    kinds = (
+        'syntax = "proto3"; package shop.kinds; import "shop/a b/marks"; enum Kind { unset = 0; view = 1; click = 2; }'
+    )
+    text = """
+        syntax = "proto3"; package shop;
+        import "google/protobuf/timestamp.proto"; import "shop/kinds.proto"; import "shop/a b/marks";
+        message Unused { string event_id = 1; }
+        message Event {
+          string event_id = 1; shop.kinds.Kind event_type = 2; google.protobuf.Timestamp event_time = 3;
+          string advertiser_id = 4; string user_id = 5 [(shop.marks.secret) = true]; string platform = 6; string campaign_id = 7;
+        }
+    """
+    held.add("PROTOBUF", marks, "marks")
+    held.add("PROTOBUF", kinds, "kinds", [{"name": "shop/a b/marks", "subject": "marks", "version": 1}])
+    held.add("PROTOBUF", "// message: well-known, and no matter", "stamp")
+    names = {"google/protobuf/timestamp.proto": "stamp", "shop/kinds.proto": "kinds", "shop/a b/marks": "marks"}
+    references = [{"name": name, "subject": subject, "version": 1} for name, subject in names.items()]
+    number = held.add("PROTOBUF", text, references=references)
+    held.serialized = "failed"
+    data = b"\x0a\x02e1\x10\x02\x1a\x06\x08" + varint(NOW_MS // 1000) + b"\x22\x01a\x2a\x02u1\x32\x04meta\x3a\x01c"
+    judged = judge(formats_of(held), framed(number, b"\x02\x02" + data))
+    assert isinstance(judged, Accepted), judged
+    event = judged.event
+    assert (event.event_id, event.event_type, event.user_id, event.platform) == ("e1", "click", "u1", "meta")
+    assert judged.time_ms == NOW_MS // 1000 * 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            'syntax = "proto3"; message Event { string event_id = ; }',
+            "protoc does not read it: 1:54: Expected field number.",
+        ),
+        ('syntax = "proto3"; import "other.proto"; message Event {}', "other.proto: File not found"),
+        ('syntax = "proto3"; message Event { Other event_id = 1; }', '"Other" is not defined'),
+        ('syntax = "proto3"; enum Kind { message = 0; }', "the file has no message at [0]"),
+    ],
+)
+def test_a_text_that_is_no_schema_is_told(held: Held, formats_of: Made, text: str, why: str) -> None:
+    held.serialized = "failed"
+    refused = refusal(formats_of(held), framed(held.add("PROTOBUF", text), b"\0"))
+    assert (refused.reason, why in refused.detail) == (reasons.UNDECODABLE, True), refused
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "/x.proto", "../x.proto", "a/../../x", "a//b", "a\\b", "a\0", "x" * 256, "a/" * 300 + "a", OWN, "\ud800"],
+)
+def test_a_file_that_cannot_lie_beside_the_schema(held: Held, formats_of: Made, name: str) -> None:
+    held.serialized = "failed"
+    held.add("PROTOBUF", "message Other {}", "other")
+    references = [{"name": name, "subject": "other", "version": 1}]
+    refused = refusal(formats_of(held), framed(held.add("PROTOBUF", "message Event {}", references=references), b"\0"))
+    assert (refused.reason, "it refers to" in refused.detail) == (reasons.UNDECODABLE, True), refused
+
+
+def test_a_serialized_file_without_a_usable_name(held: Held, formats_of: Made) -> None:
+    held.add("PROTOBUF", serialized(compiled(KINDS)), "kinds")
+    references = [{"name": "\ud800", "subject": "kinds", "version": 1}]
+    number = held.add("PROTOBUF", serialized(compiled(PROTO)), references=references)
+    assert "which is no name" in refusal(formats_of(held), framed(number, b"\0")).detail
+
+
+def test_a_file_that_is_a_folder_too(held: Held, formats_of: Made) -> None:
+    held.serialized = "failed"
+    held.add("PROTOBUF", "message Other {}", "other")
+    references = [{"name": name, "subject": "other", "version": 1} for name in ("a", "a/b")]
+    number = held.add("PROTOBUF", "message Event {}", references=references)
+    assert "a/b cannot be a file beside it" in refusal(formats_of(held), framed(number, b"\0")).detail
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "why"),
+    [
+        ("find_spec", lambda _: None, r"as text only, .*pip install 'onecount\[registry\]'"),
+        ("LONGEST_S", 0.001, "could not be compiled: it took more than 0.001 s"),
+        ("_PROTOC", "import os; os.abort()", "could not be compiled: exit code -6"),
+        ("_PROTOC", "import nothing.of_that_name", "exit code 1: .*No module named 'nothing'"),
+        ("_PROTOC", "", "could not be compiled: FileNotFoundError"),
+        ("_PROTOC", "import sys; sys.stderr.write(sys.argv[3][21:] + ': No space left on device'); sys.exit(70)", "No space left"),
+        ("_PROTOC", "import sys; open(sys.argv[3][21:], 'w')", "could not be compiled: protoc wrote nothing"),
+        ("_PROTOC", "import sys; open(sys.argv[3][21:], 'w').write('x')", "could not be compiled: DecodeError"),
+        ("TemporaryDirectory", lambda **_: Path("/nothing/here").read_text(), "could not be compiled: .*Error"),
+    ],
+)  # fmt: skip
+def test_where_no_text_can_be_compiled_nothing_is_refused(
+    held: Held,
+    shared_writers: Writers,
+    formats_of: Made,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    value: Any,
+    why: str,
+) -> None:
+    held.serialized = "pressed"
+    formats = formats_of(held)
+    event = proto_event(held.add("PROTOBUF", PROTO), shared_writers, view())
+    with monkeypatch.context() as patch:
+        patch.setattr(protoc, place, value)
+        with pytest.raises(RegistryUnavailable, match=why):
+            judge(formats, event)
+    assert isinstance(judge(formats, event), Accepted)
+
+
+def test_a_registry_that_is_busy_is_waited_for(held: Held, shared_writers: Writers, formats_of: Made) -> None:
+    held.serialized = "busy"
+    number = held.add("PROTOBUF", PROTO)
+    with pytest.raises(RegistryUnavailable, match="does not tell its schemas: HTTP 503"):
+        judge(formats_of(held), proto_event(number, shared_writers, view()))
+
+
+def test_many_texts_take_a_bounded_time_and_get_on(
+    held: Held, shared_writers: Writers, formats_of: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "MOST_S", 0.05)
+    held.serialized = "text"
+    formats = formats_of(held)
+    numbers = [held.add("PROTOBUF", PROTO + f"// {number}\n") for number in range(3)]
+    events: list[bytes | None] = [proto_event(number, shared_writers, view()) for number in numbers]
+    for _ in numbers[1:]:
+        with pytest.raises(RegistryUnavailable, match=r"took more than 0\.05 s to compile"):
+            formats.open_all(events, [None] * 3, [NOW_MS] * 3)
+    assert all(isinstance(body, bytes) for body in formats.open_all(events, [None] * 3, [NOW_MS] * 3))
+
+
+@pytest.mark.parametrize("kind", ["AVRO", "PROTOBUF"])
+def test_a_schema_that_has_no_type_and_is_no_avro_refuses_nothing(
+    held: Held, writers: Writers, formats_of: Made, kind: str
+) -> None:
+    held.tells_base64 = False
+    formats = formats_of(held)
+    value = writers.protobuf(view())
+    held.schemas[1]["schemaType"] = kind
+    formats.probe()  # events of it may never come
+    with pytest.raises(RegistryUnavailable, match=r"no type of schema 1, or Avro, .* register it as \.proto text"):
+        judge(formats, value)
+    held.schemas[1] = {"schema": PROTO, "schemaType": "PROTOBUF"}
+    held.serialized = "pressed"
+    assert isinstance(judge(formats, value), Accepted)
+
+
+@pytest.mark.parametrize("text", ["", "Cghhbi5wcm90bw=="])
+def test_a_reference_without_a_text_refuses_nothing(held: Held, formats_of: Made, text: str) -> None:
+    held.serialized = "failed"
+    held.schemas[7] = {"schema": text}
+    held.versions["other", 1] = 7
+    references = [{"name": "other.proto", "subject": "other", "version": 1}]
+    with pytest.raises(RegistryUnavailable, match=r"does not give the \.proto text of other\.proto"):
+        judge(formats_of(held), framed(held.add("PROTOBUF", "message Event {}", references=references), b"\0"))
+    number = held.add("AVRO", json.dumps(record(("event_id", "string"))), references=references)
+    with pytest.raises(RegistryUnavailable, match=f"no type of schema {number}"):
+        judge(formats_of(held), framed(number, b"\2a"))
+
+
 # --- Bytes
 
 
@@ -288,7 +479,7 @@ def test_a_replica_that_lags_refuses_nothing(held: Held, writers: Writers, forma
     [
         (500, '{"error_code": 50001, "message": "store"}'), (503, "<html>"), (401, "{}"), (403, '{"error_code": 40301}'),
         (404, "<html>no such path</html>"), (404, '{"error_code": 404, "message": "HTTP 404 Not Found"}'),
-        (200, "<html>a login page</html>"), (200, "{}"), (200, "[]"), (200, ""), (429, "{}"),
+        (200, "<html>a login page</html>"), (200, "{}"), (200, "[]"), (200, ""), (200, '{"schema": 5}'), (429, "{}"),
     ],
 )  # fmt: skip
 def test_a_registry_in_trouble_stops_and_refuses_nothing(
@@ -313,13 +504,6 @@ def test_a_registry_that_is_gone(writers: Writers, asking: Callable[..., Registr
     with pytest.raises(RegistryUnavailable, match=r"127\.0\.0\.1:9 does not tell its schemas: ConnectError"):
         judge(formats, writers.avro(view()))
     assert isinstance(judge(formats, json.dumps(view()).encode()), Accepted), "JSON needs none"
-
-
-def test_a_registry_without_serialized_schemas(held: Held, writers: Writers, formats_of: Made) -> None:
-    value = writers.protobuf(view())
-    held.knows_serialized = False
-    with pytest.raises(RegistryUnavailable, match="format=serialized"):
-        judge(formats_of(held), value)
 
 
 def test_a_flood_of_ids_takes_a_bounded_time_and_gets_on(

@@ -262,7 +262,8 @@ def test_the_image_gets_the_tested_versions_and_no_test_packages() -> None:
     runtime, tested = _locked("requirements-runtime.lock"), _locked("requirements.lock")
     assert {name: tested.get(name) for name in runtime} == runtime, "run `make lock`"
     assert _names(PROJECT["dependencies"]) <= set(runtime), "run `make lock`"
-    only_tests = _names(PROJECT["optional-dependencies"]["test"]) - _names(PROJECT["dependencies"])
+    extras = PROJECT["optional-dependencies"]
+    only_tests = _names(extras["test"]) - _names(PROJECT["dependencies"]) - _names(extras["registry"])
     assert not only_tests & set(runtime)
 
 
