@@ -93,32 +93,33 @@ class Registry:
         return True
 
     def _schema(self, schema_id: int, found: Registered) -> Schema:
-        kind = found.schema_type or "AVRO"
+        kind = _kind(found)
         try:
             if kind == "AVRO":
                 return Schema(kind, avro.reader(_text(found), [each for _, each in self._referenced(found)]))
             if kind == "PROTOBUF":
-                return Schema(kind, protobuf.reader(self._serialized(schema_id) or self._compiled(found)))
+                return Schema(kind, protobuf.reader(self._serialized(schema_id, found) or self._compiled(found)))
         except SchemaUnfit as error:
             return Schema(kind, None, str(error))
         except NoSchema as error:
             raise RegistryUnavailable(
-                f"the schema registry {self._url} tells no type of schema {schema_id}, or Avro, but gives no JSON for it, so no Avro schema ({error}). "
-                "Apicurio does so for a Protobuf schema that was registered in Base64: register it as .proto text"
+                f"the schema registry {self._url} tells no type of schema {schema_id}, or Avro, but gives no JSON for it, so no Avro schema ({error})"
             ) from error
         return Schema(kind, None, f"it is of type {kind}")
 
-    def _serialized(self, schema_id: int) -> list[FileDescriptorProto] | None:
+    def _serialized(self, schema_id: int, found: Registered) -> list[FileDescriptorProto] | None:
         """The files of a Protobuf schema, its own last; None where the registry does not give them serialized."""
         try:
-            found = self._get(schema_id, "serialized")
-            if found is None:
-                return None
-            texts = [*self._referenced(found, "serialized"), (protoc.OWN, _text(found))]
+            if protobuf.descriptor(_text(found)) is not None:  # as it was registered
+                return self._files(found)
+            again = self._get(schema_id, "serialized")
+            return None if again is None else self._files(again, "serialized")
         except _BadAnswer:
             return None
+
+    def _files(self, found: Registered, form: str | None = None) -> list[FileDescriptorProto] | None:
         files = []
-        for name, text in texts:
+        for name, text in (*self._referenced(found, form), (protoc.OWN, _text(found))):
             file = protobuf.descriptor(text)
             if file is None:
                 return None
@@ -195,6 +196,15 @@ class Registry:
         except _NONSENSE as error:
             kind, why = _BadAnswer, f"{type(error).__name__}: {str(error)[:200]}"
         raise kind(f"the schema registry {self._url} does not tell its schemas: {why}")
+
+
+def _kind(found: Registered) -> str:
+    """Avro where nothing else is said; but Apicurio says nothing of a Protobuf schema either that was registered in Base64, as the
+    serializer of Confluent's Python client does. No Avro schema, which is JSON, looks like one.
+    """
+    kind = found.schema_type or "AVRO"
+    file = protobuf.descriptor(_text(found)) if kind == "AVRO" else None
+    return kind if file is None or not file.message_type else "PROTOBUF"
 
 
 def _text(schema: Registered) -> str:

@@ -28,7 +28,7 @@ from tests.formats.registry import OTHERWISE
 from tests.formats.registry import Registry as Held
 from tests.formats.test_formats import judge
 from tests.formats.written import AVSC, PROTO, Writers, compiled, serialized
-from tests.unit.test_contract import NOW_MS, conversion, view
+from tests.unit.test_contract import NOW_MS, conversion, encoded, view
 
 Made = Callable[..., Formats]
 TIME = {"type": "long", "logicalType": "timestamp-millis"}
@@ -377,16 +377,20 @@ def test_many_texts_take_a_bounded_time_and_get_on(
     assert all(isinstance(body, bytes) for body in formats.open_all(events, [None] * 3, [NOW_MS] * 3))
 
 
-@pytest.mark.parametrize("kind", ["AVRO", "PROTOBUF"])
-def test_a_schema_that_has_no_type_and_is_no_avro_refuses_nothing(
-    held: Held, writers: Writers, formats_of: Made, kind: str
-) -> None:
+def test_a_protobuf_schema_in_base64_whose_type_is_not_told(held: Held, writers: Writers, formats_of: Made) -> None:
     held.tells_base64 = False
+    plain = judge(formats_of(held), encoded(view()))
+    assert judge(formats_of(held), writers.protobuf(view())) == plain
+
+
+def test_a_schema_that_has_no_type_and_is_no_avro_refuses_nothing(
+    held: Held, writers: Writers, formats_of: Made
+) -> None:
     formats = formats_of(held)
     value = writers.protobuf(view())
-    held.schemas[1]["schemaType"] = kind
+    held.schemas[1] = {"schema": "neither JSON nor Base64"}
     formats.probe()  # events of it may never come
-    with pytest.raises(RegistryUnavailable, match=r"no type of schema 1, or Avro, .* register it as \.proto text"):
+    with pytest.raises(RegistryUnavailable, match=r"no type of schema 1, or Avro, but gives no JSON"):
         judge(formats, value)
     held.schemas[1] = {"schema": PROTO, "schemaType": "PROTOBUF"}
     held.serialized = "pressed"
