@@ -127,10 +127,8 @@ def test_a_file_is_counted_and_its_tables_are_shown(demo: Demo, tmp_path: Path) 
     assert list(demo.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "how",
-    [pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.faults), pytest.param(signal.SIGTERM, id="SIGTERM")],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGTERM, id="SIGTERM")])
 def test_nothing_is_left_when_the_demo_is_stopped_half_way(demo: Demo, how: signal.Signals) -> None:
     demo.start("--seconds", "60", "--rate", "500")
     demo.wait_for("produced")
