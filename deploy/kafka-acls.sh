@@ -53,7 +53,7 @@ allow() { # principal, operations (comma-separated), resources...
 }
 
 # Clients that only read a log back name a group, too: they never join it, but look for its coordinator.
-for principal in "$counter" "$aggregator" "$matcher" "$operator" "$page" "$desk" "$gateway"; do allow "$principal" Describe --group "$counter_group.read"; done
+for principal in "$counter" "$aggregator" "$matcher" "$importer" "$operator" "$page" "$desk" "$gateway"; do allow "$principal" Describe --group "$counter_group.read"; done
 
 # Read and Write imply Describe. An idempotent or transactional producer needs no right on the cluster.
 allow "$counter" Read "${events[@]}" "${rekeyed[@]}"
@@ -79,6 +79,7 @@ allow "$matcher" Write --transactional-id "$counter_group-policy-" --resource-pa
 allow "$producer" Write "${events[@]}"
 
 allow "$importer" Write,DescribeConfigs "${events[@]}"
+allow "$importer" Read "${policy[@]}" # each row is judged by the version of its time
 
 allow "$operator" Create,Read,DescribeConfigs "${events[@]}" "${own[@]}" "${handled[@]}"
 allow "$operator" Delete "${own[@]}" # for reset, which leaves the raw topics alone, and what was sent to them again

@@ -59,7 +59,10 @@ def resume_checkpoint(state_path: Path, fresh: Checkpoint) -> Checkpoint:
             "sheet",
             f"another sheet is meant (it was {saved.sheet or 'the first'}): give each sheet a --state of its own",
         ),
-        ("rules_sha256", "the mapping or the policy's platforms have changed, or what is said with the mapping"),
+        (
+            "rules_sha256",
+            "the mapping or the policy's platforms or actions have changed, or what is said with the mapping",
+        ),
         ("topic", f"the topic has changed (it was {saved.topic})"),
     ):
         if getattr(saved, name) != getattr(fresh, name):

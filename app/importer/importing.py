@@ -116,9 +116,20 @@ def import_file(
 def _rules(mapping: Mapping, policy: Policy) -> list[Any]:
     """What decides which events the rows give; an import is not resumed by other ones."""
     given = mapping.given
-    actions = sorted(policy.versions[-1].actions) if mapping.known_actions else []
+    actions: list[Any] = _actions(policy) if mapping.known_actions else []
     said = [actions, given.advertiser, sorted(given.actions.items()), given.zone]
-    return [mapping.sha256, *sorted(policy.platforms()), *(said if any(said) else [])]
+    platforms = [[name, since_ms] if since_ms else name for name, since_ms in sorted(policy.platforms().items())]
+    return [mapping.sha256, *platforms, *(said if any(said) else [])]
+
+
+def _actions(policy: Policy) -> list[Any]:
+    """The actions, where they were always the same; else since when which."""
+    found: list[tuple[int, list[str]]] = []
+    for version in policy.versions:
+        names = sorted(version.actions)
+        if not found or found[-1][1] != names:
+            found.append((version.effective_from_ms, names))
+    return found if len(found) > 1 else found[0][1]
 
 
 def _fix_limits(checkpoint: Checkpoint, state: TopicState, policy: Policy) -> None:

@@ -5,7 +5,16 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from app.contract.events import MAX_TIME_MS, Event, Rejection, judge_event, judge_fields, key_of
+from app.contract.events import (
+    MAX_TIME_MS,
+    Accepted,
+    Event,
+    Rejection,
+    judge_event,
+    judge_fields,
+    key_of,
+    parse_time_ms,
+)
 from app.contract.reasons import BEYOND_CORRECTION_HORIZON, IN_THE_FUTURE, MISSING_FIELD
 from app.importer.evaluate import Row, UnmappableError, all_hold, evaluate
 from app.importer.mapping import Mapping
@@ -38,8 +47,8 @@ class Refusal(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What events are held against beside the contract: the policy, its platforms, and where rows are judged one by one the
-    earliest and the latest time (epoch ms) that the topic takes.
+    """What events are held against beside the contract: the policy, its platforms with the time (epoch ms) since which each is
+    known, and where rows are judged one by one the earliest and the latest time (epoch ms) that the topic takes.
     """
 
     policy: Policy
@@ -98,7 +107,7 @@ def _judge(fields: dict[str, Any], mapping: Mapping, limits: Limits) -> Prepared
     except TypeError as error:
         return Refusal("", "unencodable", "", str(error)[:200])
     event = judge_event(value, limits.policy.bounds.click_ids is not None)
-    judged = event if isinstance(event, Rejection) else judge_fields(event, limits.platforms, MAX_TIME_MS)
+    judged = event if isinstance(event, Rejection) else _judge_fields(event, limits.platforms)
     if isinstance(judged, Rejection):
         is_userless = (judged.reason, judged.field) == (MISSING_FIELD, "user_id")
         if is_userless and (mapping.codes is not None or "click_id" in fields):
@@ -108,11 +117,21 @@ def _judge(fields: dict[str, Any], mapping: Mapping, limits: Limits) -> Prepared
     return refused or Prepared(judged.time_ms, key_of(judged.event), value)
 
 
+def _judge_fields(event: Event, platforms: dict[str, int]) -> Accepted | Rejection:
+    """As the counter will: the record's time, by which a platform is known or not yet, is the event's."""
+    time_ms = parse_time_ms(event.event_time)
+    return judge_fields(event, platforms, MAX_TIME_MS if time_ms is None else time_ms)
+
+
 def _beyond(event: Event, time_ms: int, mapping: Mapping, limits: Limits) -> Refusal | None:
     """Why an event that keeps the contract would not be counted, as far as that is known now."""
     name = event.conversion_name
-    if mapping.known_actions and name is not None and name not in limits.policy.at(time_ms).actions:
-        close = difflib.get_close_matches(name, limits.policy.at(time_ms).actions, 1, 0.5)
+    actions = limits.policy.at(time_ms).actions
+    if mapping.known_actions and name is not None and name not in actions:
+        if any(name in version.actions for version in limits.policy.versions):
+            detail = f"{name[:100]!r} is an action of the policy, but not of the version in force at the row's time"
+            return Refusal("", UNKNOWN_ACTION, "conversion_name", detail)
+        close = difflib.get_close_matches(name, actions, 1, 0.5)
         option = f'--action {close[0] if close else "purchase"}="{name}"'
         return Refusal(
             "",

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import quote
@@ -10,14 +11,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from app.engine.clients import KafkaClients
+from app.engine.policy_topic import recorded_policy
 from app.importer import Given, apply_given, find_mapping, import_file, load_mapping
 from app.letters.log import parse_moment
 from app.offline.book import Book
 from app.offline.export import Exported, Wish, export
 from app.offline.feeds import FEEDS, SKIPPED
+from app.offline.refusal import OfflineError
 from app.offline.report import print_totals, write_judged, write_report
-from app.policy.load import load_policy
-from app.settings import from_environment
+from app.policy.model import Policy
+from app.settings import Settings, from_environment
 
 console: Final = Console()
 _ACTION: Final = re.compile(r"\s*([^=]+?)\s*=\s*(.+?)\s*")
@@ -45,7 +49,7 @@ def import_(
         str | None, typer.Option(help="Of times that name none, nor does the file: Europe/Berlin, UTC, +0100.")
     ] = None,
     sheet: Annotated[str | None, typer.Option(help="Of a workbook; default: the first.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge everything, send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge everything as it would be, send nothing.")] = False,
     report: Annotated[
         Path | None, typer.Option(help="Write what became of each row (CSV): counted, or why not.", dir_okay=False)
     ] = None,
@@ -53,16 +57,15 @@ def import_(
 ) -> None:
     """Send a file's rows as events, each with its own time; refused rows are written to a file of their own.
 
+    Each row is judged by the version of the policy that is in force at its time, of all that are recorded in Kafka; a dry
+    run asks Kafka too.
     `onecount import events.csv.gz --map deploy/mappings/shop.yaml`, or an ad platform's file of offline conversions:
     `onecount import leads.xlsx --map google_ads --advertiser shop --action purchase="Offline purchase" --report report.csv`
     """
     settings = from_environment()
-    policy = load_policy(settings.policy)[0]
-    given = Given(
-        advertiser,
-        {theirs: ours for ours, theirs in parse_actions(action or [], policy.versions[-1].actions).items()},
-        zone,
-    )
+    policy = policy_of(settings)
+    named = {theirs: ours for ours, theirs in parse_actions(action or [], known_actions(policy)).items()}
+    given = Given(advertiser, named, zone)
     ready = apply_given(load_mapping(find_mapping(mapping)), given)
     if report is not None and not report.absolute().parent.is_dir():  # known now, not at the end
         raise typer.BadParameter(f"there is no folder {report.absolute().parent}", param_hint="--report")
@@ -84,7 +87,22 @@ def import_(
         console.print(f"[yellow]{escape(behind)}[/]", highlight=False, soft_wrap=True)
 
 
-def parse_actions(said: list[str], known: dict[str, object]) -> dict[str, str]:
+def policy_of(settings: Settings) -> Policy:
+    """All recorded versions, as the counters and `verify` judge by them; the file's while nothing is recorded. Raises
+    `OfflineError`, `PolicyError`, `SessionEnded`, KafkaException.
+    """
+    clients = KafkaClients(settings)
+    if settings.policy_topic not in clients.topics([settings.policy_topic]):
+        raise OfflineError(f"no such topic: {settings.policy_topic}; run `onecount topics create`")
+    return recorded_policy(settings, clients)
+
+
+def known_actions(policy: Policy) -> Collection[str]:
+    """The actions of all versions: a conversion may be of a time when another one was in force."""
+    return dict.fromkeys(name for version in policy.versions for name in version.actions)
+
+
+def parse_actions(said: list[str], known: Collection[str]) -> dict[str, str]:
     """The names that a platform or a file has for the policy's actions, of texts `ours=theirs`."""
     found: dict[str, str] = {}
     for text in said:
@@ -141,7 +159,7 @@ def export_(
     if platform == "meta" and not dataset:
         raise typer.BadParameter("Meta drops what names no dataset: give its id", param_hint="--dataset")
     settings = from_environment()
-    policy = load_policy(settings.policy)[0]
+    policy = policy_of(settings)
     now_ms = int(time.time() * 1000)
     default = out / f"onecount-export-{platform}-{quote(advertiser, safe='')}.sqlite"
     wish = Wish(
@@ -151,7 +169,7 @@ def export_(
         to_ms=now_ms if end is None else parse_moment(end, now_ms),
         folder=out,
         state=None if again else state or default,
-        actions=parse_actions(action or [], policy.versions[-1].actions),
+        actions=parse_actions(action or [], known_actions(policy)),
         data_set_id=dataset,
         with_user=user_id,
     )

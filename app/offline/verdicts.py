@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from app.contract import rows
+from app.contract import reasons, rows
 from app.contract.events import TOUCH_TYPES, to_micros
 from app.engine.clients import KafkaClients
 from app.letters.log import LetterLog, committed_spans, read_committed
@@ -169,12 +169,18 @@ def find_clicks(settings: Settings, policy: Policy, book: Book) -> None:
         if touched_ms is None:
             continue
         for row_id, time_ms in _concerned(book, touch.advertiser_id, touch.platform, touch.user_id, touch.click_id):
-            rule = policy.at(time_ms).platforms.get(touch.platform)
+            version = policy.at(time_ms)
+            rule = version.platforms.get(touch.platform)
             if rule is not None and touch.event_type in rule.windows_ms:
-                _see(book, row_id, touched_ms, time_ms, rule.windows_ms[touch.event_type])
-    found = "time_ms, before_ms, window_ms, after_ms"
-    for row_id, *times in book.each(found, f"status = '{codes.UNATTRIBUTED}'"):
-        book.set(row_id, codes.UNATTRIBUTED, *_why(*times))
+                # a longer window acts forward only
+                reach_ms = policy.reach_ms(version, touch.platform, touch.event_type)
+                _see(book, row_id, touched_ms, time_ms, min(rule.windows_ms[touch.event_type], time_ms - reach_ms))
+    found = "platform, time_ms, before_ms, window_ms, after_ms"
+    for row_id, platform, time_ms, *touches in book.each(found, f"status = '{codes.UNATTRIBUTED}'"):
+        if platform is None or platform in policy.at(time_ms).platforms:
+            book.set(row_id, codes.UNATTRIBUTED, *_why(time_ms, *touches))
+        else:
+            book.set(row_id, codes.UNATTRIBUTED, reasons.UNKNOWN_PLATFORM, f"{platform} was not counted then")
 
 
 def _concerned(
@@ -206,7 +212,7 @@ def _why(time_ms: int, before_ms: int | None, window_ms: int | None, after_ms: i
     if before_ms is not None and window_ms is not None:
         since_ms = time_ms - before_ms
         if since_ms > window_ms:
-            return codes.EXPIRED_CLICK, f"{since_ms / _DAY_MS:.1f} days before, the window is {window_ms / _DAY_MS:g}"
+            return codes.EXPIRED_CLICK, f"{since_ms / _DAY_MS:.1f} days before, the window is {window_ms / _DAY_MS:.4g}"
         return codes.CLICK_NOT_CREDITED, ""
     if after_ms is not None:
         return codes.PRECEDES_CLICK, f"the click is {(after_ms - time_ms) / 1000:,.0f} s later"

@@ -141,6 +141,24 @@ def test_a_redis_cluster_with_tls_and_users_counts_on_when_a_master_dies(
 
 @pytest.mark.timeout(120)
 @pytest.mark.faults
+def test_an_importer_gets_along_with_its_rights(scram: SecuredDeployment) -> None:
+    file = scram.onecount.folder / "leads.csv"
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time.time() - 60))
+    columns = "Google Click ID,Conversion Name,Conversion Time,User ID"
+    file.write_text(f"Parameters:TimeZone=+0000\n{columns}\nG-1,purchase,{when},u-1\n")
+    command = ("import", str(file), "--map", "google_ads", "--advertiser", "shop")
+    said = [scram.run("onecount-importer", *command, *more) for more in (("--dry-run",), ())]
+    assert [done.returncode for done in said] == [0, 0], said
+    assert re.search(r"events sent in this run[^0-9]*1\b", said[1].stdout), said[1]
+    denied = scram.run("onecount-producer", *command, "--no-resume")
+    assert denied.returncode == 2
+    assert ".policy: Broker: Topic authorization failed" in denied.stderr
+    assert "deploy/kafka-acls.sh" in denied.stderr
+    assert_no_secret(*(done.stdout + done.stderr for done in (*said, denied)))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.faults
 def test_the_gateway_gets_along_with_its_rights(scram: SecuredDeployment) -> None:
     with scram.acting_as("onecount-gateway"):
         gateway = Gateway(scram.onecount).ready()

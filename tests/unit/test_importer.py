@@ -285,7 +285,12 @@ def test_a_limit_stops_and_resuming_goes_on(run: Import) -> None:
     [
         (table(minutes(9)), clicks(), {}, "the size of the file has changed"),
         (table(minutes(8)).replace("c0,", "d0,"), clicks(), {}, "the content of the file has changed"),
-        (table(minutes(8)), clicks(fields={"source": "x"}), {}, "the mapping or the policy's platforms have changed"),
+        (
+            table(minutes(8)),
+            clicks(fields={"source": "x"}),
+            {},
+            "the mapping or the policy's platforms or actions have changed",
+        ),
         (table(minutes(8)), clicks(), {"topic": "other"}, r"the topic has changed \(it was ads\.events\)"),
     ],
 )
