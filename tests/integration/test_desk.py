@@ -85,7 +85,9 @@ def test_a_day_at_the_desk(deployment: Desks) -> None:
     assert deployment.get(process, "/")[0] == 404
     assert deployment.get(process, "/healthz")[1]["role"] == "active"
     assert deployment.stop(process) == 0
-    assert {event["event"] for event in deployment.events(process)} == {
+    said = {event["event"] for event in deployment.events(process)}
+    late = {each for each in said if each.startswith("Timer ")}  # Faust says so of a busy machine
+    assert said - late == {
         "metrics",
         "desk",
         "partitions",
