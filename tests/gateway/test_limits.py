@@ -123,10 +123,10 @@ def test_a_gateway_at_its_limit_lives_and_tells_so(gateway: Gateway) -> None:
     small = Gateway(gateway.deployment, gateway_max_requests=1).ready()
     with closing(connected(small)) as slow:
         slow.sendall(HEAD + b"content-length: 1000\r\n\r\n{")
-        gateway.deployment.wait_until(lambda: small.post(visit("beyond")).status_code == 503, "it is at its limit", 5)
+        gateway.deployment.wait_until(lambda: small.post(visit("beyond")).status_code == 503, "it is at its limit", 20)
         assert int(small.post(visit("beyond")).headers["retry-after"]) >= 1
         pixel = small.get("/p.gif?advertiser_id=shop&event_type=visit&page=/&event_id=beyond", referer=ORIGIN)
         assert (pixel.status_code, pixel.headers["onecount"]) == (200, "lost")
         assert small.get("/live").status_code == small.get("/healthz").status_code == 200
-    gateway.deployment.wait_until(lambda: small.post(visit("room")).status_code == 202, "there is room again", 5)
+    gateway.deployment.wait_until(lambda: small.post(visit("room")).status_code == 202, "there is room again", 20)
     assert small.stop() == 0
