@@ -23,6 +23,7 @@ from app.intake.walk import (
     MET,
     NEW,
     OF_THE_CONTRACT,
+    STAMP,
     TEXT,
     TIME,
     TOUCH,
@@ -49,6 +50,7 @@ TEXT_FIELDS: Final = {
     "click_id": (0, 512),
 }
 NUMBER_FIELDS: Final = ("event_time", "cost")
+TEXT_OR_NUMBER: Final = "event_time"
 # Known fields that no touch has: a record with one of them is judged by the strict contract.
 OTHER_FIELDS: Final = frozenset(
     (
@@ -131,9 +133,8 @@ def learn(raw: bytes, is_touch: bool) -> Shape | None:
 def _is_touch(shape: Shape) -> bool:
     """Whether the shape has a touch's fields as what they must be, and none that needs another judge."""
     for value in shape.values:
-        if value.field in OTHER_FIELDS or (
-            value.is_text != (value.field not in NUMBER_FIELDS) and _is_known(value.field)
-        ):
+        is_sound = value.is_text != (value.field in NUMBER_FIELDS) or value.field == TEXT_OR_NUMBER
+        if value.field in OTHER_FIELDS or (_is_known(value.field) and not is_sound):
             return False
     fields = {value.field for value in shape.values}
     return all(name in fields for name in REQUIRED)
@@ -167,9 +168,10 @@ class Shapes:
 
 
 def _planned(value: Value) -> PlannedValue:
-    kind = (
-        TEXT if value.is_text else TIME if value.field == "event_time" else COST if value.field == "cost" else DECIMAL
-    )
+    if value.field == TEXT_OR_NUMBER:
+        kind = STAMP if value.is_text else TIME
+    else:
+        kind = TEXT if value.is_text else COST if value.field == "cost" else DECIMAL
     return PlannedValue(kind, value.field, *TEXT_FIELDS.get(value.field, (0, MAX_EVENT_BYTES)))
 
 

@@ -25,10 +25,16 @@ TEXT: Final = 0
 TIME: Final = 1
 COST: Final = 2
 DECIMAL: Final = 3  # of a field that onecount ignores
+STAMP: Final = 4  # a time as text, RFC 3339
 
 _QUOTE, _BACKSLASH, _SPACE, _TILDE, _ZERO, _NINE, _POINT = (np.uint8(ord(byte)) for byte in '"\\ ~09.')
+_DASH, _COLON, _PLUS, _T, _Z, _LOWER = (np.uint8(ord(byte)) for byte in "-:+TZ ")  # a letter | _LOWER is its lower case
 _IN_NUMBERS: Final = np.array([chr(byte) in "0123456789.eE+-" for byte in range(256)])
 _TIME_DIGITS: Final = 13  # September 2001 to 2286
+_EPOCH_DAYS: Final = 719_162  # from 0001-01-01 to 1970-01-01
+_STAMP_BYTES: Final = 20  # 2026-11-27T02:05:56Z, at least
+_FRACTION: Final = 9  # digits of a second, of which three count
+_DAYS_BEFORE: Final = np.array([0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365], dtype=np.int64)  # a month
 _MAX_DIGITS: Final = 15  # so many always fit a float exactly
 _POWERS: Final = 10.0 ** np.arange(_MAX_DIGITS + 1)
 _KINDS: Final = len(TOUCH_TYPES)
@@ -63,7 +69,7 @@ class Found(NamedTuple):
 
 
 class PlannedValue(NamedTuple):
-    """A value as a plan has it: TEXT, TIME, COST or DECIMAL, its field, and the fewest and the most bytes of a text."""
+    """A value as a plan has it: TEXT, TIME, STAMP, COST or DECIMAL, its field, and the fewest and the most bytes of a text."""
 
     kind: int
     field: str
@@ -203,7 +209,7 @@ def _fits(
         if first + place == behind:
             break
         start = at
-        if values[first + place, 0] == TEXT:
+        if values[first + place, 0] in (TEXT, STAMP):
             while at < end and buffer[at] != _QUOTE:
                 at += 1
         else:
@@ -239,8 +245,8 @@ def _read(
                         words, start, constant_words, constants[code, 0], length
                     ):
                         kind = code
-        elif what == TIME:
-            time_ms = _time(buffer, start, length)
+        elif what in (TIME, STAMP):
+            time_ms = _time(buffer, start, length) if what == TIME else _stamp(buffer, start, length)
             if time_ms < 0:
                 fate = NEW
         else:
@@ -263,6 +269,73 @@ def _time(buffer: np.ndarray, start: int, length: int) -> int:
             return -1
         time_ms = time_ms * 10 + np.int64(buffer[at] - _ZERO)
     return time_ms
+
+
+@inlined
+def _stamp(buffer: np.ndarray, start: int, length: int) -> int:
+    """The milliseconds of an RFC 3339 time with a zone that has 13 digits of them (2001 to 2286), as `parse_time_ms` has it; -1
+    of any other text, and of what that alone judges.
+    """
+    is_utc = buffer[start + length - 1] | _LOWER == _Z | _LOWER
+    zone = start + length - (1 if is_utc else 6)
+    if length < _STAMP_BYTES or zone < start + _STAMP_BYTES - 1:
+        return -1
+    if buffer[start + 4] != _DASH or buffer[start + 7] != _DASH:
+        return -1
+    if buffer[start + 10] | _LOWER != _T | _LOWER and buffer[start + 10] != _SPACE:
+        return -1
+    if buffer[start + 13] != _COLON or buffer[start + 16] != _COLON:
+        return -1
+    year = _digits(buffer, start, 2) * 100 + _digits(buffer, start + 2, 2)
+    month, day = _digits(buffer, start + 5, 2), _digits(buffer, start + 8, 2)
+    hour, minute, second = (
+        _digits(buffer, start + 11, 2),
+        _digits(buffer, start + 14, 2),
+        _digits(buffer, start + 17, 2),
+    )
+    if not (2001 <= year <= 2286 and 1 <= month <= 12 and 0 <= hour <= 23 and 0 <= minute <= 59 and 0 <= second <= 59):
+        return -1
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    if not 1 <= day <= _DAYS_BEFORE[month] - _DAYS_BEFORE[month - 1] + (leap and month == 2):
+        return -1
+    offset = 0
+    if not is_utc:
+        hours, minutes = _digits(buffer, zone + 1, 2), _digits(buffer, zone + 4, 2)
+        is_behind = buffer[zone] == _DASH
+        if not (is_behind or buffer[zone] == _PLUS) or buffer[zone + 3] != _COLON:
+            return -1
+        if not (0 <= hours <= 23 and 0 <= minutes <= 59):
+            return -1
+        offset = -(hours * 60 + minutes) if is_behind else hours * 60 + minutes
+    digits = zone - start - _STAMP_BYTES
+    milliseconds = 0
+    if digits >= 0:
+        if buffer[start + 19] != _POINT or not 1 <= digits <= _FRACTION:
+            return -1
+        for at in range(digits):
+            digit = _digits(buffer, start + _STAMP_BYTES + at, 1)
+            if digit < 0:
+                return -1
+            if at < 3:
+                milliseconds = milliseconds * 10 + digit
+        for _ in range(digits, 3):
+            milliseconds *= 10
+    before = year - 1
+    days = before * 365 + before // 4 - before // 100 + before // 400 - _EPOCH_DAYS
+    days += _DAYS_BEFORE[month - 1] + (leap and month > 2) + day - 1
+    time_ms = (((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1000 + milliseconds
+    return time_ms if 10**12 <= time_ms < 10**13 else -1
+
+
+@inlined
+def _digits(buffer: np.ndarray, start: int, count: int) -> int:
+    """A number of one or two digits; below 0 where there are no digits."""
+    number = 0
+    for at in range(start, start + count):
+        if not _ZERO <= buffer[at] <= _NINE:
+            return -10_000
+        number = number * 10 + np.int64(buffer[at] - _ZERO)
+    return number
 
 
 @inlined

@@ -195,13 +195,34 @@ ADDED = (
 LONG = {"event_id": 129, "landing_page": 2049, "ad_id": 129, "user_id": 129, "click_id": 513, "advertiser_id": 129}
 
 
+def stamp(chance: Random, years: tuple[int, int] = (2025, 2025)) -> str:
+    """A time as text, mostly a sound one: of these years, and in the seven days before NOW_MS where they are 2025."""
+    year, month, day = chance.randint(*years), chance.randint(1, 12), chance.randint(1, 31)
+    if years == (2025, 2025):
+        month, day = 11, chance.randint(17, 24)
+    odd = chance.random() < 0.2
+    hour, minute, second = (chance.randint(0, most + odd) for most in (23, 59, 59))
+    fraction = chance.choice(["", "", f".{chance.randrange(1000):03}", "." + "987654321098"[: chance.randint(1, 10)]])
+    zone = chance.choice(["Z", "Z", "z", f"{chance.choice('+-')}{chance.randint(0, 25):02}:{chance.randint(0, 61):02}"])
+    text = f"{year:04}-{month:02}-{day:02}{chance.choice('TTTt ')}{hour:02}:{minute:02}:{second:02}{fraction}{zone}"
+    if chance.random() < 0.1:
+        at = chance.randrange(len(text))
+        text = (
+            text[:at]
+            + chance.choice(["", "0", "9", "-", ":", ".", "T", "Z", "+", "x"])
+            + text[at + chance.randint(0, 1) :]
+        )
+    return json.dumps(text)
+
+
 def written_alike(chance: Random) -> list[tuple[bytes | None, bytes | None]]:
     """So many records written alike that their shape is learnt, and among them some with one thing that is odd."""
     event = dict(chance.choice(TOUCHES * 3 + OTHERS)) | chance.choice(ADDED)
+    usual = chance.choice([TIMES[0], '"2025-11-24T16:00:00Z"'])
     separators = chance.choice([(",", ":"), (", ", ": ")])
     user = event["user_id"].encode()
 
-    def written(number: str = "0.25", time: str = TIMES[0], **fields: str) -> bytes:
+    def written(number: str = "0.25", time: str = usual, **fields: str) -> bytes:
         text = json.dumps(event | {"event_time": "TIME"} | fields, separators=separators)
         return text.replace('"COST"', number).replace('"TIME"', time).encode()
 
@@ -211,7 +232,7 @@ def written_alike(chance: Random) -> list[tuple[bytes | None, bytes | None]]:
         if kind == "number":
             return written(chance.choice(NUMBERS)), user
         if kind == "time":
-            return written(time=chance.choice(TIMES)), user
+            return written(time=chance.choice([*TIMES, *(stamp(chance) for _ in TIMES)])), user
         if kind == "key":
             return raw, chance.choice([None, b"other", user + b"0", user[:-1]])
         if kind == "length":
@@ -235,6 +256,15 @@ def test_records_that_are_nearly_of_a_shape_met_before_are_judged_like_any_other
     chance, shapes = Random(seed), Shapes()
     for _ in range(3):
         agree(written_alike(chance), shapes)
+
+
+@given(st.integers(0, 2**64))
+def test_a_time_as_text_is_read_alike_whatever_its_century(seed: int) -> None:
+    chance, shapes = Random(seed), Shapes()
+    ages = Bounds(max_event_age_ms=1000 * 366 * DAY_MS, max_clock_skew_ms=1000 * 366 * DAY_MS)
+    times = ['"2025-11-24T16:00:00Z"'] * WORTH_LEARNING + [stamp(chance, (1968, 2290)) for _ in range(40)]
+    texts = [encoded(view(event_time="TIME")).replace(b'"TIME"', time.encode()) for time in times]
+    agree([(text, b"u1") for text in texts], shapes, ages)
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=30), st.integers(1, 64))
