@@ -31,7 +31,7 @@ RATE: Final = int(os.environ.get("RATE") or 10_000)
 SPEED: Final = 60
 PARTITIONS: Final = 16  # the comparison holds a partition's events at once
 # Between two faults. At half load a rebuild takes a minute or two: with a fault every 15 s (5 to 25) most rebuilds were cut
-# short by the next one, and in half an hour 3 of 18 million events were counted, the others after the load.
+# short by the next one, and when the load ended not 5 of 18 million events were counted.
 PAUSE_S: Final = (10, 60)
 LAST_REBUILD_S: Final = 90.0  # before the load's end
 REBUILT_S: Final = 900.0  # one counter alone, beside a load that is half of what two can: it took more than 300 s
