@@ -260,15 +260,8 @@ def _read(
 
 @inlined
 def _time(buffer: np.ndarray, start: int, length: int) -> int:
-    """The milliseconds of a time of exactly 13 digits, -1 of any other one."""
-    if length != _TIME_DIGITS or buffer[start] == _ZERO:
-        return -1
-    time_ms = 0
-    for at in range(start, start + length):
-        if not _ZERO <= buffer[at] <= _NINE:
-            return -1
-        time_ms = time_ms * 10 + np.int64(buffer[at] - _ZERO)
-    return time_ms
+    """The milliseconds of a time of exactly 13 digits; below 0 of any other one."""
+    return -1 if length != _TIME_DIGITS or buffer[start] == _ZERO else _digits(buffer, start, length)
 
 
 @inlined
@@ -329,7 +322,7 @@ def _stamp(buffer: np.ndarray, start: int, length: int) -> int:
 
 @inlined
 def _digits(buffer: np.ndarray, start: int, count: int) -> int:
-    """A number of one or two digits; below 0 where there are no digits."""
+    """A number of so many digits; below 0 where one of them is none."""
     number = 0
     for at in range(start, start + count):
         if not _ZERO <= buffer[at] <= _NINE:

@@ -14,7 +14,7 @@ from app.contract.click_ids import click_key
 from app.contract.events import Accepted, Event, judge_bytes
 from app.policy.model import Bounds, ClickIds
 from app.verify.partition import owner_of
-from app.verify.records import Arrival, Coordinates, Record
+from app.verify.records import Arrival, Coordinates, Record, show
 
 TURNS = 16  # so many users of one click id are told apart on one platform
 
@@ -78,9 +78,9 @@ def match(log: ClickLog, userless: dict[Coordinates, tuple[Record, Accepted]], b
         _follow(rows, userless, bounds.click_ids, result)
     for coordinates, times in asked.items():
         if times > 1:
-            result.faults.append(f"{_show(coordinates)}: {times} rows ask for its user")
+            result.faults.append(f"{show(coordinates)}: {times} rows ask for its user")
     for coordinates in userless.keys() - asked.keys():
-        result.faults.append(f"{_show(coordinates)}: names a click id and no user, and no row asks for its user")
+        result.faults.append(f"{show(coordinates)}: names a click id and no user, and no row asks for its user")
     return result
 
 
@@ -104,11 +104,11 @@ def _read(
         try:
             kind, *fields = orjson.loads(record.value or b"")
         except (orjson.JSONDecodeError, TypeError, ValueError):
-            result.faults.append(f"{_show(record.coordinates)}: is no row")
+            result.faults.append(f"{show(record.coordinates)}: is no row")
             continue
         key = record.key or b""
         if record.partition != owner_of(key.decode(), partitions, partitioner):
-            result.faults.append(f"{_show(record.coordinates)}: lies on another partition than its click id's")
+            result.faults.append(f"{show(record.coordinates)}: lies on another partition than its click id's")
         if kind == "click":
             platform, user_id, time_ms, event_id = fields
             click = (key, platform, user_id, time_ms, event_id)
@@ -119,12 +119,12 @@ def _read(
         asked[source] += 1
         if source not in userless:
             result.faults.append(
-                f"{_show(record.coordinates)}: asks for {_show(source)}, which is no event without a user"
+                f"{show(record.coordinates)}: asks for {show(source)}, which is no event without a user"
             )
         elif asked[source] == 1:
             found, accepted = userless[source]
             if key != key_of(accepted.event) or fields[7].encode() != found.value:
-                result.faults.append(f"{_show(record.coordinates)}: is not the event {_show(source)}")
+                result.faults.append(f"{show(record.coordinates)}: is not the event {show(source)}")
             yield source
 
 
@@ -181,7 +181,3 @@ def _follow(
         found = {each for each, (of, _) in waiting.items() if of == key and find(each, key)}
         waiting = {each: about for each, about in waiting.items() if each not in found} if found else waiting
     result.waiting |= waiting.keys()
-
-
-def _show(coordinates: Coordinates) -> str:
-    return "/".join(str(part) for part in coordinates)
