@@ -200,6 +200,20 @@ class Owned:
         """Whether one topic at most has anything to say."""
         return len(self.pending.keys() | (self.read.keys() - self.at_end)) <= 1
 
+    def hold_back(self, most: int) -> tuple[set[str], set[str]]:
+        """The topics that need not be fetched from now on, since more than `most` records of each wait for another topic, and those
+        that are to be fetched again.
+        """
+        ahead: set[str] = set()
+        # A replay is one batch, and taken whole. And where no topic waits for another all is folded next: what a paused one has
+        # fetched would be fetched again.
+        if self.mode is not Mode.REPLAY and not (self.mode is Mode.LIVE and self.waits_for_nobody()):
+            ahead = {topic for topic in self.pending.keys() - self.paused if self.held(topic) > most}
+        # Whatever it waits for: nobody else fetches it again, and no other topic may ever have a word to say.
+        reached = {topic for topic in self.paused if self.held(topic) <= most // 2}
+        self.paused = (self.paused | ahead) - reached
+        return ahead, reached
+
     def held(self, topic: str) -> int:
         """How many consumed records of a topic wait."""
         return sum(len(run.records) for run in self.pending.get(topic, ()))

@@ -18,7 +18,6 @@ from app.engine.clients import Clients
 from app.engine.failpoint import passing
 from app.engine.fold import Command, Fold, Stage
 from app.engine.keys import find_keys
-from app.engine.ledger import Mode
 from app.engine.owned import Owned, in_runs
 from app.engine.state import StateOutdated, StateRefused
 from app.engine.store import Store
@@ -269,17 +268,11 @@ class Session:
         """Stops fetching a topic that is far ahead of another one of its partition, until that one has come after."""
         most = _HELD_BATCHES * self.settings.max_batch_events // max(len(self.owned), 1)
         for partition, owned in self.owned.items():
-            if owned.mode is Mode.REPLAY:  # which is one batch, and is taken whole
-                continue
-            if owned.mode is Mode.LIVE and owned.waits_for_nobody():
-                continue  # all of it is folded next; and what a paused topic has fetched is fetched again
-            for topic in owned.pending.keys() - owned.paused:
-                if owned.held(topic) > most:
-                    self.consumer.pause([TopicPartition(topic, partition)])
-                    owned.paused.add(topic)
-            for topic in [topic for topic in owned.paused if owned.held(topic) <= most // 2]:
-                self.consumer.resume([TopicPartition(topic, partition)])
-                owned.paused.discard(topic)
+            ahead, reached = owned.hold_back(most)
+            if ahead:
+                self.consumer.pause([TopicPartition(topic, partition) for topic in ahead])
+            if reached:
+                self.consumer.resume([TopicPartition(topic, partition) for topic in reached])
 
     def _look_at_errors(self, messages: Iterable[Message], owned: Owned | None) -> None:
         for message in messages:

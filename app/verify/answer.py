@@ -7,20 +7,26 @@ from typing import TypeAlias
 import orjson
 
 from app.contract.journeys import JourneyRow, ModelRow
-from app.contract.rows import AttributedRow, CountRow
+from app.contract.rows import MEASURES, AttributedRow, CountRow
 from app.verify.click_ids import Click
 from app.verify.records import Coordinates, Person
 
 # A count row's identity: window start, platform, advertiser, dimensions, conversion_name, currency.
 CountIdentity: TypeAlias = tuple[int, str, str, tuple[str | None, ...], str, str]
+# A count row's measures in the order of `MEASURES`, money in millionths.
+Amounts: TypeAlias = tuple[int, ...]
 
 
 @dataclass
 class Tally:
     """The measures of one count row, money in millionths, and the events behind them."""
 
-    amounts: dict[str, int] = field(default_factory=dict)
+    measures: dict[str, int] = field(default_factory=dict)
     behind: list[Coordinates] = field(default_factory=list)
+
+    def amounts(self) -> Amounts:
+        """All of the measures."""
+        return tuple(self.measures.get(name, 0) for name in MEASURES)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from app.contract.journeys import journey_key, model_key
 from app.contract.rows import AttributedRow, CountRow
 from app.formats.opening import Formats
 from app.policy.model import Policy
-from app.verify.answer import Answer, CountIdentity, Tally
+from app.verify.answer import Amounts, Answer, CountIdentity, Tally
 from app.verify.click_ids import ClickLog, compare_clicks, key_of
 from app.verify.door import Door
 from app.verify.journey_rows import journey_row, model_rows
@@ -59,7 +59,7 @@ def answer(
     result.faults[:0] = routed.faults
     if clicks is not None:
         result.faults += compare_clicks(result.clicks, routed.told_clicks)
-    result.counts = count_rows({identity: tally.amounts for identity, tally in result.tallies.items()}, policy)
+    result.counts = count_rows({identity: tally.amounts() for identity, tally in result.tallies.items()}, policy)
     return result
 
 
@@ -162,7 +162,7 @@ def count_identity(
 def add(tally: Tally, arrival: Arrival, amounts: dict[str, int]) -> None:
     """Adds one event's measures to a row."""
     for measure, amount in amounts.items():
-        tally.amounts[measure] = tally.amounts.get(measure, 0) + amount
+        tally.measures[measure] = tally.measures.get(measure, 0) + amount
     tally.behind.append(arrival.found)
 
 
@@ -246,16 +246,16 @@ def count_order(order: RealOrder, policy: Policy, result: Answer) -> None:
         add(result.tallies[identity], conversion, {"conversions": 1, "value": order.value_micros})
 
 
-def count_rows(amounts: Mapping[CountIdentity, Mapping[str, int]], policy: Policy) -> dict[bytes, CountRow]:
+def count_rows(amounts: Mapping[CountIdentity, Amounts], policy: Policy) -> dict[bytes, CountRow]:
     """The rows in `conversions.counts`, by key, of what each adds up."""
     return dict(count_row(identity, found, policy) for identity, found in amounts.items())
 
 
-def count_row(identity: CountIdentity, amounts: Mapping[str, int], policy: Policy) -> tuple[bytes, CountRow]:
+def count_row(identity: CountIdentity, amounts: Amounts, policy: Policy) -> tuple[bytes, CountRow]:
     """One row with its key."""
     window_start, platform, advertiser_id, dimensions, conversion_name, currency = identity
     key = rows.count_key(window_start, platform, advertiser_id, list(dimensions), conversion_name, currency)
-    measures: dict[str, float] = {measure: amounts.get(measure, 0) for measure in rows.MEASURES}
+    measures: dict[str, float] = dict(zip(rows.MEASURES, amounts, strict=True))
     for measure in rows.MONEY_MEASURES:
         measures[measure] /= MICROS
     row = CountRow(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from multiprocessing import get_context
+from operator import add
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaException
@@ -22,7 +23,7 @@ from app.contract.events import Accepted, Rejection
 from app.formats.opening import Formats, open_formats
 from app.policy.model import Policy
 from app.settings import Settings
-from app.verify.answer import Answer, CountIdentity
+from app.verify.answer import Amounts, Answer, CountIdentity
 from app.verify.click_ids import Click
 from app.verify.differences import (
     Difference,
@@ -97,7 +98,7 @@ class Part:
     """What a slice answered, and where what is published differs from it. Parts can be added up.
 
     `shown`: the first differences of each topic, `events`: the raw values behind those; `differences`: how many by topic.
-    `amounts`: what its events add to count rows.
+    `amounts`: what its events add to count rows, in the order of `MEASURES`.
     """
 
     produced: int = 0
@@ -113,7 +114,7 @@ class Part:
     models: int = 0
     clicks: Counter[Click] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    amounts: dict[CountIdentity, Counter[str]] = field(default_factory=dict)
+    amounts: dict[CountIdentity, Amounts] = field(default_factory=dict)
     shown: list[Difference] = field(default_factory=list)
     events: dict[Coordinates, bytes | None] = field(default_factory=dict)
     differences: Counter[str] = field(default_factory=Counter)
@@ -128,7 +129,8 @@ class Part:
         self.shown += other.shown
         self.events |= other.events
         for identity, amounts in other.amounts.items():
-            self.amounts.setdefault(identity, Counter()).update(amounts)
+            before = self.amounts.get(identity)
+            self.amounts[identity] = amounts if before is None else tuple(map(add, before, amounts))
 
 
 class Whole:
@@ -281,7 +283,7 @@ def compare_slice(case: Case, owners: Collection[int], judged: Judged, routed: R
         models=len(answer.models),
         clicks=answer.clicks,
         faults=answer.faults,
-        amounts={identity: Counter(tally.amounts) for identity, tally in answer.tallies.items()},
+        amounts={identity: tally.amounts() for identity, tally in answer.tallies.items()},
         shown=shown,
         events=raw_values(case, judged, routed, {each for found in shown for each in found.behind[:MAX_BEHIND]}),
         differences=differences,

@@ -55,6 +55,18 @@ def test_a_topic_that_is_ahead_waits_until_the_other_one_has_come_after() -> Non
     assert taken(partition) == {B: [200]}
 
 
+def test_a_topic_that_was_held_back_is_fetched_again_though_no_other_one_has_anything_to_say() -> None:
+    partition = owned()
+    put(partition, A, *range(11))
+    assert partition.hold_back(10) == ({A}, set()), "B may have to come first"
+    partition.at_end.add(B)
+    assert partition.hold_back(10) == (set(), set()), "it is not folded yet"
+    assert taken(partition) == {A: list(range(11))}
+    assert partition.hold_back(10) == (set(), {A})
+    put(partition, A, *range(11, 33))
+    assert partition.hold_back(10) == (set(), set()), "all of it is folded next"
+
+
 def test_what_is_behind_is_taken_though_its_times_are_in_disorder() -> None:
     partition = owned()
     put(partition, A, 9, 3, 5)

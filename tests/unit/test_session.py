@@ -128,3 +128,19 @@ def test_only_a_topic_that_waits_for_another_one_is_held_back(deployment: Deploy
     session.consumer.grant = 10
     assert session.poll(10, 0.0)[0] == 10
     assert session.owned[0].paused == ({TOPIC} if others else set())
+
+
+def test_a_topic_that_was_held_back_is_counted_to_its_end_though_no_other_one_says_anything(
+    deployment: Deployment,
+) -> None:
+    deployment.turn("counter-0", grant=1)
+    session = deployment.workers["counter-0"].session
+    assert session is not None
+    session.settings = session.settings.model_copy(update={"max_batch_events": 2})
+    session.owned[0].at_end.discard("onecount.rekeyed")
+    session.consumer.grant = 10
+    session.poll(10, 0.0)
+    assert session.owned[0].paused == {TOPIC}
+    session.owned[0].at_end.add("onecount.rekeyed")  # its end is told
+    deployment.drain()
+    assert session.lag() == Lag(0, None, 0.0)
