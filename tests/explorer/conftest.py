@@ -15,7 +15,9 @@ def _simpler_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "give_back", lambda: None)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """One line for each test that explored."""
-    for name, summary in config.stash.get(EXPLORED, {}).items():
-        terminalreporter.write_line(f"explorer: {name}: {summary}")
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each test that explored, in whatever process it ran."""
+    for report in (*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())):
+        for name, summary in report.user_properties:
+            if name == EXPLORED:
+                terminalreporter.write_line(f"explorer: {report.location[2]}: {summary}")

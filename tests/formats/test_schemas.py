@@ -366,13 +366,13 @@ def test_a_registry_that_is_busy_is_waited_for(held: Held, shared_writers: Write
 def test_many_texts_take_a_bounded_time_and_get_on(
     held: Held, shared_writers: Writers, formats_of: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "MOST_S", 0.05)
+    monkeypatch.setattr(registry_module, "MOST_S", 0)
     held.serialized = "text"
     formats = formats_of(held)
     numbers = [held.add("PROTOBUF", PROTO + f"// {number}\n") for number in range(3)]
     events: list[bytes | None] = [proto_event(number, shared_writers, view()) for number in numbers]
     for _ in numbers[1:]:
-        with pytest.raises(RegistryUnavailable, match=r"took more than 0\.05 s to compile"):
+        with pytest.raises(RegistryUnavailable, match="took more than 0 s to compile"):
             formats.open_all(events, [None] * 3, [NOW_MS] * 3)
     assert all(isinstance(body, bytes) for body in formats.open_all(events, [None] * 3, [NOW_MS] * 3))
 
