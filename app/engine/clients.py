@@ -13,6 +13,7 @@ from app.settings import Settings
 
 # How long a rebalance waits for members that neither joined nor left, as a coordinator that has just moved may know of.
 REBALANCE_MS: Final = 60_000
+READ_AHEAD_BYTES: Final = 16 * 2**20
 HEARTBEAT_MAX_MS: Final = 3_000  # what Kafka has as its default
 _TRIES: Final = 4  # to be told of topics, in the time that one answer may take
 _RIGHTS: Final = "deploy/kafka-acls.sh gives what each principal needs"
@@ -52,7 +53,7 @@ class Clients(Protocol):
     def consumer(self, group: str, worker: str) -> Consumer:
         """A consumer of the group, not subscribed yet."""
 
-    def reader(self) -> Consumer:
+    def reader(self, ahead_bytes: int = READ_AHEAD_BYTES) -> Consumer:
         """A consumer outside any group, for reading a partition back."""
 
     def topics(self, names: Iterable[str]) -> dict[str, Topic]:
@@ -82,11 +83,12 @@ class KafkaClients:
         """A consumer of the group, not subscribed yet."""
         return Consumer(consumer_properties(self.settings, group, worker), **self._to("consumer"))
 
-    def reader(self) -> Consumer:
-        """A consumer outside any group, for reading a partition back. Its `consume` raises KafkaException where the
-        brokers refuse its identity, which any other client waits out without a word.
+    def reader(self, ahead_bytes: int = READ_AHEAD_BYTES) -> Consumer:
+        """A consumer outside any group, for reading a partition back, that fetches about so much ahead. Its `consume` raises
+        KafkaException where the brokers refuse its identity, which any other client waits out without a word.
         """
-        return Consumer(reader_properties(self.settings) | {"error_cb": _raise_refusal}, **self._to("reader"))
+        properties = reader_properties(self.settings, ahead_bytes) | {"error_cb": _raise_refusal}
+        return Consumer(properties, **self._to("reader"))
 
     def follower(self) -> Consumer:
         """A reader that goes on at the end of a log, where the broker keeps it waiting."""
@@ -187,7 +189,7 @@ def _raise_refusal(error: KafkaError) -> None:
         raise KafkaException(KafkaError(error.code(), explained(KafkaException(error))))
 
 
-def reader_properties(settings: Settings) -> dict[str, Any]:
+def reader_properties(settings: Settings, ahead_bytes: int = READ_AHEAD_BYTES) -> dict[str, Any]:
     """A consumer that reads committed records by assignment and commits nothing."""
     return settings.client(
         **{
@@ -196,8 +198,9 @@ def reader_properties(settings: Settings) -> dict[str, Any]:
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
-            "queued.min.messages": 20_000,  # a rebuild has a reader for each partition
-            "queued.max.messages.kbytes": 16_384,
+            "queued.min.messages": 20_000,
+            "queued.max.messages.kbytes": ahead_bytes // 1024,
+            "fetch.message.max.bytes": min(ahead_bytes, 2**20),  # as the brokers compressed it
             "fetch.wait.max.ms": 10,  # the end of a log is told only after this wait
         }
     )
@@ -233,6 +236,8 @@ def consumer_properties(settings: Settings, group: str, worker: str) -> dict[str
         "statistics.interval.ms": 15_000,
         "group.protocol": settings.group_protocol,
         "fetch.message.max.bytes": 8 * 2**20,
+        "fetch.max.bytes": 16
+        * 2**20,  # of all partitions, as compressed: the default 50 MiB are several hundred unpacked
         "queued.max.messages.kbytes": 24_576,
         "queued.min.messages": 25_000,  # a batch of 50,000 is at hand in two partitions; four times as many took 120 MB more and no less CPU
         "fetch.wait.max.ms": 100,

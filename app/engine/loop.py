@@ -156,6 +156,7 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
     _read(session, settings)  # 1.
     _prove(session)
     batches = {partition: taken for partition, owned in session.owned.items() if (taken := owned.take())}
+    session.hold_back()
     read_s = time.perf_counter() - started
     if batches:
         passing("batch_read")

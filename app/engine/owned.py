@@ -97,7 +97,7 @@ class Owned:
         if not self.pending or (self.mode is Mode.REPLAY and any(self.behind(topic) for topic in self.read)):
             return None
         if self.mode is Mode.REBUILD and self.course is not None:
-            if self.read.keys() - self.at_end - self.pending.keys():
+            if self.waits():
                 return None  # it is not known yet where the course goes on
             batch = self._in_course()
             if batch.records:
@@ -178,10 +178,9 @@ class Owned:
         No topic may move the stream time far beyond what another one still has to say: all of that would be too late. It
         happens where one topic is read faster than another, as the few re-keyed events of weeks are in a rebuild.
         """
-        active = self.pending.keys() | (self.read.keys() - self.at_end)
         if self.waits_for_nobody():
             return self.pending, {}
-        if active - self.pending.keys():  # whose next record is not known yet
+        if self.waits():
             return {}, self.pending
         reached = {topic: max(map(_time_ms, runs[-1].records)) for topic, runs in self.pending.items()}
         unfinished = self.pending.keys() - self.at_end
@@ -195,6 +194,10 @@ class Owned:
             if rest:
                 later[topic] = rest
         return now, later
+
+    def waits(self) -> bool:
+        """Whether nothing can be taken yet, since a topic's next record is not known."""
+        return bool(self.pending and self.read.keys() - self.at_end - self.pending.keys())
 
     def waits_for_nobody(self) -> bool:
         """Whether one topic at most has anything to say."""

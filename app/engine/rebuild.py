@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from app.engine.clients import Clients
+from app.engine.clients import READ_AHEAD_BYTES, Clients
 from app.engine.failpoint import passing
 from app.engine.fold import Command, Published, Record
 from app.engine.session import Session, SessionEnded
@@ -142,15 +142,23 @@ def read_backwards(clients: Clients, topic: str, partition: int, first: int, end
 
 
 def read_partition(
-    clients: Clients, topic: str, partition: int, offset: int, limit: int | None, since_ms: int = 0
+    clients: Clients,
+    topic: str,
+    partition: int,
+    offset: int,
+    limit: int | None,
+    since_ms: int = 0,
+    at_once: int = 10_000,
+    ahead_bytes: int = READ_AHEAD_BYTES,
 ) -> Any:
     """Yields a partition's committed records from `offset` to its end at the time of the call, or `limit` of them; with
-    `since_ms` (epoch ms) at least all that were written since then, by clocks that agree within a day.
+    `since_ms` (epoch ms) at least all that were written since then, by clocks that agree within a day. Holds `at_once` records and
+    some `ahead_bytes` while the next one is not asked for.
 
     The end is that of all records: what was committed behind another producer's open transaction can only be read when
     that one has ended, and is waited for. Otherwise it would be missed, and published again.
     """
-    consumer = clients.reader()
+    consumer = clients.reader(ahead_bytes)
     try:
         if since_ms > CLOCK_MS:
             offset = _offset_at(consumer, topic, partition, since_ms - CLOCK_MS)
@@ -162,7 +170,7 @@ def read_partition(
         deadline = time.monotonic() + READ_TIMEOUT_S
         count = 0
         while limit is None or count < limit:
-            for message in consumer.consume(10_000 if limit is None else limit - count, 0.1):
+            for message in consumer.consume(at_once if limit is None else min(at_once, limit - count), 0.1):
                 error = message.error()
                 if error is None:
                     count += 1

@@ -261,13 +261,18 @@ class Session:
                 self._look_at_errors(run, owned)
             elif owned is not None:  # else it was fetched before the partition was taken away
                 taken += owned.add(topic, run)
-        self._hold_back()
+        self._hold_back({partition: owned for partition, owned in self.owned.items() if owned.waits()})
         return taken, sum(map(len, messages))
 
-    def _hold_back(self) -> None:
-        """Stops fetching a topic that is far ahead of another one of its partition, until that one has come after."""
+    def hold_back(self) -> None:
+        """Stops fetching a topic that is far ahead of another one of its partition, until that one has come after. To be called when
+        all that may be folded was taken: what a paused topic has fetched is fetched again.
+        """
+        self._hold_back(self.owned)
+
+    def _hold_back(self, partitions: dict[int, Owned]) -> None:
         most = _HELD_BATCHES * self.settings.max_batch_events // max(len(self.owned), 1)
-        for partition, owned in self.owned.items():
+        for partition, owned in partitions.items():
             ahead, reached = owned.hold_back(most)
             if ahead:
                 self.consumer.pause([TopicPartition(topic, partition) for topic in ahead])

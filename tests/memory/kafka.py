@@ -308,5 +308,5 @@ class MemoryClients:
     def consumer(self, group: str, worker: str) -> MemoryConsumer:
         return MemoryConsumer(self.broker, self.group(group), worker)
 
-    def reader(self) -> MemoryConsumer:
+    def reader(self, ahead_bytes: int = 0) -> MemoryConsumer:
         return MemoryConsumer(self.broker, None, "")

@@ -8,6 +8,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from app.columns.table import StateDamaged
 from app.engine import rebuild
+from app.engine.ledger import Mode
 from app.engine.loop import cause_of
 from app.engine.session import Lag, SessionEnded
 from app.engine.store import StoreUnavailable
@@ -128,6 +129,19 @@ def test_only_a_topic_that_waits_for_another_one_is_held_back(deployment: Deploy
     session.consumer.grant = 10
     assert session.poll(10, 0.0)[0] == 10
     assert session.owned[0].paused == ({TOPIC} if others else set())
+
+
+def test_what_may_be_folded_next_is_held_back_only_if_it_was_not(deployment: Deployment) -> None:
+    deployment.turn("counter-0", grant=1)
+    session = deployment.workers["counter-0"].session
+    assert session is not None
+    session.settings = session.settings.model_copy(update={"max_batch_events": 2})
+    session.owned[0].mode = Mode.REBUILD
+    session.consumer.grant = 10
+    session.poll(10, 0.0)
+    assert not session.owned[0].paused
+    session.hold_back()
+    assert session.owned[0].paused == {TOPIC}
 
 
 def test_a_topic_that_was_held_back_is_counted_to_its_end_though_no_other_one_says_anything(
