@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import BinaryIO, Final
 
 from app.importer.prepare import Prepared
@@ -30,14 +30,15 @@ class Spool:
 def write_spool(file: BinaryIO, records: Iterable[Prepared], by_time: bool, run_records: int = RUN_RECORDS) -> Spool:
     """Writes the records to the file run by run, each run in order of time if asked for."""
     spool = Spool(file)
-    source = iter(records)
+    # packed as they come: bytes of orjson take 4 KiB for as long as they are kept
+    source = ((time_ms, _HEAD.pack(time_ms, len(key), len(value)) + key + value) for time_ms, key, value in records)
     end = 0
     while run := list(islice(source, run_records)):
         if by_time:
-            run.sort(key=_time)
+            run.sort(key=itemgetter(0))
         start = end
-        for time_ms, key, value in run:
-            end += file.write(_HEAD.pack(time_ms, len(key), len(value)) + key + value)
+        for _, packed in run:
+            end += file.write(packed)
         spool.runs.append((start, end))
         spool.records += len(run)
     file.flush()
