@@ -236,8 +236,7 @@ def consumer_properties(settings: Settings, group: str, worker: str) -> dict[str
         "statistics.interval.ms": 15_000,
         "group.protocol": settings.group_protocol,
         "fetch.message.max.bytes": 8 * 2**20,
-        "fetch.max.bytes": 16
-        * 2**20,  # of all partitions, as compressed: the default 50 MiB are several hundred unpacked
+        "fetch.max.bytes": 16 * 2**20,  # of all partitions in one answer, as compressed
         "queued.max.messages.kbytes": 24_576,
         "queued.min.messages": 25_000,  # a batch of 50,000 is at hand in two partitions; four times as many took 120 MB more and no less CPU
         "fetch.wait.max.ms": 100,

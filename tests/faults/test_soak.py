@@ -37,7 +37,8 @@ PAUSE_S: Final = (10, 60)
 LAST_REBUILD_S: Final = 90.0  # before the load's end
 # A rebuild folds the whole log, beside a load that is half of what the two counters can: one of them alone would just keep pace.
 REBUILT_S: Final = 1_500.0
-GROWTH_MAX: Final = 1.15  # of a rebuild's memory, of six times the log
+GROWTH_MAX: Final = 1.15  # of a rebuild's memory, the log having grown meanwhile
+OTHER_TIMES: Final = {"window: 1m": "window: 30m", "30d": "2h", "7d": "2h", "3d": "1h", "1d": "1h"}
 SHORT_TIMES: Final = {
     "correction_horizon": "2h",
     "dedup_window": "1h",
@@ -226,13 +227,9 @@ def short_windows(policy: str) -> str:
     for line in policy.splitlines():
         if line.split(":")[0] in SHORT_TIMES:
             continue
-        lines.append(
-            line.replace("window: 1m", "window: 30m")
-            .replace("30d", "2h")
-            .replace("7d", "2h")
-            .replace("3d", "1h")
-            .replace("1d", "1h")
-        )
+        for delivered, other in OTHER_TIMES.items():
+            line = line.replace(delivered, other)
+        lines.append(line)
     return "\n".join([*lines, *(f"{name}: {value}" for name, value in SHORT_TIMES.items())])
 
 
