@@ -1,7 +1,8 @@
 """Loops over columns as machine code: what NumPy can only say in many passes over many temporary arrays is one pass here.
 
-Numba compiles a function when it is first called, and keeps the code for the processes that come after, below NUMBA_CACHE_DIR
-or beside this module. Nothing but arrays and numbers goes in and out, so that each function is compiled once.
+A loop is compiled where its module is imported, so before a worker has partitions, and once, since its columns' types are
+said; the code is kept for the processes that come after, below NUMBA_CACHE_DIR or beside this module. Nothing but arrays and
+numbers goes in and out.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numba
+from numba import types
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
@@ -20,12 +22,29 @@ _OPTIONS: Final = {"error_model": "numpy", "_nrt": False}
 _ROOMS: Final = ("contract", "columns", "dedup", "intake")  # that have loops, or what loops use
 
 
-def compiled(loop: Loop) -> Loop:
-    """A function that reads and fills arrays, as machine code.
+# The types of columns. Those that are only read may be given as any array of that type, strided or not writable, too.
+BYTES: Final = types.Array(types.uint8, 1, "C", readonly=True)
+BYTE_ROWS: Final = types.Array(types.uint8, 2, "C", readonly=True)
+WORDS: Final = types.Array(types.uint64, 1, "A", readonly=True)
+INTS: Final = types.Array(types.int64, 1, "C", readonly=True)
+INT_ROWS: Final = types.Array(types.int64, 2, "C", readonly=True)
+FLOATS: Final = types.Array(types.float64, 1, "C", readonly=True)
+FLAGS: Final = types.Array(types.boolean, 1, "C", readonly=True)
+INT: Final = types.int64
+
+
+def filled(column: types.Array) -> types.Array:
+    """The type of such a column that the loop writes to."""
+    return types.Array(column.dtype, column.ndim, "C")
+
+
+def compiled(*columns: types.Type) -> Callable[[Loop], Loop]:
+    """Makes machine code of a function that reads and fills arrays; `columns`: the type of each argument, in order. Any other
+    type raises a `TypeError` when it is called.
 
     Integers wrap around, a division by zero is what NumPy makes of it, and no index is checked: none may be out of bounds.
     """
-    return numba.njit(loop, cache=_KEEPS, **_OPTIONS)
+    return numba.njit(columns, cache=_KEEPS, **_OPTIONS)
 
 
 def inlined(loop: Loop) -> Loop:

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from app.columns.compiled import compiled, inlined
+from app.columns.compiled import BYTE_ROWS, BYTES, FLAGS, INTS, WORDS, compiled, filled, inlined
 from app.columns.texts import ABSENT
 
 _M: Final = np.uint64(0xC6A4A7935BD1E995)
@@ -17,7 +17,7 @@ _ZERO, _ONE = np.uint64(0), np.uint64(1)
 MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
 
 
-@compiled
+@compiled(WORDS, INTS, INTS, WORDS, filled(WORDS))
 def hash_all(words: np.ndarray, starts: np.ndarray, lengths: np.ndarray, seeds: np.ndarray, hashes: np.ndarray) -> None:
     """MurmurHash64A of each text, which its buffer's words hold; `seeds`: one for each, or one for all."""
     for row in range(len(starts)):
@@ -52,7 +52,7 @@ def is_same(left: np.ndarray, left_at: int, right: np.ndarray, right_at: int, si
     return differ == _ZERO
 
 
-@compiled
+@compiled(BYTES, INTS, INTS, filled(BYTE_ROWS))
 def copy_all(buffer: np.ndarray, starts: np.ndarray, lengths: np.ndarray, copies: np.ndarray) -> None:
     """Copies each text into its row of `copies`."""
     for row in range(len(starts)):
@@ -60,7 +60,7 @@ def copy_all(buffer: np.ndarray, starts: np.ndarray, lengths: np.ndarray, copies
             copies[row, at] = buffer[starts[row] + at]
 
 
-@compiled
+@compiled(WORDS, filled(WORDS), filled(INTS))
 def unlikely(codes: np.ndarray, slots: np.ndarray, rows: np.ndarray) -> int:
     """How many codes are not in their slot, and their rows; takes them in there."""
     count = 0
@@ -75,7 +75,7 @@ def unlikely(codes: np.ndarray, slots: np.ndarray, rows: np.ndarray) -> int:
     return count
 
 
-@compiled
+@compiled(WORDS, WORDS, FLAGS, filled(FLAGS))
 def look_all(hashes: np.ndarray, wanted: np.ndarray, marks: np.ndarray, found: np.ndarray) -> None:
     """Which hashes are among the wanted, which are sorted; `marks`: which last bits a wanted one has."""
     last_bits = np.uint64(len(marks) - 1)

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from app.columns.compiled import compiled, inlined
+from app.columns.compiled import FLAGS, INT, INTS, WORDS, compiled, filled, inlined
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _ONE: Final = np.uint64(1)
@@ -62,14 +62,14 @@ def _mask(raw: np.uint64) -> np.uint64:
     return _ONE << (raw & _SIX) | _ONE << (raw >> _6 & _SIX) | _ONE << (raw >> _12 & _SIX) | _ONE << (raw >> _18 & _SIX)
 
 
-@compiled
+@compiled(INTS, filled(WORDS), INT)
 def _add_all(ids: np.ndarray, layer: np.ndarray, shift: int) -> None:
     for row in range(len(ids)):
         raw = np.uint64(ids[row])
         layer[(raw * _GOLDEN) >> np.uint64(shift)] |= _mask(raw)
 
 
-@compiled
+@compiled(INTS, WORDS, INT, filled(FLAGS))
 def _look_all(ids: np.ndarray, layer: np.ndarray, shift: int, found: np.ndarray) -> None:
     for row in range(len(ids)):
         raw = np.uint64(ids[row])

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from app.columns.compiled import compiled
+from app.columns.compiled import BYTES, FLOATS, INT_ROWS, INTS, WORDS, compiled, filled
 from app.columns.loops import is_same
 from app.columns.texts import ABSENT, Texts, texts_of, words_of
 from app.contract.events import (
@@ -115,7 +115,11 @@ def _suspect(
     _suspect_all(*words, *owners[1:], *names[1:], since_ms, stamps_ms, *span_ms, *found)
 
 
-@compiled
+@compiled(
+    *(WORDS, WORDS, WORDS, INTS, INTS, INTS, INTS),
+    *(INTS, INTS, INTS, INTS),
+    *(filled(BYTES), BYTES, INTS, FLOATS, INT_ROWS, INT_ROWS),
+)
 def _suspect_all(
     words: np.ndarray,
     key_words: np.ndarray,

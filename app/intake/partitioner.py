@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 
-from app.columns.compiled import compiled
+from app.columns.compiled import INT, INTS, WORDS, compiled, filled
 from app.columns.loops import MASKS
 from app.columns.texts import Texts, words_of
 
@@ -26,7 +26,7 @@ def owners(users: Texts, partitions: int, partitioner: str) -> np.ndarray:
     return found
 
 
-@compiled
+@compiled(WORDS, INTS, INTS, INT, filled(INTS))
 def _murmur2_all(
     words: np.ndarray, starts: np.ndarray, lengths: np.ndarray, partitions: int, found: np.ndarray
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from app.columns.compiled import compiled, inlined
+from app.columns.compiled import BYTES, FLOATS, INT_ROWS, INTS, WORDS, compiled, filled, inlined
 from app.columns.loops import is_same
 from app.columns.texts import ABSENT, PAD, words_of
 from app.contract.events import MAX_AMOUNT, MAX_EVENT_BYTES, TOUCH_ATTRIBUTES, TOUCH_TYPES
@@ -121,56 +121,6 @@ def walk(buffer: np.ndarray, sizes: np.ndarray, plan: Plan) -> Found:
     spans = np.empty((len(plan.values) + 1, 2), dtype=np.int64)
     _walk_all(buffer, words_of(buffer), sizes, *plan[:3], words_of(plan.bytes), *found, spans)
     return found
-
-
-@compiled
-def _walk_all(
-    buffer: np.ndarray,
-    words: np.ndarray,
-    sizes: np.ndarray,
-    shapes: np.ndarray,
-    values: np.ndarray,
-    constants: np.ndarray,
-    constant_words: np.ndarray,
-    fates: np.ndarray,
-    types: np.ndarray,
-    times_ms: np.ndarray,
-    costs: np.ndarray,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    spans: np.ndarray,
-) -> None:
-    """Arrays only, each by its own name: Numba counts a reference wherever one is taken from a tuple."""
-    begin = 0
-    for row in range(len(sizes)):
-        end = begin + sizes[row]
-        fates[row] = ODD
-        quotes = _quotes(buffer, begin, end) if begin < end <= begin + MAX_EVENT_BYTES else -1
-        if quotes >= 0:
-            fates[row] = NEW
-            for shape in range(len(shapes)):
-                if shapes[shape, 0] != quotes:
-                    continue
-                first, behind = shapes[shape, 2], shapes[shape, 2] + shapes[shape, 4]
-                constant = shapes[shape, 3]
-                if not _fits(
-                    buffer, words, begin, end, first, behind, values, constant, constants, constant_words, spans
-                ):
-                    continue
-                fate = shapes[shape, 1]
-                if fate == TOUCH:
-                    fate, types[row], times_ms[row], costs[row] = _read(
-                        buffer, words, first, behind, values, constants, constant_words, spans
-                    )
-                if fate == TOUCH:
-                    for value in range(first, behind):
-                        column = values[value, 1]
-                        if column >= 0:
-                            starts[column, row], lengths[column, row] = spans[value - first, 0], spans[value - first, 1]
-                fates[row] = fate
-                if fate != NEW:
-                    break
-        begin = end
 
 
 @inlined
@@ -352,3 +302,58 @@ def _decimal(buffer: np.ndarray, start: int, length: int) -> float:
         return -1.0
     amount = mantissa / _POWERS[max(decimals, 0)]
     return amount if amount <= MAX_AMOUNT else -1.0
+
+
+# behind what it calls, since it is compiled where it stands
+@compiled(
+    *(BYTES, WORDS, INTS),
+    *(INT_ROWS, INT_ROWS, INT_ROWS, WORDS),
+    *(filled(BYTES), filled(BYTES), filled(INTS), filled(FLOATS), filled(INT_ROWS), filled(INT_ROWS), filled(INT_ROWS)),
+)
+def _walk_all(
+    buffer: np.ndarray,
+    words: np.ndarray,
+    sizes: np.ndarray,
+    shapes: np.ndarray,
+    values: np.ndarray,
+    constants: np.ndarray,
+    constant_words: np.ndarray,
+    fates: np.ndarray,
+    types: np.ndarray,
+    times_ms: np.ndarray,
+    costs: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    spans: np.ndarray,
+) -> None:
+    """Arrays only, each by its own name: Numba counts a reference wherever one is taken from a tuple."""
+    begin = 0
+    for row in range(len(sizes)):
+        end = begin + sizes[row]
+        fates[row] = ODD
+        quotes = _quotes(buffer, begin, end) if begin < end <= begin + MAX_EVENT_BYTES else -1
+        if quotes >= 0:
+            fates[row] = NEW
+            for shape in range(len(shapes)):
+                if shapes[shape, 0] != quotes:
+                    continue
+                first, behind = shapes[shape, 2], shapes[shape, 2] + shapes[shape, 4]
+                constant = shapes[shape, 3]
+                if not _fits(
+                    buffer, words, begin, end, first, behind, values, constant, constants, constant_words, spans
+                ):
+                    continue
+                fate = shapes[shape, 1]
+                if fate == TOUCH:
+                    fate, types[row], times_ms[row], costs[row] = _read(
+                        buffer, words, first, behind, values, constants, constant_words, spans
+                    )
+                if fate == TOUCH:
+                    for value in range(first, behind):
+                        column = values[value, 1]
+                        if column >= 0:
+                            starts[column, row], lengths[column, row] = spans[value - first, 0], spans[value - first, 1]
+                fates[row] = fate
+                if fate != NEW:
+                    break
+        begin = end

@@ -1,10 +1,11 @@
 """Columns of texts: hashed as the reference does it, compared byte by byte, picked and read back."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.columns.loops import is_same
+from app.columns.loops import hash_all, is_same
 from app.columns.texts import (
     KnownCodes,
     Names,
@@ -30,6 +31,16 @@ def murmur64a(data: bytes, seed: int = 0) -> int:
         hashed = (hashed ^ int.from_bytes(data[whole:], "little")) * M & MASK
     hashed = (hashed ^ (hashed >> 47)) * M & MASK
     return hashed ^ (hashed >> 47)
+
+
+def test_a_column_of_another_type_is_refused_and_one_that_lies_otherwise_is_not() -> None:
+    words = np.arange(8, dtype=np.uint64)[::2]
+    words.flags.writeable = False
+    starts, lengths, hashes = np.zeros(1, dtype=np.int64), np.full(1, 8), np.zeros(1, dtype=np.uint64)
+    hash_all(words, starts, lengths, words[:1], hashes)
+    assert hashes[0] == murmur64a(bytes(8))
+    with pytest.raises(TypeError):
+        hash_all(words, starts.astype(np.int32), lengths, words[:1], hashes)
 
 
 @given(raws, st.integers(0, MASK))
