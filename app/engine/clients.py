@@ -14,6 +14,9 @@ from app.settings import Settings
 # How long a rebalance waits for members that neither joined nor left, as a coordinator that has just moved may know of.
 REBALANCE_MS: Final = 60_000
 READ_AHEAD_BYTES: Final = 16 * 2**20
+# A partition is not asked for more while what is fetched ahead is full. librdkafka looks again after a second, long after all of it
+# is taken: whoever has once been 25,000 records behind then reads in bursts of a second for ever.
+QUEUE_BACKOFF_MS: Final = 20
 HEARTBEAT_MAX_MS: Final = 3_000  # what Kafka has as its default
 _TRIES: Final = 4  # to be told of topics, in the time that one answer may take
 _RIGHTS: Final = "deploy/kafka-acls.sh gives what each principal needs"
@@ -202,6 +205,7 @@ def reader_properties(settings: Settings, ahead_bytes: int = READ_AHEAD_BYTES) -
             "queued.max.messages.kbytes": ahead_bytes // 1024,
             "fetch.message.max.bytes": min(ahead_bytes, 2**20),  # as the brokers compressed it
             "fetch.wait.max.ms": 10,  # the end of a log is told only after this wait
+            "fetch.queue.backoff.ms": QUEUE_BACKOFF_MS,
         }
     )
 
@@ -240,6 +244,7 @@ def consumer_properties(settings: Settings, group: str, worker: str) -> dict[str
         "queued.max.messages.kbytes": 24_576,
         "queued.min.messages": 25_000,  # a batch of 50,000 is at hand in two partitions; four times as many took 120 MB more and no less CPU
         "fetch.wait.max.ms": 100,
+        "fetch.queue.backoff.ms": QUEUE_BACKOFF_MS,
         "max.poll.interval.ms": max(REBALANCE_MS, settings.session_timeout_ms),
     }
     if settings.group_protocol == "classic":

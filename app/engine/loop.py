@@ -156,7 +156,7 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
     _read(session, settings)  # 1.
     _prove(session)
     batches = {partition: taken for partition, owned in session.owned.items() if (taken := owned.take())}
-    session.hold_back()
+    session.hold_back(session.owned)
     read_s = time.perf_counter() - started
     if batches:
         passing("batch_read")
@@ -202,10 +202,10 @@ def _read(session: Session, settings: Settings) -> None:
     count, size_bytes = 0, 0
     while count < settings.max_batch_events and size_bytes < bytes_max:
         wanted = min(settings.max_batch_events - count, session.reading.slice_records)
-        taken, bytes_taken = session.poll(wanted, max(deadline - time.monotonic(), 0))
-        count += taken
-        size_bytes += bytes_taken
-        if taken < wanted and time.monotonic() >= deadline:
+        came, bytes_came = session.poll(wanted, max(deadline - time.monotonic(), 0))
+        count += came
+        size_bytes += bytes_came
+        if came < wanted and time.monotonic() >= deadline:
             break
     session.closed_at = time.monotonic()
 

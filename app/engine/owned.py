@@ -71,19 +71,18 @@ class Owned:
             None  # why the state that was found is rebuilt: StateOutdated or StateDamaged
         )
 
-    def add(self, topic: str, records: list[Record]) -> int:
-        """Takes consumed records of one topic in, in order; how many. What was fetched before the partition was set back is dropped."""
+    def add(self, topic: str, records: list[Record]) -> None:
+        """Takes consumed records of one topic in, in order. What was fetched before the partition was set back is dropped."""
         start = self.read[topic]
         if records[0].offset() < start:
             records = [record for record in records if record.offset() >= start]
             if not records:
-                return 0
+                return
         run = Run(records, records[0].offset(), records[-1].offset())
         self.read[topic] = run.last + 1
         self.read_ms[topic] = _time_ms(records[-1])
         self.at_end.discard(topic)
         self.pending.setdefault(topic, []).append(run)
-        return len(records)
 
     def behind(self, topic: str) -> bool:
         """Whether records of this topic that are published already are still to be read."""

@@ -250,30 +250,28 @@ class Session:
         return ledger.Ledger(epoch, None, {}, None, False)
 
     def poll(self, count: int, timeout_s: float) -> tuple[int, int]:
-        """Consumes up to `count` records, in at most `timeout_s`, into their partitions' pending ones; how many, and their bytes."""
+        """Consumes up to `count` records, in at most `timeout_s`, into their partitions' pending ones. How many messages came, and their
+        bytes: news of a partition's end are messages too, so fewer than `count` means that no more were at hand.
+        """
         messages = self._kafka(self.consumer.consume, count, timeout_s)
         if self.failure is not None:
             raise self.failure
-        taken = 0
         for topic, partition, failed, run in in_runs(messages):
             owned = self.owned.get(partition)
             if failed:
                 self._look_at_errors(run, owned)
             elif owned is not None:  # else it was fetched before the partition was taken away
-                taken += owned.add(topic, run)
-        self._hold_back({partition: owned for partition, owned in self.owned.items() if owned.waits()})
-        return taken, sum(map(len, messages))
+                owned.add(topic, run)
+        self.hold_back([partition for partition, owned in self.owned.items() if owned.waits()])
+        return len(messages), sum(map(len, messages))
 
-    def hold_back(self) -> None:
-        """Stops fetching a topic that is far ahead of another one of its partition, until that one has come after. To be called when
-        all that may be folded was taken: what a paused topic has fetched is fetched again.
+    def hold_back(self, partitions: Iterable[int]) -> None:
+        """Stops fetching a topic that is far ahead of another one of its partition, until that one has come after. To be called for
+        partitions of which all that may be folded was taken: what a paused topic has fetched is fetched again.
         """
-        self._hold_back(self.owned)
-
-    def _hold_back(self, partitions: dict[int, Owned]) -> None:
         most = _HELD_BATCHES * self.settings.max_batch_events // max(len(self.owned), 1)
-        for partition, owned in partitions.items():
-            ahead, reached = owned.hold_back(most)
+        for partition in partitions:
+            ahead, reached = self.owned[partition].hold_back(most)
             if ahead:
                 self.consumer.pause([TopicPartition(topic, partition) for topic in ahead])
             if reached:

@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
+from app.engine.clients import QUEUE_BACKOFF_MS
 from app.replay.refusal import ReplayRefused
 from app.settings import Settings
 
@@ -39,6 +40,7 @@ class Streams:
                     "fetch.wait.max.ms": 50,  # the end of a log is told only after this wait
                     "queued.max.messages.kbytes": 65_536,
                     "queued.min.messages": self._limit,
+                    "fetch.queue.backoff.ms": QUEUE_BACKOFF_MS,
                 }
             )
         )

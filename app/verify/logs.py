@@ -85,6 +85,7 @@ def read_log(settings: Settings, spans: Spans, only_first: bool = False) -> Iter
     properties = {"group.id": f"{settings.counter_group}.verify", "enable.auto.commit": False}
     properties |= {"isolation.level": "read_committed", "enable.partition.eof": True, "auto.offset.reset": "error"}
     properties["fetch.wait.max.ms"] = 10  # the end of a log is told only after this wait
+    properties["fetch.queue.backoff.ms"] = 20  # a full queue is refilled so soon; librdkafka's second leaves it empty
     if not unread:
         return
     with closing(Consumer(settings.client(**properties))) as consumer:

@@ -10,7 +10,7 @@ from app.columns.table import StateDamaged
 from app.engine import rebuild
 from app.engine.ledger import Mode
 from app.engine.loop import cause_of
-from app.engine.session import Lag, SessionEnded
+from app.engine.session import Lag, Session, SessionEnded
 from app.engine.store import StoreUnavailable
 from app.observe.catalogue import SESSION_CAUSES
 from app.policy.load import load_policy
@@ -45,6 +45,15 @@ def test_the_lag_is_of_records_that_are_not_counted_and_of_what_the_log_holds(de
     session.owned[0].read[TOPIC] = 11
     deployment.drain()
     assert session.lag() == Lag(0, None, 0.0)
+
+
+def test_news_of_a_partition_s_end_does_not_close_a_batch_while_records_are_at_hand(deployment: Deployment) -> None:
+    def prepare(session: Session) -> None:
+        session.reading = session.reading._replace(slice_records=4)
+        session.closed_at -= 10  # the commit interval is over
+
+    # the end of the re-keyed topic's partition comes first, and takes one of the four places
+    assert deployment.turn("counter-0", rotation=1, prepare=prepare) == 15
 
 
 def test_a_log_of_which_nothing_was_deleted_is_in_no_danger(deployment: Deployment) -> None:
@@ -140,7 +149,7 @@ def test_what_may_be_folded_next_is_held_back_only_if_it_was_not(deployment: Dep
     session.consumer.grant = 10
     session.poll(10, 0.0)
     assert not session.owned[0].paused
-    session.hold_back()
+    session.hold_back(session.owned)
     assert session.owned[0].paused == {TOPIC}
 
 
