@@ -5,7 +5,7 @@ conversion time) pairs of the conversions of one day of event time; a touch olde
 makes its user settle again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -14,8 +14,8 @@ import xxhash
 from app.policy.model import DAY_MS
 
 BUCKETS: Final = 64
-_MARKS_MIN: Final = 2**12
-_MARKS_A_USER: Final = 8
+_PLACES_MIN: Final = 2**12
+_NEVER_MS: Final = -1
 _PAIR: Final = np.dtype([("user", "<u8"), ("time", "<i8")])
 
 Command = tuple[Any, ...]
@@ -33,7 +33,7 @@ class Converters:
         self.tag = tag
         self.horizon_ms = horizon_ms
         self.latest_ms: dict[int, int] = {}  # the latest conversion of each user hash, within the correction horizon
-        self._marks = np.zeros(_MARKS_MIN, dtype=bool)  # at the hash's last bits: whether any of these users is in it
+        self._newest = self._nobody(_PLACES_MIN)  # at the hash's last bits: the latest of all these users' times
         self.days: set[int] = set()
 
     def key(self, bucket: int) -> str:
@@ -71,35 +71,41 @@ class Converters:
         by_day: dict[int, list[tuple[int, int]]] = {}
         for user, time_ms in pairs:
             by_day.setdefault(time_ms // DAY_MS, []).append((user, time_ms))
-            if time_ms > self.latest_ms.get(user, -1):
+            if time_ms > self.latest_ms.get(user, _NEVER_MS):
                 self.latest_ms[user] = time_ms
-        self._mark([user for user, _ in pairs])
+        self._mark(dict(pairs).keys())
         self.days |= by_day.keys()
         return [("APPEND", self.late_key(day), np.array(found, dtype=_PAIR).tobytes()) for day, found in by_day.items()]
 
-    def latest_of(self, users: np.ndarray) -> np.ndarray:
-        """The latest conversion (ms, int64) of each user hash, -1 where there is none."""
-        latest = np.full(len(users), -1, dtype=np.int64)
-        rows = np.flatnonzero(self._marks[self._places(users)])  # most users never converted
-        latest[rows] = [self.latest_ms.get(user, -1) for user in users[rows].tolist()]
-        return latest
+    def late(self, users: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
+        """Which touches are older than a conversion of their user: rows, of aligned columns of user hashes and times (ms)."""
+        # most come after all that is known of their user, and of those who share his place
+        rows = np.flatnonzero(self._newest[self._places(users)] > times_ms)
+        latest_ms = [self.latest_ms.get(user, _NEVER_MS) for user in users[rows].tolist()]
+        return rows[np.array(latest_ms, dtype=np.int64) > times_ms[rows]]
+
+    def _nobody(self, places: int) -> np.ndarray:
+        return np.full(places, _NEVER_MS, dtype=np.int64)
 
     def _places(self, users: np.ndarray) -> np.ndarray:
-        return (users & np.uint64(len(self._marks) - 1)).astype(np.int64)
+        return (users & np.uint64(len(self._newest) - 1)).astype(np.int64)
 
-    def _mark(self, users: list[int]) -> None:
-        if len(self.latest_ms) * _MARKS_A_USER > len(self._marks):
-            self._marks = np.zeros(2 * _MARKS_A_USER * _power_of_two(len(self.latest_ms)), dtype=bool)
-            users = list(self.latest_ms)
-        self._marks[self._places(np.array(users, dtype=np.uint64))] = True
+    def _mark(self, users: Collection[int]) -> None:
+        """Takes the times of these users in."""
+        if len(self.latest_ms) > len(self._newest):
+            self._newest = self._nobody(2 * _power_of_two(len(self.latest_ms)))
+            users = self.latest_ms.keys()
+        hashes = np.fromiter(users, dtype=np.uint64, count=len(users))
+        times_ms = np.fromiter(map(self.latest_ms.__getitem__, users), dtype=np.int64, count=len(users))
+        np.maximum.at(self._newest, self._places(hashes), times_ms)
 
     def load(self, blobs: Iterable[bytes | None]) -> None:
         """Reads the stored pairs back after this process took the partition over."""
         for blob in blobs:
             for user, time_ms in np.frombuffer(blob or b"", dtype=_PAIR).tolist():
-                if time_ms > self.latest_ms.get(user, -1):
+                if time_ms > self.latest_ms.get(user, _NEVER_MS):
                     self.latest_ms[user] = time_ms
-        self._mark(list(self.latest_ms))
+        self._mark(self.latest_ms.keys())
 
     def expire(self, stream_ms: int) -> list[Command]:
         """Forgets days that no accepted touch can be late for any more; the UNLINKs that free them."""
@@ -109,8 +115,8 @@ class Converters:
         self.days -= ended
         floor_ms = stream_ms - self.horizon_ms
         self.latest_ms = {user: time_ms for user, time_ms in self.latest_ms.items() if time_ms >= floor_ms}
-        self._marks = np.zeros(_MARKS_MIN, dtype=bool)
-        self._mark(list(self.latest_ms))
+        self._newest = self._nobody(_PLACES_MIN)
+        self._mark(self.latest_ms.keys())
         return [("UNLINK", *(self.late_key(day) for day in sorted(ended)))]
 
     def _bucket(self, field: str) -> int:

@@ -7,10 +7,10 @@ offsets, so they are the fold.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, islice
 from math import inf
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -46,6 +46,7 @@ class View(msgspec.Struct, array_like=True):
     closed_ms: int | None = None
 
 
+Message = TypeVar("Message", deltas.DeltaMessage, deltas.MarksMessage)
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_view = msgspec.msgpack.Decoder(View).decode
 _unpack_counts = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, int, int]).decode
@@ -93,7 +94,7 @@ class AggregatorPartition:
         """The stream time of the owner partition whose events are the oldest; -1 while some have had none."""
         return self._slowest(self.view.streams)
 
-    def hear(self, message: deltas.DeltaMessage) -> None:
+    def hear(self, message: deltas.DeltaMessage | deltas.MarksMessage) -> None:
         """Takes the owner partitions' progress from a message."""
         view = self.view
         view.partitions = message.partitions
@@ -303,7 +304,7 @@ class AggregatorStage:
         opened = self.opened[partition]
         for stretch in before:
             for record in stretch:
-                opened.hear(read_deltas(record))
+                opened.hear(read_progress(record))
             if opened.stream_ms() >= 0:
                 break
         return max(self._floor_ms(opened), 0)
@@ -365,9 +366,18 @@ def _numbers(row: rows.CountRow) -> tuple[int, ...]:
 
 def read_deltas(record: Record) -> deltas.DeltaMessage:
     """A message of the counters. Raises `StateRefused` for what a newer release wrote, and for what is no such message."""
+    return _readable(record, deltas.decode)
+
+
+def read_progress(record: Record) -> deltas.MarksMessage:
+    """The progress that it tells of; its rows are stepped over."""
+    return _readable(record, deltas.decode_marks)
+
+
+def _readable(record: Record, decode: Callable[[bytes], Message]) -> Message:
     place = f"{record.topic()}/{record.partition()} at offset {record.offset()}"
     try:
-        message = deltas.decode(record.value() or b"")
+        message = decode(record.value() or b"")
     except msgspec.DecodeError as error:
         raise StateRefused(
             f"{place} is unreadable ({error}): if counters of a newer release wrote it, deploy that release's aggregators; "

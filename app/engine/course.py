@@ -9,7 +9,7 @@ from typing import Final
 
 from confluent_kafka import OFFSET_BEGINNING
 
-from app.engine.aggregator import read_deltas
+from app.engine.aggregator import read_progress
 from app.engine.clients import Clients
 from app.engine.owned import Ranges
 from app.engine.rebuild import read_partition
@@ -25,6 +25,6 @@ def read_course(clients: Clients, deltas_topic: str, partition: int, since_ms: C
     """
     # asked for when the first one is wanted; a batch was published after its records were written
     for message in read_partition(clients, deltas_topic, 0, OFFSET_BEGINNING, None, since_ms(), _AT_ONCE, _AHEAD_BYTES):
-        for mark in read_deltas(message).marks:
+        for mark in read_progress(message).marks:
             if mark.partition == partition and mark.ranges:
                 yield mark.ranges

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
-from app.engine.aggregator import read_deltas
+from app.engine.aggregator import read_progress
 from app.engine.clients import Clients
 from app.engine.owned import Owned
 from app.engine.rebuild import read_partition
@@ -138,7 +138,7 @@ def read_marks(clients: Clients, topic: str) -> Marks:
         first = reader.get_watermark_offsets(TopicPartition(topic, 0), _TIMEOUT_S)[0]
     ends: dict[int, dict[str, int]] = {}
     for message in read_partition(clients, topic, 0, first, None):
-        for mark in read_deltas(message).marks:
+        for mark in read_progress(message).marks:
             reached = ends.setdefault(mark.partition, {})
             for name, (_, end) in mark.ranges.items():
                 reached[name] = max(end, reached.get(name, 0))

@@ -59,7 +59,7 @@ def reading(view: CounterPartition, work: dict[str, UserWork], visits: FreshVisi
             [coded(visits.pages), coded(visits.referrers)],
         )
         records, names = view.visits.encode(batch, view.stream_ms)
-        for index in np.flatnonzero(view.converters.latest_of(visits.bases) > visits.times_ms).tolist():
+        for index in view.converters.late(visits.bases, visits.times_ms).tolist():
             UserWork.of(work, *visits.who[index], int(visits.bases[index]))
     platforms = tuple(sorted(policy.platforms()))
     bases = np.array([user.base for user in work.values()], dtype=np.uint64)

@@ -144,7 +144,7 @@ def _reading(
     if storable is not None:
         packed, names = view.touches.encode(storable.batch, view.stream_ms)
         touches = storable.touches
-        for index in np.flatnonzero(view.converters.latest_of(touches.bases) > touches.times_ms).tolist():
+        for index in view.converters.late(touches.bases, touches.times_ms).tolist():
             # late: a conversion that it may be credited with is settled already
             advertiser, user = touches.names["advertiser_id"].texts.at(index), touches.users.at(index)
             UserWork.of(work, advertiser or "", user or "", int(touches.bases[index]))

@@ -13,7 +13,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, Message
 
 from app.contract.events import MAX_EVENT_BYTES
-from app.engine.aggregator import read_deltas
+from app.engine.aggregator import read_progress
 from app.publish.producer import open_producer
 from app.publish.records import source_of
 from app.replay.refusal import ReplayRefused
@@ -75,7 +75,7 @@ class Copier:
         start = max(first, self._deltas_next)
         with closing(read_log(self.settings, {deltas: (start, deltas_end)})) as log:
             for message in log:
-                found = read_deltas(message)
+                found = read_progress(message)
                 self.partitions = found.partitions
                 for mark in found.marks:
                     known = self.watermarks.get(mark.partition, -1)
@@ -112,7 +112,7 @@ class Copier:
         seen: set[Where] = set()
         for message in read_log(self.settings, deltas):
             self.tick()
-            for mark in read_deltas(message).marks:
+            for mark in read_progress(message).marks:
                 for topic, (start, _) in mark.ranges.items():
                     where = (topic, mark.partition)
                     if where not in seen:

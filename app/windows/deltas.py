@@ -45,8 +45,18 @@ class DeltaMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
     version: int = VERSION
 
 
+class MarksMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The same message for who asks for its marks alone; its rows, up to 2,000, are stepped over."""
+
+    partitions: int
+    marks: list[Mark]
+    rows: msgspec.Raw
+    version: int = VERSION
+
+
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(DeltaMessage).decode
+decode_marks = msgspec.json.Decoder(MarksMessage).decode
 
 Numbers = tuple[int, int, int, int, int, int]
 
