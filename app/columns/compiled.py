@@ -22,7 +22,7 @@ _OPTIONS: Final = {"error_model": "numpy", "_nrt": False}
 _ROOMS: Final = ("contract", "columns", "dedup", "intake")  # that have loops, or what loops use
 
 
-# The types of columns. Those that are only read may be given as any array of that type, strided or not writable, too.
+# The types of columns. What is only read may be writable or not, and WORDS may have any stride; all others stand in a row.
 BYTES: Final = types.Array(types.uint8, 1, "C", readonly=True)
 BYTE_ROWS: Final = types.Array(types.uint8, 2, "C", readonly=True)
 WORDS: Final = types.Array(types.uint64, 1, "A", readonly=True)
@@ -39,8 +39,8 @@ def filled(column: types.Array) -> types.Array:
 
 
 def compiled(*columns: types.Type) -> Callable[[Loop], Loop]:
-    """Makes machine code of a function that reads and fills arrays; `columns`: the type of each argument, in order. Any other
-    type raises a `TypeError` when it is called.
+    """Makes machine code of a function that reads and fills arrays; `columns`: the type of each argument, in order. Called with
+    another type it raises a `TypeError`.
 
     Integers wrap around, a division by zero is what NumPy makes of it, and no index is checked: none may be out of bounds.
     """
