@@ -7,6 +7,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,18 @@ class Served:
         try:
             topic = self.deployment.settings.counts_topic
             consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in range(4)])
-            latest: dict[bytes, int] = {}
+            found: list[tuple[int, bytes, int]] = []
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline:
                 for message in consumer.consume(1_000, 0.2):
                     if message.error() is None:
-                        latest[message.key()] = json.loads(message.value())["clicks"]
-                        if sum(latest.values()) == clicks:
-                            return message.timestamp()[1]
-            raise AssertionError(f"no {clicks} clicks were published: {latest}")
+                        found.append((message.timestamp()[1], message.key(), json.loads(message.value())["clicks"]))
+                latest: dict[bytes, int] = {}
+                for at_ms, key, count in sorted(found, key=itemgetter(0)):  # partitions come in any order
+                    latest[key] = count
+                    if sum(latest.values()) == clicks:
+                        return at_ms
+            raise AssertionError(f"no {clicks} clicks were published: {found}")
         finally:
             consumer.close()
 
