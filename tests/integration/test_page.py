@@ -64,9 +64,11 @@ class Served:
             found: list[tuple[int, bytes, int]] = []
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline:
-                for message in consumer.consume(1_000, 0.2):
-                    if message.error() is None:
-                        found.append((message.timestamp()[1], message.key(), json.loads(message.value())["clicks"]))
+                found += [
+                    (message.timestamp()[1], message.key(), json.loads(message.value())["clicks"])
+                    for message in consumer.consume(1_000, 0.2)
+                    if message.error() is None
+                ]
                 latest: dict[bytes, int] = {}
                 for at_ms, key, count in sorted(found, key=itemgetter(0)):  # partitions come in any order
                     latest[key] = count
