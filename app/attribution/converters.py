@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 import xxhash
 
+from app.attribution.state import NEVER_MS
 from app.policy.model import DAY_MS
 
 BUCKETS: Final = 64
 _PLACES_MIN: Final = 2**12
-_NEVER_MS: Final = -1
 _PAIR: Final = np.dtype([("user", "<u8"), ("time", "<i8")])
 
 Command = tuple[Any, ...]
@@ -71,9 +71,7 @@ class Converters:
         by_day: dict[int, list[tuple[int, int]]] = {}
         for user, time_ms in pairs:
             by_day.setdefault(time_ms // DAY_MS, []).append((user, time_ms))
-            if time_ms > self.latest_ms.get(user, _NEVER_MS):
-                self.latest_ms[user] = time_ms
-        self._mark(dict(pairs).keys())
+        self._learn(pairs)
         self.days |= by_day.keys()
         return [("APPEND", self.late_key(day), np.array(found, dtype=_PAIR).tobytes()) for day, found in by_day.items()]
 
@@ -81,14 +79,21 @@ class Converters:
         """Which touches are older than a conversion of their user: rows, of aligned columns of user hashes and times (ms)."""
         # most come after all that is known of their user, and of those who share his place
         rows = np.flatnonzero(self._newest[self._places(users)] > times_ms)
-        latest_ms = [self.latest_ms.get(user, _NEVER_MS) for user in users[rows].tolist()]
+        latest_ms = [self.latest_ms.get(user, NEVER_MS) for user in users[rows].tolist()]
         return rows[np.array(latest_ms, dtype=np.int64) > times_ms[rows]]
 
     def _nobody(self, places: int) -> np.ndarray:
-        return np.full(places, _NEVER_MS, dtype=np.int64)
+        return np.full(places, NEVER_MS, dtype=np.int64)
 
     def _places(self, users: np.ndarray) -> np.ndarray:
         return (users & np.uint64(len(self._newest) - 1)).astype(np.int64)
+
+    def _learn(self, pairs: list[tuple[int, int]]) -> None:
+        """Takes conversions in, as (user hash, time ms)."""
+        for user, time_ms in pairs:
+            if time_ms > self.latest_ms.get(user, NEVER_MS):
+                self.latest_ms[user] = time_ms
+        self._mark({user for user, _ in pairs})
 
     def _mark(self, users: Collection[int]) -> None:
         """Takes the times of these users in."""
@@ -102,10 +107,7 @@ class Converters:
     def load(self, blobs: Iterable[bytes | None]) -> None:
         """Reads the stored pairs back after this process took the partition over."""
         for blob in blobs:
-            for user, time_ms in np.frombuffer(blob or b"", dtype=_PAIR).tolist():
-                if time_ms > self.latest_ms.get(user, _NEVER_MS):
-                    self.latest_ms[user] = time_ms
-        self._mark(self.latest_ms.keys())
+            self._learn(np.frombuffer(blob or b"", dtype=_PAIR).tolist())
 
     def expire(self, stream_ms: int) -> list[Command]:
         """Forgets days that no accepted touch can be late for any more; the UNLINKs that free them."""

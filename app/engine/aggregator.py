@@ -46,7 +46,7 @@ class View(msgspec.Struct, array_like=True):
     closed_ms: int | None = None
 
 
-Message = TypeVar("Message", deltas.DeltaMessage, deltas.MarksMessage)
+_Message = TypeVar("_Message", deltas.DeltaMessage, deltas.MarksMessage)
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_view = msgspec.msgpack.Decoder(View).decode
 _unpack_counts = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, int, int]).decode
@@ -374,7 +374,7 @@ def read_progress(record: Record) -> deltas.MarksMessage:
     return _readable(record, deltas.decode_marks)
 
 
-def _readable(record: Record, decode: Callable[[bytes], Message]) -> Message:
+def _readable(record: Record, decode: Callable[[bytes], _Message]) -> _Message:
     place = f"{record.topic()}/{record.partition()} at offset {record.offset()}"
     try:
         message = decode(record.value() or b"")

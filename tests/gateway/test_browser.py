@@ -191,7 +191,7 @@ def test_what_is_sent_while_the_page_is_left_arrives_and_once_is_once(site: Site
     assert (click["platform"], click["campaign_id"], len(click["event_id"])) == ("meta", "unknown", 128)
     assert {(event["event_id"], event["user_id"]) for event in again} <= {(click["event_id"], click["user_id"])}
     signup = site.events(1, lambda event: event["event_id"] == "left-1")
-    assert {event["user_id"] for event in signup} == {click["user_id"]}
+    assert {event["user_id"] for event in signup} == {click["user_id"]}, "sent twice or not, the user is the same"
     (row,) = site.rows(1, "left-1")
     assert (row["platform"], row["conversions"]) == ("meta", 1)
 
