@@ -60,13 +60,14 @@ def take_in_order(held: list[Conversion], arrived: list[Arrived], policy: Policy
     repeats, merged_by = 0, []
     known = {conversion.identity(): conversion for conversion in held} if arrived else {}
     for conversion, is_repeat in arrived:
-        first = known.get(conversion.identity())
+        identity = conversion.identity()
+        first = known.get(identity)
         if first is not None:
             repeats += not is_repeat
             if keep(first, conversion, policy):
                 merged_by.append(conversion.is_browser)
         elif not is_repeat:
-            known[conversion.identity()] = conversion
+            known[identity] = conversion
             held.append(conversion)
     return repeats, merged_by
 

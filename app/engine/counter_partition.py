@@ -156,11 +156,12 @@ class Part:
 class UserWork:
     """What a batch brings for one (advertiser, user) that must be settled: one part, and one more behind each forget."""
 
-    __slots__ = ("advertiser_id", "base", "parts", "user_id")
+    __slots__ = ("advertiser_id", "base", "is_late", "parts", "user_id")
 
     def __init__(self, advertiser_id: str, user_id: str, base: int) -> None:
         self.advertiser_id, self.user_id = advertiser_id, user_id
         self.base = base  # the user's hash
+        self.is_late = False  # whether a touch came that stands before a conversion which is held
         self.parts = [Part()]
 
     @staticmethod
@@ -175,8 +176,14 @@ class UserWork:
         """Whether the batch brings a forget."""
         return len(self.parts) > 1
 
+    def looks_back(self) -> bool:
+        """Whether conversions that are held may be credited anew."""
+        return self.is_late or self.is_forgotten()
+
     def conversions(self) -> list[Conversion]:
         """The conversions of all parts that are no repeats."""
+        if len(self.parts) == 1:
+            return self.parts[0].conversions()
         return [conversion for part in self.parts for conversion in part.conversions()]
 
     def add(self, event: Event, time_ms: int, message: Record, is_repeat: bool = False) -> None:

@@ -52,7 +52,7 @@ class Storable(NamedTuple):
     batch: touch_store.Batch
 
 
-# Where a touch of one conversion may stand: the user's field, the platform, the user's hash there, the conversion's time (ms).
+# Where a touch of one conversion may stand: the user's field, the platform, the user's hash, the conversion's time (ms).
 _Place = tuple[str, str, int, int]
 
 
@@ -147,7 +147,7 @@ def _reading(
         for index in view.converters.late(touches.bases, touches.times_ms).tolist():
             # late: a conversion that it may be credited with is settled already
             advertiser, user = touches.names["advertiser_id"].texts.at(index), touches.users.at(index)
-            UserWork.of(work, advertiser or "", user or "", int(touches.bases[index]))
+            UserWork.of(work, advertiser or "", user or "", int(touches.bases[index])).is_late = True
             fold.counted["late", touches.names["platform"].texts.at(index) or ""] += 1
     followed = paths.reading(view, work, visits, policy) if view.visits is not None else None
     places: dict[str, list[_Place]] = {}
@@ -173,25 +173,21 @@ def _find_places(
     for conversion in conversions:
         time_ms = conversion.time_ms
         for platform, kind in policy.places(time_ms, conversion.platform):
-            places.setdefault(kind, []).append((field, platform, platform_user(base, platform), time_ms))
+            places.setdefault(kind, []).append((field, platform, base, time_ms))
 
 
 def _columns(places: list[_Place]) -> tuple[np.ndarray, np.ndarray]:
-    """The user hashes (uint64) and the times (ms) of some places."""
-    _, _, users, times_ms = zip(*places, strict=True)
-    return np.array(users, dtype=np.uint64), np.array(times_ms, dtype=np.int64)
+    """The hashes (uint64) of the users on their platforms and the times (ms) of some places."""
+    _, platforms, bases, times_ms = zip(*places, strict=True)
+    salts = np.array([touch_store.platform_salt(platform) for platform in platforms], dtype=np.uint64)
+    return np.array(bases, dtype=np.uint64) + salts, np.array(times_ms, dtype=np.int64)
 
 
 def _whole(work: Iterable[UserWork], policy: Policy) -> np.ndarray:
     """The hashes (uint64) of those who are forgotten: what stays of them is credited anew."""
     bases = [user.base for user in work if user.is_forgotten()]
-    hashes = [platform_user(base, platform) for base in bases for platform in policy.platforms()]
-    return np.array(hashes, dtype=np.uint64)
-
-
-def platform_user(base: int, platform: str) -> int:
-    """The hash of a user on a platform, as touch records carry it."""
-    return (base + touch_store.platform_salt(platform)) & (2**64 - 1)
+    salts = [touch_store.platform_salt(platform) for platform in policy.platforms()]
+    return (np.array(bases, dtype=np.uint64)[:, None] + np.array(salts, dtype=np.uint64)).ravel()
 
 
 def _settle_partition(
@@ -212,7 +208,8 @@ def _settle_partition(
     at = len(reading.fields)
     touched = found[at : at + len(reading.wanted.commands)]
     for field, user in reading.work.items():
-        _find_places(reading.places, field, user.base, states[field].conversions, policy)
+        if user.looks_back():
+            _find_places(reading.places, field, user.base, states[field].conversions, policy)
     places = {kind: (found, *_columns(found)) for kind, found in reading.places.items()}
     if reading.followed is not None:
         users = reading.followed.hashes.ravel()
@@ -301,14 +298,15 @@ def _settle_user(
             continue
         if at:
             paths = paths_of((*state.conversions, *part.conversions()), state.forgotten_ms)
-        taken = take_in(state, part.arrived, part.adjustments, touches, paths, policy, since_ms)
+        is_late = user.looks_back()
+        taken = take_in(state, part.arrived, part.adjustments, touches, paths, policy, since_ms, is_late)
         if taken.repeats:
             fold.counted["duplicate", "", "conversion"] += taken.repeats
         if taken.forgotten:
             fold.counted["forgotten",] += taken.forgotten
         for is_browser in taken.merged:
             fold.counted["merged", BROWSER if is_browser else SERVER] += 1
-        change = changes(*who, state, taken.before, policy)
+        change = changes(*who, taken.judged, taken.before, policy)
         if part.until_ms is not None:
             until_ms = forgotten_until(state, part.until_ms)
             found.append(spared(change, until_ms))

@@ -138,6 +138,10 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
 
     def merges_reports(self) -> bool:
         """Whether any version merges what several reports say of one conversion."""
+        return self._merges_reports
+
+    @cached_property
+    def _merges_reports(self) -> bool:
         return any(version.merge_reports_ms for version in self.versions)
 
     def reach_ms(self, version: Version, platform: str, kind: str) -> int:

@@ -1,13 +1,15 @@
 """The canonical answer for one user: whatever the order and the cuts in which its events come, the last rows and the sum of the deltas are the same."""
 
 from collections import Counter
+from itertools import accumulate, pairwise
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.attribution.merging import Arrived
+from app.attribution.settle import credit
 from app.attribution.state import STATE_VERSION, Adjustment, Conversion, Touch, UserState, pack, unpack
 from app.attribution.users import answer, changes, prune, take_in
 from app.policy.load import parse_policy
@@ -56,7 +58,9 @@ histories = st.lists(st.one_of(touches, touches, conversions, conversions, adjus
 
 
 def run(batches: list[list[Any]]) -> tuple[dict[bytes, Any], Counter[tuple[Any, ...]], dict[bytes, list[int]]]:
-    """Takes the batches in, one step each, as the counter does: stored touches are offered again with each step."""
+    """Takes the batches in, one step each, as the counter does: where a touch is late all that are stored are offered again, else
+    the best ones of each new conversion.
+    """
     packed: bytes | None = None
     rows: dict[bytes, Any] = {}
     counts: Counter[tuple[Any, ...]] = Counter()
@@ -65,8 +69,12 @@ def run(batches: list[list[Any]]) -> tuple[dict[bytes, Any], Counter[tuple[Any, 
     for batch in batches:
         state = unpack(packed)
         stored += touches_in(batch)
-        before = take_in(state, arrived_in(batch), adjustments_in(batch), stored, {}, POLICY, 0).before
-        change = changes("a", "u", state, before, POLICY)
+        arrived = arrived_in(batch)
+        latest_ms = max((conversion.time_ms for conversion in state.conversions), default=0)
+        is_late = any(touch.time_ms < latest_ms for _, touch in touches_in(batch))
+        offered = stored if is_late else best_of(arrived, stored)
+        taken = take_in(state, arrived, adjustments_in(batch), offered, {}, POLICY, 0, is_late)
+        change = changes("a", "u", taken.judged, taken.before, POLICY)
         for key, row in change.rows:
             if row is None:
                 rows.pop(key)
@@ -91,6 +99,14 @@ def arrived_in(events: list[Any]) -> list[Arrived]:
             copy = unpack(pack(UserState(STATE_VERSION, [conversion], []))).conversions[0]
             found.append(Arrived(copy, is_repeat))
     return found
+
+
+def best_of(arrived: list[Arrived], stored: list[Any]) -> list[Any]:
+    """Of stored touches those that the conversions will be credited to."""
+    copies = [copy for copy, _ in arrived_in(list(arrived))]
+    for copy in copies:
+        credit(copy, stored, POLICY)
+    return [credited for copy in copies for credited in copy.credits.items()]
 
 
 def adjustments_in(events: list[Any]) -> list[Adjustment]:
@@ -147,8 +163,8 @@ def test_neither_the_order_nor_the_cuts_change_the_answer(history: list[Any], ch
 def test_what_is_pruned_changes_no_decision_on_what_is_kept(history: list[Any], stream_s: int) -> None:
     state = UserState(STATE_VERSION, [], [])
     events = distinct(history)
-    take_in(state, arrived_in(events), adjustments_in(events), touches_in(events), {}, POLICY, 0)
-    changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], {}, POLICY, 0).before, POLICY)
+    take_in(state, arrived_in(events), adjustments_in(events), touches_in(events), {}, POLICY, 0, True)
+    changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], {}, POLICY, 0, True).before, POLICY)
     whole = unpack(pack(state))
     prune(state, stream_s * SECOND_MS - POLICY.conversion_retention_ms())
     kept = answer(state, POLICY).settlement.decisions
@@ -169,10 +185,32 @@ def moved(event: Any, by_ms: int, suffix: str) -> Any:
     return msgspec.structs.replace(event, **new)
 
 
+def time_of(event: Any) -> int:
+    if isinstance(event, tuple):
+        return time_of(event[0] if isinstance(event, Arrived) else event[1])
+    time_ms: int = event.time_ms
+    return time_ms
+
+
 # Few ids, and mostly what counts one a touch, so that places are taken and come free.
 signups = conversions.map(lambda conversion: msgspec.structs.replace(conversion, name="signup", platform="meta"))
 clicks = touches.map(lambda placed: ("meta", msgspec.structs.replace(placed[1], kind="click", event_id="t0")))
 dense = st.lists(st.one_of(clicks, clicks, signups, signups, touches, conversions, adjustments), max_size=8)
+
+
+reports = signups.map(lambda signup: msgspec.structs.replace(signup, event_id="x0", time_ms=signup.time_ms // 10))
+crowded = st.lists(st.one_of(clicks, signups, signups, reports, conversions, touches), min_size=4, max_size=16)
+
+
+@given(st.one_of(crowded, crowded, histories), st.lists(st.integers(1, 4), min_size=16, max_size=16))
+@settings(max_examples=1000)
+def test_a_step_judges_everything_that_new_conversions_concern(history: list[Any], counts: list[int]) -> None:
+    events = sorted(distinct(history), key=time_of)  # so no touch is late, and a step leaves out what it can
+    ends = [0, *accumulate(counts)]
+    pieces = run([events[start:end] for start, end in pairwise(ends)])
+    whole = run([events[: ends[-1]]])
+    assert pieces[0] == whole[0]
+    assert pieces[1] == whole[1]
 
 
 @given(st.lists(dense, min_size=2, max_size=5), st.lists(st.integers(0, 80), min_size=5, max_size=5))
@@ -189,7 +227,7 @@ def test_what_was_let_go_changes_no_decision_on_what_comes_later_however_often_i
         known += touches_in(new)
         for state in (whole, pruned):
             copies = unpack(pack(UserState(STATE_VERSION, [], adjustments_in(new))))
-            take_in(state, arrived_in(new), copies.adjustments, known, {}, POLICY, end_ms - horizon_ms)
+            take_in(state, arrived_in(new), copies.adjustments, known, {}, POLICY, end_ms - horizon_ms, True)
         times_ms = [each.conversion.time_ms for each in arrived_in(new)]
         times_ms += [touch.time_ms for _, touch in touches_in(new)] + [each.time_ms for each in adjustments_in(new)]
         end_ms = max([end_ms, *times_ms])
