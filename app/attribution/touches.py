@@ -15,7 +15,19 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from app.attribution.state import Touch
-from app.columns.table import HASH, Command, Lookup, Runner, StateDamaged, Table, among, distinct, record_type
+from app.columns.table import (
+    HASH,
+    TIME,
+    Command,
+    Latest,
+    Lookup,
+    Runner,
+    StateDamaged,
+    Table,
+    among,
+    distinct,
+    record_type,
+)
 from app.columns.texts import Coded, KnownCodes, Texts, hash64, padded, stir, texts_of
 from app.contract.events import TOUCH_TYPES
 from app.policy.model import DAY_MS, Policy
@@ -26,6 +38,8 @@ SPAN_MAX_MS: Final = 45 * DAY_MS  # a record's time is its segment's start and 3
 NEW_MAX: Final = 1 << 16  # records of a partition that are in no run yet, over all segments
 MAX_CACHED_NAMES: Final = 1_000_000
 _NULL_CODE: Final = 0
+_NOBODY: Final = np.empty(0, dtype=np.uint64)
+_FIRST_MS, _LAST_MS = np.int64(-1), np.int64(2**62)  # before and after all times
 _PLATFORM: Final = np.uint64(0x9E3779B97F4A7C15)  # an advertiser may be called as a platform is, and is added too
 
 SegmentKey = tuple[str, int, int]  # kind, segment, id width
@@ -50,12 +64,34 @@ class Wanted(NamedTuple):
     lookups: list[tuple[SegmentKey, Lookup]]
 
 
+class _Seekers(NamedTuple):
+    """Whose touches of one kind are sought: user hashes (uint64, sorted, each once), the times (ms) of their first and their last
+    conversion, and since when (ms) a touch can be the latest before each of them.
+    """
+
+    hashes: np.ndarray
+    first_ms: np.ndarray
+    last_ms: np.ndarray
+    since_ms: np.ndarray
+
+    @staticmethod
+    def of(users: np.ndarray, times_ms: np.ndarray, whole: np.ndarray) -> "_Seekers":
+        """Of aligned columns; all that is stored of `whole` is before a last conversion, and no later one spares it."""
+        owners = np.concatenate([users, whole, whole])
+        all_ms = np.concatenate([times_ms, np.full(len(whole), _FIRST_MS), np.full(len(whole), _LAST_MS)])
+        order = np.lexsort((all_ms, owners))
+        owners, all_ms = owners[order], all_ms[order]
+        begins = np.flatnonzero(np.append(np.ones(len(owners[:1]), dtype=bool), owners[1:] != owners[:-1]))
+        ends = np.append(begins[1:], len(owners))[: len(begins)] - 1
+        return _Seekers(owners[begins], all_ms[begins], all_ms[ends], np.full(len(begins), _FIRST_MS))
+
+
 @cache
 def touch_record(width: int, attributes: int) -> np.dtype[Any]:
     """The layout of a record with event ids of `width` bytes and so many attribute codes; `time` in ms after the segment's
     start.
     """
-    return record_type([("time", "<u4"), ("id", f"S{width}"), *((f"code{at}", "<u8") for at in range(attributes))])
+    return record_type([(TIME, "<u4"), ("id", f"S{width}"), *((f"code{at}", "<u8") for at in range(attributes))])
 
 
 def platform_salts(codes: np.ndarray) -> np.ndarray:
@@ -127,7 +163,7 @@ class Touches:
             rows = np.flatnonzero(keys == key)
             kind, number, width = int(batch.kinds[rows[0]]), int(segments[rows[0]]), ID_WIDTHS[key % len(ID_WIDTHS)]
             packed = np.empty(len(rows), dtype=touch_record(width, self.width))
-            packed[HASH], packed["time"] = batch.users[rows], batch.times_ms[rows] - number * int(spans[rows[0]])
+            packed[HASH], packed[TIME] = batch.users[rows], batch.times_ms[rows] - number * int(spans[rows[0]])
             packed["id"] = padded(batch.event_ids.take(rows), width)
             for position, column in enumerate(batch.attributes):
                 packed[f"code{position}"] = column.codes[rows]
@@ -167,19 +203,24 @@ class Touches:
         return commands
 
     def wanted(self, asked: dict[str, tuple[np.ndarray, np.ndarray]], whole: np.ndarray) -> Wanted:
-        """The commands that read what may hold an eligible touch, by kind for user hashes (uint64) and conversion times (ms),
-        and everything that is stored of the user hashes in `whole`.
+        """The commands that read what holds the latest touch before a conversion, by kind for user hashes (uint64) and conversion
+        times (ms), where that may be eligible; and everything that is stored of the user hashes in `whole`.
         """
         wanted = Wanted([], [])
-        for segment, table in self.segments.items():
+        seekers = {
+            kind: _Seekers.of(*asked.get(kind, (whole[:0], whole[:0].astype(np.int64))), whole) for kind in self.kinds
+        }
+        for segment in sorted(self.segments, key=itemgetter(1), reverse=True):  # the latest first
             kind, number, _ = segment
-            users = whole
-            if kind in asked:
-                asking, times_ms = asked[kind]
-                start_ms = number * self.span_ms[kind]
-                end_ms = start_ms + self.span_ms[kind] + self.lookback_ms[kind]
-                users = np.concatenate([whole, asking[(start_ms < times_ms) & (times_ms < end_ms)]])
-            lookup = table.lookup(users)
+            start_ms = number * self.span_ms[kind]
+            end_ms = start_ms + self.span_ms[kind]
+            hashes, first_ms, last_ms, since_ms = seekers[kind]
+            rows = np.flatnonzero(
+                (start_ms < last_ms) & (first_ms < end_ms + self.lookback_ms[kind]) & (since_ms < end_ms)
+            )
+            latest = Latest(first_ms[rows] - start_ms, since_ms[rows] - start_ms)
+            lookup = self.segments[segment].lookup(hashes[rows], latest)
+            since_ms[rows] = latest.since + start_ms
             wanted.lookups.append((segment, lookup))
             wanted.commands.extend(lookup.commands)
         return wanted
@@ -194,19 +235,35 @@ class Touches:
         return wanted
 
     def read(
-        self, wanted: Wanted, replies: list[bytes], records: dict[SegmentKey, np.ndarray], users: np.ndarray
+        self,
+        wanted: Wanted,
+        replies: list[bytes],
+        records: dict[SegmentKey, np.ndarray],
+        users: np.ndarray,
+        run: Runner,
     ) -> list[tuple[SegmentKey, np.ndarray]]:
         """The stored records of the wanted users, and this batch's of `users` (sorted hashes), by segment. Raises
         `StateDamaged`.
         """
+        parts = self._stored(wanted, replies)
+        mistaken = distinct(
+            np.concatenate([_NOBODY, *(each for _, lookup in wanted.lookups for each in lookup.mistaken)])
+        )
+        if len(mistaken):
+            again = self.wanted_whole(mistaken)
+            parts = [(segment, found[~among(found[HASH], mistaken)]) for segment, found in parts]
+            parts += self._stored(again, run(again.commands))
+        # after the stored ones, so that equal records stay in order of acceptance
+        return parts + [(segment, packed[among(packed[HASH], users)]) for segment, packed in records.items()]
+
+    def _stored(self, wanted: Wanted, replies: list[bytes]) -> list[tuple[SegmentKey, np.ndarray]]:
         parts: list[tuple[SegmentKey, np.ndarray]] = []
         at = 0
         for segment, lookup in wanted.lookups:
             found = self.segments[segment].found(lookup, replies[at : at + len(lookup.commands)])
             at += len(lookup.commands)
             parts.append((segment, found))
-        # after the stored ones, so that equal records stay in order of acceptance
-        return parts + [(segment, packed[among(packed[HASH], users)]) for segment, packed in records.items()]
+        return parts
 
     def unknown_codes(self, found: Iterable["Found"]) -> list[int]:
         """The codes among the records whose names this process has not read yet."""
@@ -285,7 +342,7 @@ class Pool:
             return [None] * len(users)
         starts_ms = [segment[1] * self._span_ms[kind] for segment, _ in parts]
         held_ms = [
-            start_ms + records["time"].astype(np.int64) for start_ms, (_, records) in zip(starts_ms, parts, strict=True)
+            start_ms + records[TIME].astype(np.int64) for start_ms, (_, records) in zip(starts_ms, parts, strict=True)
         ]
         owners = np.concatenate([*(records[HASH] for _, records in parts), users])
         all_ms = np.concatenate([*held_ms, times_ms])

@@ -4,8 +4,11 @@ by hash.
 New records are appended to `<key>:new` and held in memory. NEW_MAX of them become a *run*, which is sorted by hash and
 never changes: `<key>:<run>:at` are the upper halves of its hashes, held in memory too (4 bytes a record), `<key>:<run>` is
 the rest of its records. FAN_OUT runs of a level are merged into one of the next. So a batch costs one APPEND however much
-is stored, a record is rewritten twice or three times in its life, and a lookup reads just the records that it wants: a
+is stored, a record is rewritten once or twice in its life, and a lookup reads just the records that it wants: a
 log-structured merge tree (O'Neil et al., 1996) whose index is in memory. `<key>:runs` lists the runs.
+
+Records may have a time. Then a lookup can ask for the latest one before some time alone, and reads no run all of which is
+older than one that has a record of that hash.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +19,9 @@ import numpy as np
 
 NEW_MAX: Final = 1 << 14  # records that are not in a run yet
 FAN_OUT: Final = 8
-RUN_MAX: Final = (
-    1 << 20
-)  # records of a run; merging more would hold a batch up for longer than a few tenths of a second
+RUN_MAX_BYTES: Final = 12 << 20  # of a run: merging takes some six times as much memory, and holds the batch up
 HASH: Final = "hash"  # the last field of every record
+TIME: Final = "time"  # the field of those that have a time, a uint32
 _HALF: Final = 4  # bytes of half a hash
 _UPPER: Final = np.uint64(32)
 _MARKS: Final = 1 << 14
@@ -34,11 +36,24 @@ class StateDamaged(Exception):
 
 
 class Run(msgspec.Struct, array_like=True):
-    """One run as it is listed: its number, how often its records were merged, and how many they are."""
+    """One run as it is listed: its number, how often its records were merged, how many they are, and their smallest and
+    largest time where they have one.
+    """
 
     number: int
     level: int
     count: int
+    first: int = 0
+    last: int = 2**32 - 1
+
+
+class Latest(NamedTuple):
+    """That of each hash only the latest record before some times is wanted: the first of these times, and since when records
+    can be that one, which a lookup raises. Aligned int64.
+    """
+
+    before: np.ndarray
+    since: np.ndarray
 
 
 class Lookup(NamedTuple):
@@ -48,6 +63,10 @@ class Lookup(NamedTuple):
     spans: list[tuple[int, np.ndarray, np.ndarray]]  # place of the run; first and last + 1
     merged: list[int]  # places of runs that are read whole to be merged
     commands: list[Command]
+    trusted: dict[
+        int, np.ndarray
+    ]  # by place of a run the hashes whose older records are not asked for, since it has them
+    mistaken: list[np.ndarray]  # what `found` found of those that it has not: their upper halves are another one's
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -110,20 +129,30 @@ class Table:
         for place, each in enumerate(self.runs):
             yield self._whole(place, run([("GET", self._run_key(each))])[0])[HASH]
 
-    def lookup(self, hashes: np.ndarray) -> Lookup:
-        """The commands that `found` needs to find the records of these hashes (uint64)."""
-        hashes = distinct(hashes)
-        upper = distinct((hashes >> _UPPER).astype(np.uint32))
+    def lookup(self, hashes: np.ndarray, latest: Latest | None = None) -> Lookup:
+        """The commands that `found` needs to find the records of these hashes (uint64). With `latest`, which is aligned with
+        them, they are sorted and each is there once.
+        """
+        hashes = distinct(hashes) if latest is None else hashes
+        upper = (hashes >> _UPPER).astype(np.uint32)
         size = self.record.itemsize - _HALF
-        found = Lookup(hashes, [], self._due(), [])
+        found = Lookup(hashes, [], self._due(), [], {}, [])
         found.commands.extend(("GET", self._run_key(self.runs[place])) for place in found.merged)
-        for place, (each, held) in enumerate(zip(self.runs, self._upper, strict=True)):
-            if place in found.merged or not len(upper):
+        for place in reversed(range(len(self.runs))):  # the newest first, which spares most of the others
+            each, held = self.runs[place], self._upper[place]
+            rows = np.arange(len(upper)) if latest is None else np.flatnonzero(latest.since <= each.last)
+            if place in found.merged or not len(rows):
                 continue
-            first = held.searchsorted(upper)
-            first = first[held[np.minimum(first, len(held) - 1)] == upper]
-            if not len(first):
+            first = held.searchsorted(upper[rows])
+            is_held = held[np.minimum(first, len(held) - 1)] == upper[rows]
+            rows, first = rows[is_held], first[is_held]
+            if not len(rows):
                 continue
+            if latest is not None:
+                sure = rows[each.last < latest.before[rows]]
+                latest.since[sure] = np.maximum(latest.since[sure], each.first)
+                found.trusted[place] = hashes[sure]
+            first = first[np.flatnonzero(np.diff(first, prepend=-1))]  # two hashes may share their upper half
             last = held.searchsorted(held[first], side="right")
             found.spans.append((place, first, last))
             key = self._run_key(each)
@@ -144,6 +173,8 @@ class Table:
             counts = last - first
             self._expect(rest, int(counts.sum()) * (self.record.itemsize - _HALF))
             parts[place] = self._joined(np.repeat(self._upper[place][first], counts), rest)
+        for place, hashes in lookup.trusted.items():
+            lookup.mistaken.append(hashes[~among(hashes, parts[place][HASH])])
         found = [parts[place] for place in sorted(parts)] + ([self._fresh()] if len(lookup.hashes) else [])
         chosen = [records[among(records[HASH], lookup.hashes)] for records in found]
         if len(chosen) == 1:
@@ -159,8 +190,8 @@ class Table:
         if self.new_count >= NEW_MAX or (flush and self.new_count):
             fresh = self._fresh()
             self._new, self.new_count = np.empty(0, dtype=self._new.dtype), 0
-            run = Run(max((each.number for each in self.runs), default=0) + 1, 0, len(fresh))
-            commands += [("UNLINK", f"{self.key}:new"), *self._store(len(self.runs), run, fresh)]
+            number = max((each.number for each in self.runs), default=0) + 1
+            commands += [("UNLINK", f"{self.key}:new"), *self._store(len(self.runs), number, 0, fresh)]
         elif len(records):
             commands.append(("APPEND", f"{self.key}:new", records.tobytes()))
         return commands
@@ -187,7 +218,7 @@ class Table:
         for level in sorted({run.level for run in self.runs}):
             places = [place for place, run in enumerate(self.runs) if run.level == level]
             counts = np.cumsum([self.runs[place].count for place in places])
-            fitting = int(np.searchsorted(counts, RUN_MAX, side="right"))
+            fitting = int(np.searchsorted(counts, RUN_MAX_BYTES // self.record.itemsize, side="right"))
             if len(places) >= FAN_OUT and fitting > 1:
                 return places[: min(fitting, FAN_OUT)]
         return []
@@ -201,13 +232,16 @@ class Table:
         del self.runs[places[0] : places[-1] + 1], self._upper[places[0] : places[-1] + 1]
         gone = [key for run in old for key in (self._run_key(run), f"{self._run_key(run)}:at")]
         number = max(run.number for run in (*old, *self.runs)) + 1
-        return [("UNLINK", *gone), *self._store(places[0], Run(number, old[0].level + 1, len(records)), records)]
+        return [("UNLINK", *gone), *self._store(places[0], number, old[0].level + 1, records)]
 
-    def _store(self, place: int, run: Run, records: np.ndarray) -> list[Command]:
+    def _store(self, place: int, number: int, level: int, records: np.ndarray) -> list[Command]:
         """Takes a new run in; the commands that write it."""
+        run = Run(number, level, len(records))
+        if TIME in (self.record.names or ()):
+            run.first, run.last = int(records[TIME].min()), int(records[TIME].max())
         hashes = np.ascontiguousarray(records[HASH])
         # equal hashes stay in the order in which they were written
-        order = np.argsort(hashes, kind="stable") if run.level else _order(hashes)
+        order = np.argsort(hashes, kind="stable") if level else _order(hashes)
         ordered = records.view(self._new.dtype).take(order).view(self._halves)
         upper = np.ascontiguousarray(ordered["upper"])
         self.runs.insert(place, run)

@@ -87,7 +87,7 @@ class Trails:
         run: Run,
     ) -> None:
         assert view.visits is not None
-        visited = view.visits.read(reading.wanted, replies, reading.records, distinct(reading.bases))
+        visited = view.visits.read(reading.wanted, replies, reading.records, distinct(reading.bases), run)
         self._view, self._policy, self._run = view, policy, run
         self._platforms = reading.platforms
         self._users = {field: user for user, field in enumerate(fields)}

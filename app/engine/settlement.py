@@ -94,10 +94,11 @@ def settle_users(
             policy,
             fold,
         )
-    replies = iter(run([command for reading in readings.values() for command in reading.commands]))
+    replies = run([command for reading in readings.values() for command in reading.commands])
     changed: list[CountDelta] = []
     for partition, reading in readings.items():
-        found = [next(replies) for _ in reading.commands]
+        found = replies[: len(reading.commands)]
+        del replies[: len(found)]  # whole runs may be among them
         quiet = partition in suppressed
         deltas = _settle_partition(partition, reading, found, quiet, policy, settings, run, fold)
         if not quiet:
@@ -215,7 +216,7 @@ def _settle_partition(
         users = reading.followed.hashes.ravel()
     else:
         users = np.concatenate([np.empty(0, dtype=np.uint64), *(users for _, users, _ in places.values())])
-    parts = view.touches.read(reading.wanted, touched, reading.records, distinct(users))
+    parts = view.touches.read(reading.wanted, touched, reading.records, distinct(users), run)
     credits = _credits(view, reading.work, places, touch_store.Pool(parts, view.touches.span_ms), run)
     followed, paths_of = _follow(reading, states, parts, found[at + len(touched) :], policy, run)
     since_ms = view.settled_ms - policy.bounds.correction_horizon_ms  # before what is older stands no accepted event

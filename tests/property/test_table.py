@@ -32,7 +32,7 @@ def small() -> Iterator[None]:
     with (
         patch.object(table_module, "NEW_MAX", 8),
         patch.object(table_module, "FAN_OUT", 3),
-        patch.object(table_module, "RUN_MAX", 60),
+        patch.object(table_module, "RUN_MAX_BYTES", 60 * RECORD.itemsize),
     ):
         yield
 
