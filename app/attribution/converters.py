@@ -5,13 +5,14 @@ conversion time) pairs of the conversions of one day of event time; a touch olde
 makes its user settle again.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
 import xxhash
 
 from app.attribution.state import NEVER_MS
+from app.columns.table import distinct
 from app.policy.model import DAY_MS
 
 BUCKETS: Final = 64
@@ -68,12 +69,12 @@ class Converters:
 
     def note(self, pairs: list[tuple[int, int]]) -> list[Command]:
         """Notes new conversions as (user hash, time ms); the APPENDs that store them."""
-        by_day: dict[int, list[tuple[int, int]]] = {}
-        for user, time_ms in pairs:
-            by_day.setdefault(time_ms // DAY_MS, []).append((user, time_ms))
-        self._learn(pairs)
-        self.days |= by_day.keys()
-        return [("APPEND", self.late_key(day), np.array(found, dtype=_PAIR).tobytes()) for day, found in by_day.items()]
+        found = np.array(pairs, dtype=_PAIR)
+        days = found["time"] // DAY_MS
+        begun = distinct(days).tolist()
+        self._learn(found)
+        self.days.update(begun)
+        return [("APPEND", self.late_key(day), found[days == day].tobytes()) for day in begun]
 
     def late(self, users: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
         """Which touches are older than a conversion of their user: rows, of aligned columns of user hashes and times (ms)."""
@@ -88,26 +89,28 @@ class Converters:
     def _places(self, users: np.ndarray) -> np.ndarray:
         return (users & np.uint64(len(self._newest) - 1)).astype(np.int64)
 
-    def _learn(self, pairs: list[tuple[int, int]]) -> None:
+    def _learn(self, pairs: np.ndarray) -> None:
         """Takes conversions in, as (user hash, time ms)."""
-        for user, time_ms in pairs:
-            if time_ms > self.latest_ms.get(user, NEVER_MS):
-                self.latest_ms[user] = time_ms
-        self._mark({user for user, _ in pairs})
+        latest_ms = self.latest_ms
+        for user, time_ms in pairs.tolist():
+            if time_ms > latest_ms.get(user, NEVER_MS):
+                latest_ms[user] = time_ms
+        if len(latest_ms) > len(self._newest):
+            self._place_anew(2 * _power_of_two(len(latest_ms)))
+        else:
+            np.maximum.at(self._newest, self._places(pairs["user"]), pairs["time"])
 
-    def _mark(self, users: Collection[int]) -> None:
-        """Takes the times of these users in."""
-        if len(self.latest_ms) > len(self._newest):
-            self._newest = self._nobody(2 * _power_of_two(len(self.latest_ms)))
-            users = self.latest_ms.keys()
+    def _place_anew(self, places: int) -> None:
+        """Gives all who converted so many places."""
+        users, times_ms = self.latest_ms.keys(), self.latest_ms.values()
+        self._newest = self._nobody(places)
         hashes = np.fromiter(users, dtype=np.uint64, count=len(users))
-        times_ms = np.fromiter(map(self.latest_ms.__getitem__, users), dtype=np.int64, count=len(users))
-        np.maximum.at(self._newest, self._places(hashes), times_ms)
+        np.maximum.at(self._newest, self._places(hashes), np.fromiter(times_ms, dtype=np.int64, count=len(users)))
 
     def load(self, blobs: Iterable[bytes | None]) -> None:
         """Reads the stored pairs back after this process took the partition over."""
         for blob in blobs:
-            self._learn(np.frombuffer(blob or b"", dtype=_PAIR).tolist())
+            self._learn(np.frombuffer(blob or b"", dtype=_PAIR))
 
     def expire(self, stream_ms: int) -> list[Command]:
         """Forgets days that no accepted touch can be late for any more; the UNLINKs that free them."""
@@ -117,8 +120,7 @@ class Converters:
         self.days -= ended
         floor_ms = stream_ms - self.horizon_ms
         self.latest_ms = {user: time_ms for user, time_ms in self.latest_ms.items() if time_ms >= floor_ms}
-        self._newest = self._nobody(_PLACES_MIN)
-        self._mark(self.latest_ms.keys())
+        self._place_anew(max(_PLACES_MIN, _power_of_two(len(self.latest_ms))))
         return [("UNLINK", *(self.late_key(day) for day in sorted(ended)))]
 
     def _bucket(self, field: str) -> int:

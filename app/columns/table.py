@@ -164,9 +164,9 @@ class Table:
 
     def found(self, lookup: Lookup, replies: list[bytes]) -> np.ndarray:
         """The records of the hashes, in the order in which they were written. Raises `StateDamaged`."""
-        self._merging = {place: self._whole(place, reply) for place, reply in zip(lookup.merged, replies, strict=False)}
         at = len(lookup.merged)
-        parts: dict[int, np.ndarray] = dict(self._merging) if len(lookup.hashes) else {}
+        self._merging = {place: self._whole(place, reply) for place, reply in zip(lookup.merged, replies, strict=False)}
+        parts: dict[int, np.ndarray] = {}
         for place, first, last in lookup.spans:
             rest = b"".join(replies[at : at + len(first)])
             at += len(first)
@@ -175,11 +175,13 @@ class Table:
             parts[place] = self._joined(np.repeat(self._upper[place][first], counts), rest)
         for place, hashes in lookup.trusted.items():
             lookup.mistaken.append(hashes[~among(hashes, parts[place][HASH])])
-        found = [parts[place] for place in sorted(parts)] + ([self._fresh()] if len(lookup.hashes) else [])
-        chosen = [records[among(records[HASH], lookup.hashes)] for records in found]
-        if len(chosen) == 1:
-            return chosen[0]
-        return self._all_of(chosen) if chosen else np.empty(0, dtype=self.record)
+        if not len(lookup.hashes):
+            return np.empty(0, dtype=self.record)
+        # where none is merged, which is nearly always, what was read of runs is little and looked through at once
+        parts |= self._merging
+        read = [self._all_of([parts[place] for place in sorted(parts)])] if parts else []
+        chosen = [records[among(records[HASH], lookup.hashes)] for records in (*read, self._fresh())]
+        return self._all_of(chosen) if read else chosen[0]
 
     def write(self, records: np.ndarray, flush: bool = False) -> list[Command]:
         """The commands that store new records, and what comes due with them. `flush`: make a run of the new ones anyway."""

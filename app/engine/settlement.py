@@ -222,6 +222,7 @@ def _settle_partition(
     since_ms = view.settled_ms - policy.bounds.correction_horizon_ms  # before what is older stands no accepted event
     out: dict[str, bytes | None] = {}
     changed: list[CountDelta] = []
+    judged: list[tuple[bytes, AttributedRow | None]] = []
     noted: list[tuple[int, int]] = []
     for field, user in reading.work.items():
         state = states[field]
@@ -233,10 +234,12 @@ def _settle_partition(
             for platform in change.corrected:
                 fold.counted["corrected", platform] += 1
             if not quiet:
+                judged += change.rows
                 _publish(partition, change, settings, fold)
         noted += [(user.base, each.time_ms) for each in user.conversions() if each.time_ms > state.forgotten_ms]
         _let_go(state, view)
         out[field] = None if state.is_empty() else pack(state)
+    publish(partition, judged, settings, fold)
     if reading.swept is not None:
         out |= _sweep(found[-1], out, view)
     fold.writes.setdefault(partition, []).extend(
@@ -318,8 +321,6 @@ def _settle_user(
 
 
 def _publish(partition: int, change: Change, settings: Settings, fold: Fold) -> None:
-    if change.rows:
-        publish(partition, change.rows, settings, fold)
     if change.journeys or change.models:
         publish_journeys(partition, change.journeys, change.models, settings, fold)
     for adjustment, reason in change.refused:
@@ -352,13 +353,17 @@ def _credits(
 
 def publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], settings: Settings, fold: Fold) -> None:
     """Adds rows of conversions, or their deletions, to what the batch publishes."""
+    if not changed:
+        return
+    shown = [row for _, row in changed if row is not None]
+    fold.counted.update([("conversion", row.platform, row.method, row.status) for row in shown])
+    fold.converted += [
+        (row.platform, row.conversion_name, row.time_to_convert_ms)
+        for row in shown
+        if row.revision == 1 and row.status == rows.COUNTED and row.time_to_convert_ms is not None
+    ]
     out = fold.outputs.setdefault((settings.attributed_topic, partition), [])
-    for key, row in changed:
-        if row is not None:
-            fold.counted["conversion", row.platform, row.method, row.status] += 1
-            if row.revision == 1 and row.status == rows.COUNTED and row.time_to_convert_ms is not None:
-                fold.converted.append((row.platform, row.conversion_name, row.time_to_convert_ms))
-        out.append({"key": key, "value": None if row is None else rows.encode(row)})
+    out += [{"key": key, "value": None if row is None else rows.encode(row)} for key, row in changed]
 
 
 def publish_journeys(
