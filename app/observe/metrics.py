@@ -134,9 +134,12 @@ class Metrics:
             else:
                 family = self.families[_NAMED[what]]
                 (family.labels(*labels) if labels else family).inc(count)
-
+        series: dict[tuple[str, str], Any] = {}  # to look up a series takes as long as to observe
         for platform, action, time_ms in fold.converted:
-            self.families["onecount_time_to_convert_seconds"].labels(platform, action).observe(time_ms / 1000)
+            labels = platform, action
+            if labels not in series:
+                series[labels] = self.families["onecount_time_to_convert_seconds"].labels(*labels)
+            series[labels].observe(time_ms / 1000)
 
     def transaction(self, result: str) -> None:
         """A transaction was committed, given up, or nobody knows yet."""
