@@ -63,10 +63,8 @@ class Lookup(NamedTuple):
     spans: list[tuple[int, np.ndarray, np.ndarray]]  # place of the run; first and last + 1
     merged: list[int]  # places of runs that are read whole to be merged
     commands: list[Command]
-    trusted: dict[
-        int, np.ndarray
-    ]  # by place of a run the hashes whose older records are not asked for, since it has them
-    mistaken: list[np.ndarray]  # what `found` found of those that it has not: their upper halves are another one's
+    trusted: dict[int, np.ndarray]  # by place of a run: whose older records are not asked for, since it has one
+    mistaken: list[np.ndarray]  # of those, found by `found`, who has none there: the upper half was another's
 
 
 _encode = msgspec.msgpack.Encoder().encode
