@@ -235,6 +235,7 @@ def local_redis_cluster(
         "appendonly": True,
         "appendfsync": "everysec",
         "rdbcompression": False,
+        "auto-aof-rewrite-min-size": "1gb",
         "save": "",
         "maxmemory-policy": "noeviction",
         "cluster-enabled": True,

@@ -98,6 +98,7 @@ def local_redis(
         "appendonly": appendonly,
         "appendfsync": "everysec",
         "rdbcompression": False,  # binary tables hardly compress, and a rewrite of the file spends most of its CPU on it
+        "auto-aof-rewrite-min-size": "1gb",  # a small file is loaded in a second or two, however often records were rewritten
         "save": "",
         "maxmemory-policy": "noeviction",
         "maxmemory": 0 if maxmemory is None else maxmemory,
