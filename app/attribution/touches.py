@@ -208,7 +208,7 @@ class Touches:
         """
         wanted = Wanted([], [])
         seekers = {
-            kind: _Seekers.of(*asked.get(kind, (whole[:0], whole[:0].astype(np.int64))), whole) for kind in self.kinds
+            kind: _Seekers.of(*asked.get(kind, (_NOBODY, _NOBODY.astype(np.int64))), whole) for kind in self.kinds
         }
         for segment in sorted(self.segments, key=itemgetter(1), reverse=True):  # the latest first
             kind, number, _ = segment

@@ -9,17 +9,18 @@ import orjson
 
 from app.attribution.converters import BUCKETS as CONVERTER_BUCKETS
 from app.attribution.converters import user_field
+from app.attribution.expiry import expire
 from app.attribution.journeys import journey_row
 from app.attribution.state import Conversion, UserState, pack, unpack
 from app.attribution.takeover import WHOLE, Cut, take_over
-from app.attribution.users import CountDelta, answer, attributed_row, expire, put_journey
+from app.attribution.users import CountDelta, answer, attributed_row, put_journey
 from app.contract import rows
 from app.contract.events import to_micros
 from app.contract.journeys import JourneyRow, decode_journey, journey_key
 from app.contract.rows import AttributedRow
 from app.engine.counter_partition import CounterPartition
 from app.engine.fold import Fold, Published, Run
-from app.engine.settlement import publish, publish_journeys
+from app.engine.publishing import publish, publish_journeys
 from app.policy.model import Policy
 from app.settings import Settings
 

@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from app.attribution import touches as touch_store
+from app.attribution.expiry import expire
 from app.attribution.forgetting import forget, forgotten_until, spared
 from app.attribution.state import NEVER_MS, Conversion, Touch, UserState, pack, unpack
-from app.attribution.users import Change, CountDelta, Paths, changes, expire, take_in
+from app.attribution.users import Change, CountDelta, Paths, changes, take_in
 from app.columns.table import distinct
 from app.columns.texts import Coded, Texts, hash64, texts_of
-from app.contract import rows
 from app.contract.events import BROWSER, SERVER, TOUCH_TYPES, Rejection
-from app.contract.journeys import JourneyRow, ModelRow
 from app.contract.rows import AttributedRow
 from app.engine import paths
 from app.engine.counter_partition import CounterPartition, UserWork
 from app.engine.fold import Command, Fold, Run
+from app.engine.publishing import publish, publish_journeys
 from app.policy.model import Policy
 from app.publish import records
 from app.settings import Settings
@@ -349,35 +349,6 @@ def _credits(
     for (field, platform, _, _), touch in best:
         credits[field].append((platform, view.touches.touch(touch)))
     return credits
-
-
-def publish(partition: int, changed: list[tuple[bytes, AttributedRow | None]], settings: Settings, fold: Fold) -> None:
-    """Adds rows of conversions, or their deletions, to what the batch publishes."""
-    if not changed:
-        return
-    shown = [row for _, row in changed if row is not None]
-    fold.counted.update([("conversion", row.platform, row.method, row.status) for row in shown])
-    fold.converted += [
-        (row.platform, row.conversion_name, row.time_to_convert_ms)
-        for row in shown
-        if row.revision == 1 and row.status == rows.COUNTED and row.time_to_convert_ms is not None
-    ]
-    out = fold.outputs.setdefault((settings.attributed_topic, partition), [])
-    out += [{"key": key, "value": None if row is None else rows.encode(row)} for key, row in changed]
-
-
-def publish_journeys(
-    partition: int,
-    journeys: list[tuple[bytes, JourneyRow | None]],
-    models: list[tuple[bytes, ModelRow | None]],
-    settings: Settings,
-    fold: Fold,
-) -> None:
-    """Adds rows of journeys and of their models, or their deletions, to what the batch publishes."""
-    for topic, changed in ((settings.journeys_topic, journeys), (settings.models_topic, models)):
-        for key, row in changed:
-            value = None if row is None else rows.encode(row)
-            records.add(fold.outputs, topic, partition, {"key": key, "value": value})
 
 
 def _let_go(state: UserState, view: CounterPartition) -> None:

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.local.processes import HOST, LocalServiceError, pick_ports
-from app.local.redis_server import PING_TIMEOUT_S, START_TIMEOUT_S, LocalRedis
+from app.local.redis_server import FOR_STATE, PING_TIMEOUT_S, START_TIMEOUT_S, LocalRedis
 
 SLOTS = 16_384
 NODE_TIMEOUT_MS = 2_000  # a dead master's replica takes over after some 1.5 times this
@@ -231,13 +231,9 @@ def local_redis_cluster(
 
     Raises NotInstalledError when redis-server is missing, LocalServiceError when a node does not start.
     """
-    settings = {
+    settings: dict[str, object] = {
         "appendonly": True,
-        "appendfsync": "everysec",
-        "rdbcompression": False,
-        "auto-aof-rewrite-min-size": "1gb",
-        "save": "",
-        "maxmemory-policy": "noeviction",
+        **FOR_STATE,
         "cluster-enabled": True,
         "cluster-node-timeout": node_timeout_ms,
         "repl-diskless-sync-delay": 0,

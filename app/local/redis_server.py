@@ -16,6 +16,14 @@ from app.local.processes import HOST, ChildProcess, NotInstalledError, pick_port
 START_TIMEOUT_S = 30.0  # an empty one starts in some 30 ms; one with data first loads it
 STOP_TIMEOUT_S = 30.0
 PING_TIMEOUT_S = 1.0
+# For a Redis that holds state, as docs/deploy.md has it.
+FOR_STATE: dict[str, object] = {
+    "appendfsync": "everysec",
+    "rdbcompression": False,  # binary tables hardly compress, and a rewrite of the file spends most of its CPU on it
+    "auto-aof-rewrite-min-size": "1gb",  # a small file is loaded in a second or two, however often records were rewritten
+    "save": "",
+    "maxmemory-policy": "noeviction",
+}
 
 
 class LocalRedis:
@@ -94,13 +102,9 @@ def local_redis(
     Raises NotInstalledError when redis-server is missing, LocalServiceError (with the end of its log) when it does
     not start.
     """
-    settings = {
+    settings: dict[str, object] = {
         "appendonly": appendonly,
-        "appendfsync": "everysec",
-        "rdbcompression": False,  # binary tables hardly compress, and a rewrite of the file spends most of its CPU on it
-        "auto-aof-rewrite-min-size": "1gb",  # a small file is loaded in a second or two, however often records were rewritten
-        "save": "",
-        "maxmemory-policy": "noeviction",
+        **FOR_STATE,
         "maxmemory": 0 if maxmemory is None else maxmemory,
         **{name.replace("_", "-"): value for name, value in config.items()},
     }

@@ -8,10 +8,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.attribution.expiry import prune
 from app.attribution.merging import Arrived
 from app.attribution.settle import credit
 from app.attribution.state import STATE_VERSION, Adjustment, Conversion, Touch, UserState, pack, unpack
-from app.attribution.users import answer, changes, prune, take_in
+from app.attribution.users import answer, changes, take_in
 from app.policy.load import parse_policy
 
 POLICY, _ = parse_policy(
