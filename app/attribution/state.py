@@ -3,6 +3,7 @@
 Plain structs that are stored as one MessagePack value per (advertiser, user).
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -86,6 +87,13 @@ class Conversion(msgspec.Struct, array_like=True, gc=False):
         """What makes two events of one user the same conversion event."""
         return self.platform, self.name, self.event_id
 
+    def shared_ids(self) -> list[str]:
+        """The ids by which it may be judged together with others."""
+        ids = [self.event_id, *[touch.event_id for touch in self.credits.values()]]
+        if self.order_id:
+            ids.append(self.order_id)
+        return ids + [report.order_id for report in self.reports if report.order_id]
+
 
 class Adjustment(msgspec.Struct, array_like=True, gc=False):
     """One accepted retraction or restatement, with its record's coordinates for the dead letter that a refusal
@@ -117,23 +125,34 @@ class Adjustment(msgspec.Struct, array_like=True, gc=False):
         return self.name.partition(TAKEN_OVER)[0]
 
 
-class UserState(msgspec.Struct, array_like=True, gc=False):
-    """Everything held for one (advertiser, user). `version` guards against reading what another release wrote."""
+class UserState(msgspec.Struct, gc=False):
+    """Everything held for one (advertiser, user), or what of it a step must judge."""
 
-    version: int
     conversions: list[Conversion]
     adjustments: list[Adjustment]
     last_order: tuple[int, str, str] | None = None  # of the paid orders no longer held: time (ms), event_id, name
     forgotten_ms: int = NEVER_MS  # the person was forgotten up to and including this time
+    others: list[msgspec.Raw] = []  # the conversions that are not judged in this step, as they are stored
 
     def is_empty(self) -> bool:
         """Whether nothing is left to hold."""
         is_known = self.last_order is not None or self.forgotten_ms != NEVER_MS
-        return not (self.conversions or self.adjustments or is_known)
+        return not (self.conversions or self.adjustments or self.others or is_known)
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(UserState)
+class _Stored(msgspec.Struct, array_like=True, gc=False):
+    """The stored form. `version` guards against reading what another release wrote."""
+
+    version: int
+    conversions: list[msgspec.Raw]
+    adjustments: list[Adjustment]
+    last_order: tuple[int, str, str] | None = None
+    forgotten_ms: int = NEVER_MS
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Stored).decode
+_conversion = msgspec.msgpack.Decoder(Conversion).decode
 
 
 class UnknownStateVersion(Exception):
@@ -142,16 +161,58 @@ class UnknownStateVersion(Exception):
 
 def pack(state: UserState) -> bytes:
     """The stored form of a user's state."""
-    return _encoder.encode(state)
+    conversions = [*state.others, *state.conversions]
+    return _encode((STATE_VERSION, conversions, state.adjustments, state.last_order, state.forgotten_ms))
 
 
 def unpack(data: bytes | None) -> UserState:
     """A user's state from its stored form; None is a user without any. Raises `UnknownStateVersion`."""
     if data is None:
-        return UserState(STATE_VERSION, [], [])
-    state = _decoder.decode(data)
-    if state.version != STATE_VERSION:
-        raise UnknownStateVersion(
-            f"state version {state.version}, this release reads {STATE_VERSION}: run `onecount rebuild`"
-        )
+        return UserState([], [])
+    stored = _read(data)
+    conversions = [_conversion(each) for each in stored.conversions]
+    return UserState(conversions, stored.adjustments, stored.last_order, stored.forgotten_ms)
+
+
+def unpack_tied(data: bytes | None, ids: Iterable[str]) -> UserState:
+    """Of a user's state the conversions that may be judged together with new ones, whose `shared_ids` and touches' ids are `ids`;
+    the rest of them stay as they are stored. So a step costs hardly more for a user who did much before. Raises
+    `UnknownStateVersion`.
+
+    Conversions are judged together where they share their event_id, their order or their touch (docs/counting.md, sections 4 and
+    14), and with those that such ones are judged with. Where adjustments are held, or an order hangs on those before it, it takes
+    the whole state, of `unpack`.
+    """
+    if data is None:
+        return UserState([], [])
+    stored = _read(data)
+    if stored.adjustments or any(_encode(each) in data for each in ids):
+        state = unpack(data)
+        return state if stored.adjustments else _tied(state, stored.conversions, set(ids))
+    return UserState([], [], stored.last_order, stored.forgotten_ms, stored.conversions)
+
+
+def _tied(state: UserState, stored: list[msgspec.Raw], shared: set[str]) -> UserState:
+    """The state with those conversions alone that are tied to the ids, at once or by others; in their order."""
+    left = list(range(len(stored)))
+    count = 0
+    while len(left) != count:
+        count = len(left)
+        for at in left:
+            ids = state.conversions[at].shared_ids()
+            if not shared.isdisjoint(ids):
+                shared.update(ids)
+        left = [at for at in left if shared.isdisjoint(state.conversions[at].shared_ids())]
+    others = set(left)
+    state.others = [stored[at] for at in left]
+    state.conversions = [each for at, each in enumerate(state.conversions) if at not in others]
     return state
+
+
+def _read(data: bytes) -> _Stored:
+    stored = _decode(data)
+    if stored.version != STATE_VERSION:
+        raise UnknownStateVersion(
+            f"state version {stored.version}, this release reads {STATE_VERSION}: run `onecount rebuild`"
+        )
+    return stored

@@ -68,16 +68,24 @@ def answer(state: UserState, policy: Policy) -> Answer:
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
-    """What is judged of the state, the answer for that as it was before, how many of the new events were held already, how many
-    are of before the time up to which the person was forgotten, and of which reports something was kept: whether a browser made
-    each.
+    """The answer as it was before, how many of the new events were held already, how many are of before the time up to which the
+    person was forgotten, and of which reports something was kept: whether a browser made each.
     """
 
-    judged: UserState
     before: Answer
     repeats: int
     forgotten: int
     merged: list[bool]
+
+
+def ids_of(arrived: list[Arrived], touches: list[tuple[str, Touch]]) -> set[str]:
+    """The ids by which conversions that come may be judged together with those that are held. `touches`: those that they may be
+    credited to.
+    """
+    ids = {touch.event_id for _, touch in touches}
+    for conversion, _ in arrived:
+        ids.update(conversion.shared_ids())
+    return ids
 
 
 def take_in(
@@ -88,56 +96,21 @@ def take_in(
     paths: Paths,
     policy: Policy,
     since_ms: int,
-    is_late: bool,
 ) -> Taken:
     """Adds what is new to `state` in place; conversions in the order in which they came. `paths`: of the conversions that a new
-    touch or visit may stand before, which are those of `since_ms` (epoch ms) and later. `is_late`: whether `touches` are offered to
-    those that are held, too, since a new one may stand before them.
+    touch or visit may stand before, which are those of `since_ms` (epoch ms) and later.
     """
-    judged = state if is_late or adjustments else _concerned(state, arrived, touches, policy)
-    held = len(judged.conversions)
-    before, forgotten = answer(judged, policy), 0
+    before, forgotten = answer(state, policy), 0
     if state.forgotten_ms != NEVER_MS:
         came = _accepted(arrived, adjustments)
         arrived = [each for each in arrived if each.conversion.time_ms > state.forgotten_ms]
         adjustments = [adjustment for adjustment in adjustments if adjustment.time_ms > state.forgotten_ms]
         forgotten = came - _accepted(arrived, adjustments)
-    repeats, merged_by = take_in_order(judged.conversions, arrived, policy)
+    repeats, merged_by = take_in_order(state.conversions, arrived, policy)
     if adjustments:
         repeats += _add_adjustments(state.adjustments, adjustments)
-    look_back(judged, touches, paths, policy, since_ms)
-    if judged is not state:
-        state.conversions += judged.conversions[held:]
-    return Taken(judged, before, repeats, forgotten, merged_by)
-
-
-def _concerned(state: UserState, arrived: list[Arrived], touches: list[tuple[str, Touch]], policy: Policy) -> UserState:
-    """What of a state can concern conversions that come, as a state that shares its conversions with it: so a step costs hardly
-    more for a user who did much before. `touches`: those that the new ones may be credited to.
-
-    Conversions are judged together where they share their event_id, their order or their touch (docs/counting.md, sections 4 and
-    14), and with those that such ones are judged with. It is the whole state where adjustments are held, or journeys are followed,
-    in which each order hangs on those before it.
-    """
-    if not state.conversions or state.adjustments or policy.bounds.journeys is not None:
-        return state
-    shared = {touch.event_id for _, touch in touches}
-    for conversion, _ in arrived:
-        shared.update(_shared_ids(conversion))
-    left, found = state.conversions, list[Conversion]()
-    while tied := [conversion for conversion in left if not shared.isdisjoint(_shared_ids(conversion))]:
-        found += tied
-        left = [conversion for conversion in left if shared.isdisjoint(_shared_ids(conversion))]
-        shared.update(*map(_shared_ids, tied))
-    return msgspec.structs.replace(state, conversions=found)
-
-
-def _shared_ids(conversion: Conversion) -> list[str]:
-    """The ids by which a conversion may be judged together with others."""
-    ids = [conversion.event_id, *[touch.event_id for touch in conversion.credits.values()]]
-    if conversion.order_id:
-        ids.append(conversion.order_id)
-    return ids + [report.order_id for report in conversion.reports if report.order_id]
+    look_back(state, touches, paths, policy, since_ms)
+    return Taken(before, repeats, forgotten, merged_by)
 
 
 def _accepted(arrived: list[Arrived], adjustments: list[Adjustment]) -> int:

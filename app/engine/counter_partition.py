@@ -180,6 +180,10 @@ class UserWork:
         """Whether conversions that are held may be credited anew."""
         return self.is_late or self.is_forgotten()
 
+    def is_judged_whole(self, policy: Policy) -> bool:
+        """Whether what comes may concern all that is held of the user, and not just what shares an id with it."""
+        return self.looks_back() or bool(self.parts[0].adjustments) or policy.bounds.journeys is not None
+
     def conversions(self) -> list[Conversion]:
         """The conversions of all parts that are no repeats."""
         if len(self.parts) == 1:

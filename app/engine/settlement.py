@@ -11,8 +11,8 @@ import numpy as np
 from app.attribution import touches as touch_store
 from app.attribution.expiry import expire
 from app.attribution.forgetting import forget, forgotten_until, spared
-from app.attribution.state import NEVER_MS, Conversion, Touch, UserState, pack, unpack
-from app.attribution.users import Change, CountDelta, Paths, changes, take_in
+from app.attribution.state import NEVER_MS, Conversion, Touch, UserState, pack, unpack, unpack_tied
+from app.attribution.users import Change, CountDelta, Paths, changes, ids_of, take_in
 from app.columns.table import distinct
 from app.columns.texts import Coded, Texts, hash64, texts_of
 from app.contract.events import BROWSER, SERVER, TOUCH_TYPES, Rejection
@@ -205,7 +205,7 @@ def _settle_partition(
     stored: dict[str, bytes | None] = {}
     for fields, values in zip(reading.fields, found, strict=False):
         stored.update(zip(fields, values, strict=True))
-    states = {field: unpack(packed) for field, packed in stored.items()}
+    states = {field: unpack(stored[field]) for field, user in reading.work.items() if user.is_judged_whole(policy)}
     at = len(reading.fields)
     touched = found[at : at + len(reading.wanted.commands)]
     for field, user in reading.work.items():
@@ -225,7 +225,9 @@ def _settle_partition(
     judged: list[tuple[bytes, AttributedRow | None]] = []
     noted: list[tuple[int, int]] = []
     for field, user in reading.work.items():
-        state = states[field]
+        state = states.get(field)
+        if state is None:
+            state = unpack_tied(stored[field], ids_of(user.parts[0].arrived, credits[field]))
         steps = _settle_user(
             user, state, credits[field], followed.get(field, {}), partial(paths_of, field), since_ms, policy, fold
         )
@@ -302,15 +304,14 @@ def _settle_user(
             continue
         if at:
             paths = paths_of((*state.conversions, *part.conversions()), state.forgotten_ms)
-        is_late = user.looks_back()
-        taken = take_in(state, part.arrived, part.adjustments, touches, paths, policy, since_ms, is_late)
+        taken = take_in(state, part.arrived, part.adjustments, touches, paths, policy, since_ms)
         if taken.repeats:
             fold.counted["duplicate", "", "conversion"] += taken.repeats
         if taken.forgotten:
             fold.counted["forgotten",] += taken.forgotten
         for is_browser in taken.merged:
             fold.counted["merged", BROWSER if is_browser else SERVER] += 1
-        change = changes(*who, taken.judged, taken.before, policy)
+        change = changes(*who, state, taken.before, policy)
         if part.until_ms is not None:
             until_ms = forgotten_until(state, part.until_ms)
             found.append(spared(change, until_ms))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from app.attribution.expiry import prune
 from app.attribution.merging import Arrived
 from app.attribution.settle import credit
-from app.attribution.state import STATE_VERSION, Adjustment, Conversion, Touch, UserState, pack, unpack
-from app.attribution.users import answer, changes, take_in
+from app.attribution.state import Adjustment, Conversion, Touch, UserState, pack, unpack, unpack_tied
+from app.attribution.users import answer, changes, ids_of, take_in
 from app.policy.load import parse_policy
 
 POLICY, _ = parse_policy(
@@ -74,8 +74,11 @@ def run(batches: list[list[Any]]) -> tuple[dict[bytes, Any], Counter[tuple[Any, 
         latest_ms = max((conversion.time_ms for conversion in state.conversions), default=0)
         is_late = any(touch.time_ms < latest_ms for _, touch in touches_in(batch))
         offered = stored if is_late else best_of(arrived, stored)
-        taken = take_in(state, arrived, adjustments_in(batch), offered, {}, POLICY, 0, is_late)
-        change = changes("a", "u", taken.judged, taken.before, POLICY)
+        adjusted = adjustments_in(batch)
+        if not is_late and not adjusted:
+            state = unpack_tied(packed, ids_of(arrived, offered))
+        taken = take_in(state, arrived, adjusted, offered, {}, POLICY, 0)
+        change = changes("a", "u", state, taken.before, POLICY)
         for key, row in change.rows:
             if row is None:
                 rows.pop(key)
@@ -97,7 +100,7 @@ def arrived_in(events: list[Any]) -> list[Arrived]:
     for event in events:
         if isinstance(event, Conversion | Arrived):
             conversion, is_repeat = event if isinstance(event, Arrived) else Arrived(event)
-            copy = unpack(pack(UserState(STATE_VERSION, [conversion], []))).conversions[0]
+            copy = unpack(pack(UserState([conversion], []))).conversions[0]
             found.append(Arrived(copy, is_repeat))
     return found
 
@@ -162,10 +165,10 @@ def test_neither_the_order_nor_the_cuts_change_the_answer(history: list[Any], ch
 
 @given(histories, st.integers(0, 3000))
 def test_what_is_pruned_changes_no_decision_on_what_is_kept(history: list[Any], stream_s: int) -> None:
-    state = UserState(STATE_VERSION, [], [])
+    state = UserState([], [])
     events = distinct(history)
-    take_in(state, arrived_in(events), adjustments_in(events), touches_in(events), {}, POLICY, 0, True)
-    changes("a", "u", state, take_in(UserState(STATE_VERSION, [], []), [], [], [], {}, POLICY, 0, True).before, POLICY)
+    take_in(state, arrived_in(events), adjustments_in(events), touches_in(events), {}, POLICY, 0)
+    changes("a", "u", state, take_in(UserState([], []), [], [], [], {}, POLICY, 0).before, POLICY)
     whole = unpack(pack(state))
     prune(state, stream_s * SECOND_MS - POLICY.conversion_retention_ms())
     kept = answer(state, POLICY).settlement.decisions
@@ -218,7 +221,7 @@ def test_a_step_judges_everything_that_new_conversions_concern(history: list[Any
 def test_what_was_let_go_changes_no_decision_on_what_comes_later_however_often_ids_come_again(
     parts: list[list[Any]], gaps: list[int]
 ) -> None:
-    whole, pruned = (UserState(STATE_VERSION, [], []) for _ in range(2))
+    whole, pruned = (UserState([], []) for _ in range(2))
     known: list[tuple[str, Touch]] = []
     end_ms, horizon_ms = 0, POLICY.bounds.correction_horizon_ms
     for at, (part, gap) in enumerate(zip(parts, gaps, strict=False)):
@@ -227,8 +230,8 @@ def test_what_was_let_go_changes_no_decision_on_what_comes_later_however_often_i
         new = [moved(event, by_ms, f".{at}") for event in distinct(part)]
         known += touches_in(new)
         for state in (whole, pruned):
-            copies = unpack(pack(UserState(STATE_VERSION, [], adjustments_in(new))))
-            take_in(state, arrived_in(new), copies.adjustments, known, {}, POLICY, end_ms - horizon_ms, True)
+            copies = unpack(pack(UserState([], adjustments_in(new))))
+            take_in(state, arrived_in(new), copies.adjustments, known, {}, POLICY, end_ms - horizon_ms)
         times_ms = [each.conversion.time_ms for each in arrived_in(new)]
         times_ms += [touch.time_ms for _, touch in touches_in(new)] + [each.time_ms for each in adjustments_in(new)]
         end_ms = max([end_ms, *times_ms])

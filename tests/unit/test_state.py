@@ -65,7 +65,7 @@ def test_a_users_state_that_an_older_release_wrote_is_of_somebody_who_was_not_fo
 
 
 def test_somebody_of_whom_only_the_forget_is_known_is_kept() -> None:
-    state = UserState(STATE_VERSION, [], [])
+    state = UserState([], [])
     assert state.is_empty()
     state.forgotten_ms = 0
     assert not unpack(pack(state)).is_empty()

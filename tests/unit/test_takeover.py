@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.attribution.state import NEVER_MS, NO_PATH, STATE_VERSION, Adjustment, Conversion, Path, Touch, UserState
+from app.attribution.state import NEVER_MS, NO_PATH, Adjustment, Conversion, Path, Touch, UserState, pack, unpack
 from app.attribution.takeover import WHOLE, Cut, cut_at, lookback_ms, reach_ms, take_over
 from app.attribution.users import answer, attributed_row, journey_row
 from app.policy.model import Action, Bounds, Journeys, Platform, Policy, Version
@@ -67,8 +67,7 @@ def user(
     conversions: Iterable[Conversion], adjustments: Iterable[Adjustment] = (), forgotten: int = NEVER_MS
 ) -> UserState:
     """A user's state, with copies."""
-    state = UserState(STATE_VERSION, list(conversions), list(adjustments), None, forgotten)
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=UserState)
+    return unpack(pack(UserState(list(conversions), list(adjustments), None, forgotten)))
 
 
 def taken_over(whole: UserState, cut: UserState, policy: Policy = POLICY, since: int = 0) -> UserState:
