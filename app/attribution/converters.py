@@ -17,6 +17,7 @@ from app.policy.model import DAY_MS
 
 BUCKETS: Final = 64
 _PLACES_MIN: Final = 2**12
+_RECENT_MIN: Final = 2**13  # users that a dictionary may hold, at ten times the room; it may hold an eighth of all, too
 _PAIR: Final = np.dtype([("user", "<u8"), ("time", "<i8")])
 
 Command = tuple[Any, ...]
@@ -33,7 +34,10 @@ class Converters:
     def __init__(self, tag: str, horizon_ms: int) -> None:
         self.tag = tag
         self.horizon_ms = horizon_ms
-        self.latest_ms: dict[int, int] = {}  # the latest conversion of each user hash, within the correction horizon
+        # The latest conversion of each user hash, within the correction horizon: in columns, sorted by user, and of those who
+        # converted lately in a dictionary; the later one holds.
+        self._users, self._times_ms = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+        self._recent_ms: dict[int, int] = {}
         self._newest = self._nobody(_PLACES_MIN)  # at the hash's last bits: the latest of all these users' times
         self.days: set[int] = set()
 
@@ -80,8 +84,22 @@ class Converters:
         """Which touches are older than a conversion of their user: rows, of aligned columns of user hashes and times (ms)."""
         # most come after all that is known of their user, and of those who share his place
         rows = np.flatnonzero(self._newest[self._places(users)] > times_ms)
-        latest_ms = [self.latest_ms.get(user, NEVER_MS) for user in users[rows].tolist()]
-        return rows[np.array(latest_ms, dtype=np.int64) > times_ms[rows]]
+        return rows[self._latest_ms(users[rows]) > times_ms[rows]]
+
+    def _latest_ms(self, users: np.ndarray) -> np.ndarray:
+        """The latest conversion of each user (ms); NEVER_MS where there is none."""
+        recent_ms = [self._recent_ms.get(user, NEVER_MS) for user in users.tolist()]
+        at, is_held = self._find(users)
+        held_ms = np.full(len(users), NEVER_MS, dtype=np.int64)
+        held_ms[is_held] = self._times_ms[at[is_held]]
+        return np.maximum(held_ms, np.array(recent_ms, dtype=np.int64))
+
+    def _find(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the users stand in the columns, or would; and who does."""
+        at = self._users.searchsorted(users)
+        is_held = at < len(self._users)
+        is_held[is_held] = self._users[at[is_held]] == users[is_held]
+        return at, is_held
 
     def _nobody(self, places: int) -> np.ndarray:
         return np.full(places, NEVER_MS, dtype=np.int64)
@@ -91,21 +109,35 @@ class Converters:
 
     def _learn(self, pairs: np.ndarray) -> None:
         """Takes conversions in, as (user hash, time ms)."""
-        latest_ms = self.latest_ms
+        recent_ms = self._recent_ms
         for user, time_ms in pairs.tolist():
-            if time_ms > latest_ms.get(user, NEVER_MS):
-                latest_ms[user] = time_ms
-        if len(latest_ms) > len(self._newest):
-            self._place_anew(2 * _power_of_two(len(latest_ms)))
+            if time_ms > recent_ms.get(user, NEVER_MS):
+                recent_ms[user] = time_ms
+        if len(recent_ms) > max(_RECENT_MIN, len(self._users) // 8):
+            self._sort_in()
+        if len(self._users) + len(recent_ms) > len(self._newest):
+            self._sort_in()
+            self._place_anew(2 * _power_of_two(len(self._users)))
         else:
             np.maximum.at(self._newest, self._places(pairs["user"]), pairs["time"])
 
+    def _sort_in(self) -> None:
+        """Takes those of late into the columns."""
+        count = len(self._recent_ms)
+        users = np.fromiter(self._recent_ms.keys(), dtype=np.uint64, count=count)
+        times_ms = np.fromiter(self._recent_ms.values(), dtype=np.int64, count=count)
+        order = np.argsort(users)
+        users, times_ms = users[order], times_ms[order]
+        at, is_held = self._find(users)
+        self._times_ms[at[is_held]] = np.maximum(self._times_ms[at[is_held]], times_ms[is_held])
+        self._users = np.insert(self._users, at[~is_held], users[~is_held])
+        self._times_ms = np.insert(self._times_ms, at[~is_held], times_ms[~is_held])
+        self._recent_ms = {}
+
     def _place_anew(self, places: int) -> None:
-        """Gives all who converted so many places."""
-        users, times_ms = self.latest_ms.keys(), self.latest_ms.values()
+        """Gives all users in the columns so many places."""
         self._newest = self._nobody(places)
-        hashes = np.fromiter(users, dtype=np.uint64, count=len(users))
-        np.maximum.at(self._newest, self._places(hashes), np.fromiter(times_ms, dtype=np.int64, count=len(users)))
+        np.maximum.at(self._newest, self._places(self._users), self._times_ms)
 
     def load(self, blobs: Iterable[bytes | None]) -> None:
         """Reads the stored pairs back after this process took the partition over."""
@@ -119,8 +151,10 @@ class Converters:
             return []
         self.days -= ended
         floor_ms = stream_ms - self.horizon_ms
-        self.latest_ms = {user: time_ms for user, time_ms in self.latest_ms.items() if time_ms >= floor_ms}
-        self._place_anew(max(_PLACES_MIN, _power_of_two(len(self.latest_ms))))
+        self._sort_in()
+        kept = self._times_ms >= floor_ms
+        self._users, self._times_ms = self._users[kept], self._times_ms[kept]
+        self._place_anew(max(_PLACES_MIN, _power_of_two(len(self._users))))
         return [("UNLINK", *(self.late_key(day) for day in sorted(ended)))]
 
     def _bucket(self, field: str) -> int:

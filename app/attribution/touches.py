@@ -24,6 +24,7 @@ from app.columns.table import (
     Runner,
     StateDamaged,
     Table,
+    Turn,
     among,
     distinct,
     record_type,
@@ -109,7 +110,7 @@ class Touches:
     """The touches of one partition: what is live, and how to write, find and forget it. Times are epoch ms.
 
     `first_ms` is how far back (ms) each kind was looked at under the policy's first version: a later version must find what
-    was stored under that one. `dictionary` names the hashes of names.
+    was stored under that one. `dictionary` names the hashes of names; `turn`: as of a table.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Touches:
         horizon_ms: int,
         width: int,
         dictionary: str = "names",
+        turn: Turn | None = None,
     ) -> None:
         self.tag = tag
         self.horizon_ms = horizon_ms
@@ -132,6 +134,7 @@ class Touches:
         self.slot_ms = max(self.lookback_ms.values()) + self.horizon_ms + max(self.span_ms.values())
         self.width = width
         self.dictionary = dictionary
+        self._turn = turn
         self.segments: dict[SegmentKey, Table] = {}
         self.slots: set[int] = set()
         self._written = -1, KnownCodes()  # the codes whose names this slot of stream time holds
@@ -145,7 +148,7 @@ class Touches:
         if segment not in self.segments:
             kind, number, width = segment
             key = f"{{{self.tag}}}:touch:{kind}:{number}:{width}"
-            self.segments[segment] = Table(key, touch_record(width, self.width))
+            self.segments[segment] = Table(key, touch_record(width, self.width), self._turn)
         return self.segments[segment]
 
     def names_key(self, slot: int) -> str:
@@ -301,20 +304,20 @@ class Touches:
         return commands + [("UNLINK", self.names_key(slot)) for slot in sorted(old)]
 
 
-def touches_of(tag: str, policy: Policy) -> Touches:
+def touches_of(tag: str, policy: Policy, turn: Turn | None = None) -> Touches:
     """The store of a partition's views, clicks and engaged views."""
     bounds, first = policy.bounds, Policy(policy.bounds, policy.versions[:1])
     lookback_ms, first_ms = ({kind: each.lookback_ms(kind) for kind in TOUCH_TYPES} for each in (policy, first))
-    return Touches(tag, lookback_ms, first_ms, bounds.correction_horizon_ms, len(bounds.keep))
+    return Touches(tag, lookback_ms, first_ms, bounds.correction_horizon_ms, len(bounds.keep), turn=turn)
 
 
-def visits_of(tag: str, policy: Policy) -> Touches | None:
+def visits_of(tag: str, policy: Policy, turn: Turn | None = None) -> Touches | None:
     """The store of a partition's visits, each with its page and referrer; None where the policy follows no journeys."""
     journeys = policy.bounds.journeys
     if journeys is None:
         return None
     window_ms = {"visit": journeys.window_ms}
-    return Touches(tag, window_ms, window_ms, policy.bounds.correction_horizon_ms, 2, "pages")
+    return Touches(tag, window_ms, window_ms, policy.bounds.correction_horizon_ms, 2, "pages", turn)
 
 
 class Found(NamedTuple):

@@ -26,6 +26,8 @@ _ROOMS: Final = ("contract", "columns", "dedup", "intake")  # that have loops, o
 BYTES: Final = types.Array(types.uint8, 1, "C", readonly=True)
 BYTE_ROWS: Final = types.Array(types.uint8, 2, "C", readonly=True)
 WORDS: Final = types.Array(types.uint64, 1, "A", readonly=True)
+SHORTS: Final = types.Array(types.uint16, 1, "C", readonly=True)
+HALVES: Final = types.Array(types.uint32, 1, "C", readonly=True)
 INTS: Final = types.Array(types.int64, 1, "C", readonly=True)
 INT_ROWS: Final = types.Array(types.int64, 2, "C", readonly=True)
 FLOATS: Final = types.Array(types.float64, 1, "C", readonly=True)

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from app.columns.compiled import BYTE_ROWS, BYTES, FLAGS, INTS, WORDS, compiled, filled, inlined
+from app.columns.compiled import BYTE_ROWS, BYTES, FLAGS, HALVES, INT, INTS, SHORTS, WORDS, compiled, filled, inlined
 from app.columns.texts import ABSENT
 
 _M: Final = np.uint64(0xC6A4A7935BD1E995)
@@ -91,3 +91,41 @@ def look_all(hashes: np.ndarray, wanted: np.ndarray, marks: np.ndarray, found: n
             else:
                 high = middle
         found[row] = low < len(wanted) and wanted[low] == each
+
+
+def _find_all(
+    wanted: np.ndarray,
+    starts: np.ndarray,
+    rest: np.ndarray,
+    shift: int,
+    mask: int,
+    rows: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+) -> int:
+    """How many of the wanted upper halves of hashes an `Index` holds; their rows, and the first place and the last + 1 of each."""
+    count = 0
+    for row in range(len(wanted)):
+        bucket = wanted[row] >> shift
+        low, end = np.int64(starts[bucket]), np.int64(starts[bucket + 1])
+        high = end
+        each = wanted[row] & mask  # what `rest` has of it
+        while low < high:
+            middle = (low + high) // 2
+            if rest[middle] < each:
+                low = middle + 1
+            else:
+                high = middle
+        if low == end or rest[low] != each:
+            continue
+        high = low + 1
+        while high < end and rest[high] == each:
+            high += 1
+        rows[count], first[count], last[count] = row, low, high
+        count += 1
+    return count
+
+
+_FOUND: Final = (INT, INT, filled(INTS), filled(INTS), filled(INTS))
+find_halves: Final = compiled(HALVES, HALVES, HALVES, *_FOUND)(_find_all)
+find_shorts: Final = compiled(HALVES, HALVES, SHORTS, *_FOUND)(_find_all)

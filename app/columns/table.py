@@ -2,8 +2,8 @@
 by hash.
 
 New records are appended to `<key>:new` and held in memory. NEW_MAX of them become a *run*, which is sorted by hash and
-never changes: `<key>:<run>:at` are the upper halves of its hashes, held in memory too (4 bytes a record), `<key>:<run>` is
-the rest of its records. FAN_OUT runs of a level are merged into one of the next. So a batch costs one APPEND however much
+never changes: `<key>:<run>:at` are the upper halves of its hashes, held in memory too (an `Index`), `<key>:<run>` is the
+rest of its records. FAN_OUT runs of a level are merged into one of the next. So a batch costs one APPEND however much
 is stored, a record is rewritten once or twice in its life, and a lookup reads just the records that it wants: a
 log-structured merge tree (O'Neil et al., 1996) whose index is in memory. `<key>:runs` lists the runs.
 
@@ -17,9 +17,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
+from app.columns.index import Index
+
 NEW_MAX: Final = 1 << 14  # records that are not in a run yet
-FAN_OUT: Final = 8
-RUN_MAX_BYTES: Final = 12 << 20  # of a run: merging takes some six times as much memory, and holds the batch up
+FAN_OUT: Final = 16
+RUN_MAX_BYTES: Final = 12 << 20  # of a run: merging takes some four times as much memory, and holds the batch up
 HASH: Final = "hash"  # the last field of every record
 TIME: Final = "time"  # the field of those that have a time, a uint32
 _HALF: Final = 4  # bytes of half a hash
@@ -47,6 +49,24 @@ class Run(msgspec.Struct, array_like=True):
     last: int = 2**32 - 1
 
 
+class Turn:
+    """Whose turn it is to merge runs: in each batch that of the first table which has enough of them, since many tables of many
+    partitions get there at once, and a merge takes several times its runs' memory.
+    """
+
+    def __init__(self) -> None:
+        self._is_free = True
+
+    def begin(self) -> None:
+        """A batch begins."""
+        self._is_free = True
+
+    def take(self) -> bool:
+        """Whether nobody had it in this batch yet; takes it."""
+        was_free, self._is_free = self._is_free, False
+        return was_free
+
+
 class Latest(NamedTuple):
     """That of each hash only the latest record before some times is wanted: the first of these times, and since when records
     can be that one, which a lookup raises. Aligned int64.
@@ -60,7 +80,7 @@ class Lookup(NamedTuple):
     """What to ask Redis for some hashes: `commands`; `spans` says which records of which run each reply holds."""
 
     hashes: np.ndarray  # uint64, sorted, each once
-    spans: list[tuple[int, np.ndarray, np.ndarray]]  # place of the run; first and last + 1
+    spans: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]  # place of the run; first, last + 1, and upper half
     merged: list[int]  # places of runs that are read whole to be merged
     commands: list[Command]
     trusted: dict[int, np.ndarray]  # by place of a run: whose older records are not asked for, since it has one
@@ -79,16 +99,21 @@ def record_type(fields: Iterable[tuple[str, str]] = ()) -> np.dtype[Any]:
 class Table:
     """The records of one kind. Whoever reads or writes it holds the partition's ledger; nothing here is safe by itself."""
 
-    def __init__(self, key: str, record: np.dtype[Any]) -> None:
+    def __init__(self, key: str, record: np.dtype[Any], turn: Turn | None = None) -> None:
+        """`turn`: what tables share that merge one after the other; None: this one waits for no other."""
         self.key = key
         self.record = record
-        self._halves = np.dtype([("rest", f"V{record.itemsize - _HALF}"), ("upper", "<u4")])  # as a run holds a record
+        # as a run holds a record, in two parts; the first ends with the lower half of the hash
+        self._halves = np.dtype([("rest", f"V{record.itemsize - _HALF}"), ("upper", "<u4")])
+        lower = {"names": ["lower"], "formats": ["<u4"], "offsets": [record.itemsize - 2 * _HALF]}
+        self._lower = np.dtype({**lower, "itemsize": record.itemsize - _HALF})
         self.runs: list[Run] = []  # the oldest first
-        self._upper: list[np.ndarray] = []  # aligned with `runs`: the upper halves of the hashes, sorted
+        self._turn = turn
+        self._indexes: list[Index] = []  # aligned with `runs`
         # room for the records that are in no run, of which `new_count` are there; plain bytes, which are copied as such
         self._new = np.empty(0, dtype=f"V{record.itemsize}")
         self.new_count = 0
-        self._merging: dict[int, np.ndarray] = {}  # runs that were read to be merged, by place
+        self._merging: dict[int, bytes] = {}  # runs that were read to be merged, by place
 
     def __len__(self) -> int:
         return self.new_count + sum(run.count for run in self.runs)
@@ -110,10 +135,10 @@ class Table:
         except msgspec.DecodeError as error:
             raise StateDamaged(f"the list {self.key}:runs is unreadable: {error}") from error
         held = run([("MGET", *(f"{self._run_key(each)}:at" for each in self.runs))])[0] if self.runs else []
-        self._upper = []
+        self._indexes = []
         for each, upper in zip(self.runs, held, strict=True):
             self._expect(upper, each.count * _HALF)
-            self._upper.append(np.frombuffer(upper, dtype="<u4"))
+            self._indexes.append(Index(np.frombuffer(upper, dtype="<u4")))
         self._new, self.new_count = np.empty(0, dtype=self._new.dtype), 0
         if new:
             self._expect(new, len(new) // self.record.itemsize * self.record.itemsize)
@@ -137,22 +162,22 @@ class Table:
         found = Lookup(hashes, [], self._due(), [], {}, [])
         found.commands.extend(("GET", self._run_key(self.runs[place])) for place in found.merged)
         for place in reversed(range(len(self.runs))):  # the newest first, which spares most of the others
-            each, held = self.runs[place], self._upper[place]
-            rows = np.arange(len(upper)) if latest is None else np.flatnonzero(latest.since <= each.last)
-            if place in found.merged or not len(rows):
+            each = self.runs[place]
+            rows = None if latest is None else np.flatnonzero(latest.since <= each.last)
+            asked = upper if rows is None else upper[rows]
+            at, first, last = self._indexes[place].find(asked)
+            if not len(at):
                 continue
-            first = held.searchsorted(upper[rows])
-            is_held = held[np.minimum(first, len(held) - 1)] == upper[rows]
-            rows, first = rows[is_held], first[is_held]
-            if not len(rows):
-                continue
-            if latest is not None:
-                sure = rows[each.last < latest.before[rows]]
+            if latest is not None and rows is not None:
+                sure = rows[at]
+                sure = sure[each.last < latest.before[sure]]
                 latest.since[sure] = np.maximum(latest.since[sure], each.first)
                 found.trusted[place] = hashes[sure]
-            first = first[np.flatnonzero(np.diff(first, prepend=-1))]  # two hashes may share their upper half
-            last = held.searchsorted(held[first], side="right")
-            found.spans.append((place, first, last))
+            once = np.flatnonzero(np.diff(first, prepend=-1))  # two hashes may share their upper half
+            first, last = first[once], last[once]
+            found.spans.append((place, first, last, asked[at[once]]))
+            if place in found.merged:
+                continue
             key = self._run_key(each)
             found.commands.extend(
                 ("GETRANGE", key, start * size, end * size - 1)
@@ -162,21 +187,26 @@ class Table:
 
     def found(self, lookup: Lookup, replies: list[bytes]) -> np.ndarray:
         """The records of the hashes, in the order in which they were written. Raises `StateDamaged`."""
-        at = len(lookup.merged)
-        self._merging = {place: self._whole(place, reply) for place, reply in zip(lookup.merged, replies, strict=False)}
+        at, size = len(lookup.merged), self.record.itemsize - _HALF
+        self._merging = dict(zip(lookup.merged, replies, strict=False))
+        for place, whole in self._merging.items():
+            self._expect(whole, self.runs[place].count * size)
         parts: dict[int, np.ndarray] = {}
-        for place, first, last in lookup.spans:
-            rest = b"".join(replies[at : at + len(first)])
-            at += len(first)
+        for place, first, last, upper in lookup.spans:
             counts = last - first
-            self._expect(rest, int(counts.sum()) * (self.record.itemsize - _HALF))
-            parts[place] = self._joined(np.repeat(self._upper[place][first], counts), rest)
+            if place in self._merging:
+                whole = self._merging[place]
+                found = [whole[s * size : e * size] for s, e in zip(first.tolist(), last.tolist(), strict=True)]
+            else:
+                found = replies[at : at + len(first)]
+                at += len(first)
+            rest = b"".join(found)
+            self._expect(rest, int(counts.sum()) * size)
+            parts[place] = self._joined(np.repeat(upper, counts), rest)
         for place, hashes in lookup.trusted.items():
             lookup.mistaken.append(hashes[~among(hashes, parts[place][HASH])])
         if not len(lookup.hashes):
             return np.empty(0, dtype=self.record)
-        # where none is merged, which is nearly always, what was read of runs is little and looked through at once
-        parts |= self._merging
         read = [self._all_of([parts[place] for place in sorted(parts)])] if parts else []
         chosen = [records[among(records[HASH], lookup.hashes)] for records in (*read, self._fresh())]
         return self._all_of(chosen) if read else chosen[0]
@@ -190,8 +220,7 @@ class Table:
         if self.new_count >= NEW_MAX or (flush and self.new_count):
             fresh = self._fresh()
             self._new, self.new_count = np.empty(0, dtype=self._new.dtype), 0
-            number = max((each.number for each in self.runs), default=0) + 1
-            commands += [("UNLINK", f"{self.key}:new"), *self._store(len(self.runs), number, 0, fresh)]
+            commands += [("UNLINK", f"{self.key}:new"), *self._sorted(fresh)]
         elif len(records):
             commands.append(("APPEND", f"{self.key}:new", records.tobytes()))
         return commands
@@ -214,12 +243,16 @@ class Table:
         return np.concatenate([part.view(self._new.dtype) for part in parts]).view(self.record)
 
     def _due(self) -> list[int]:
-        """The places of the runs to merge next: the oldest of the newest level that has FAN_OUT of them; so many as fit."""
+        """The places of the runs to merge next: the oldest of the newest level that has FAN_OUT of them; so many as fit. Where it is
+        not this table's turn, there are none until a level has twice as many.
+        """
         for level in sorted({run.level for run in self.runs}):
             places = [place for place, run in enumerate(self.runs) if run.level == level]
             counts = np.cumsum([self.runs[place].count for place in places])
             fitting = int(np.searchsorted(counts, RUN_MAX_BYTES // self.record.itemsize, side="right"))
-            if len(places) >= FAN_OUT and fitting > 1:
+            if len(places) < FAN_OUT or fitting <= 1:
+                continue
+            if self._turn is None or self._turn.take() or len(places) >= 2 * FAN_OUT:
                 return places[: min(fitting, FAN_OUT)]
         return []
 
@@ -227,35 +260,50 @@ class Table:
         """Puts one run in the place of those that were read, which stand side by side."""
         places = sorted(self._merging)
         old = [self.runs[place] for place in places]
-        records = self._all_of([self._merging[place] for place in places])
+        indexes = [self._indexes[place] for place in places]
+        parts = [np.frombuffer(self._merging[place], dtype=self._lower) for place in places]
         self._merging = {}
-        del self.runs[places[0] : places[-1] + 1], self._upper[places[0] : places[-1] + 1]
-        gone = [key for run in old for key in (self._run_key(run), f"{self._run_key(run)}:at")]
-        number = max(run.number for run in (*old, *self.runs)) + 1
-        return [("UNLINK", *gone), *self._store(places[0], number, old[0].level + 1, records)]
+        hashes = np.concatenate([index.upper() for index in indexes]).astype(np.uint64) << _UPPER
+        hashes |= np.concatenate([part["lower"] for part in parts])
+        # equal hashes stay in the order in which they were written; runs, which are sorted, are sorted faster so
+        order = np.argsort(hashes, kind="stable")
+        upper = (hashes[order] >> _UPPER).astype(np.uint32)
+        targets = np.empty(len(order), dtype=np.int64)
+        targets[order] = np.arange(len(order))
+        del hashes, order
+        rest, at = np.empty(len(upper), dtype=self._halves["rest"]), 0
+        for part in parts:  # put to their places without ever standing in a row
+            rest[targets[at : at + len(part)]] = part.view(rest.dtype)
+            at += len(part)
+        run = Run(max(each.number for each in (*old, *self.runs)) + 1, old[0].level + 1, len(upper))
+        run.first, run.last = min(each.first for each in old), max(each.last for each in old)
+        del self.runs[places[0] : places[-1] + 1], self._indexes[places[0] : places[-1] + 1]
+        gone = [key for each in old for key in (self._run_key(each), f"{self._run_key(each)}:at")]
+        return [("UNLINK", *gone), *self._store(places[0], run, upper, rest)]
 
-    def _store(self, place: int, number: int, level: int, records: np.ndarray) -> list[Command]:
-        """Takes a new run in; the commands that write it."""
-        run = Run(number, level, len(records))
+    def _sorted(self, records: np.ndarray) -> list[Command]:
+        """Makes a run of new records; the commands that write it."""
+        run = Run(max((each.number for each in self.runs), default=0) + 1, 0, len(records))
         if TIME in (self.record.names or ()):
             run.first, run.last = int(records[TIME].min()), int(records[TIME].max())
-        hashes = np.ascontiguousarray(records[HASH])
-        # equal hashes stay in the order in which they were written
-        order = np.argsort(hashes, kind="stable") if level else _order(hashes)
+        order = _order(np.ascontiguousarray(records[HASH]))
         ordered = records.view(self._new.dtype).take(order).view(self._halves)
-        upper = np.ascontiguousarray(ordered["upper"])
+        return self._store(len(self.runs), run, np.ascontiguousarray(ordered["upper"]), ordered["rest"])
+
+    def _store(self, place: int, run: Run, upper: np.ndarray, rest: np.ndarray) -> list[Command]:
+        """Takes a run in; the commands that write it."""
         self.runs.insert(place, run)
-        self._upper.insert(place, upper)
+        self._indexes.insert(place, Index(upper))
         key = self._run_key(run)
         return [
             ("SET", f"{key}:at", upper.tobytes()),
-            ("SET", key, ordered["rest"].tobytes()),
+            ("SET", key, rest.tobytes()),
             ("SET", f"{self.key}:runs", _encode(self.runs)),
         ]
 
     def _whole(self, place: int, rest: bytes | None) -> np.ndarray:
         self._expect(rest, self.runs[place].count * (self.record.itemsize - _HALF))
-        return self._joined(self._upper[place], rest or b"")
+        return self._joined(self._indexes[place].upper(), rest or b"")
 
     def _joined(self, upper: np.ndarray, rest: bytes) -> np.ndarray:
         """Records from the two parts in which a run holds them."""

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from app.columns.table import HASH, Command, Lookup, Runner, Table, among, distinct, record_type
+from app.columns.table import HASH, Command, Lookup, Runner, Table, Turn, among, distinct, record_type
 from app.dedup.filter import IdFilter
 
 GENERATIONS_PER_WINDOW: Final = 4
@@ -28,10 +28,12 @@ class Seen:
     time.
     """
 
-    def __init__(self, tag: str, window_ms: int) -> None:
+    def __init__(self, tag: str, window_ms: int, turn: Turn | None = None) -> None:
+        """`turn`: as of a table."""
         self.tag = tag
         self.window_ms = window_ms
         self.span_ms = window_ms // GENERATIONS_PER_WINDOW
+        self._turn = turn
         self.filters: dict[int, IdFilter] = {}
         self.tables: dict[int, Table] = {}
 
@@ -49,7 +51,7 @@ class Seen:
     def _begin(self, generation: int) -> tuple[IdFilter, Table]:
         if generation not in self.tables:
             self.filters[generation] = IdFilter()
-            self.tables[generation] = Table(f"{{{self.tag}}}:seen:{generation}", _ID)
+            self.tables[generation] = Table(f"{{{self.tag}}}:seen:{generation}", _ID, self._turn)
         return self.filters[generation], self.tables[generation]
 
     def question(self, ids: np.ndarray, stream_ms: np.ndarray) -> Question:

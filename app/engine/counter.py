@@ -11,6 +11,7 @@ import numpy as np
 
 from app.attribution.takeover import cut_at, reach_ms
 from app.attribution.users import CountDelta
+from app.columns.table import Turn
 from app.columns.texts import coded, hash64, texts_of
 from app.contract import reasons, rows
 from app.contract.events import EVENT_TYPES, TOUCH_TYPES, Rejection
@@ -64,13 +65,14 @@ class CounterStage:
         # a topic's records come after another's in a batch, and must not be too late by that
         self.span_ms = policy.bounds.correction_horizon_ms / 8
         self.idle_timeout_ms = policy.bounds.idle_timeout_ms
+        self._turn = Turn()
         self.opened: dict[int, CounterPartition] = {}
         self.shapes = Shapes((*COLUMNS, CLICK_ID) if self.has_click_ids else COLUMNS)
         self.tails = deltas.RowTails()
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:
         """Takes a partition over: its live keys from the view, its filters and late index from Redis."""
-        self.opened[partition] = CounterPartition(f"{self.tag}{partition}", self.policy)
+        self.opened[partition] = CounterPartition(f"{self.tag}{partition}", self.policy, self._turn)
         self.opened[partition].load(view, run)
 
     def close(self, partition: int) -> None:
@@ -82,6 +84,7 @@ class CounterStage:
         names.
         """
         fold = Fold()
+        self._turn.begin()
         parts = np.repeat(
             np.fromiter(batches, dtype=np.int64, count=len(batches)), [len(batch.records) for batch in batches.values()]
         )

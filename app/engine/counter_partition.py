@@ -12,6 +12,7 @@ from app.attribution.converters import Converters, user_field
 from app.attribution.merging import Arrived
 from app.attribution.state import Adjustment, Conversion
 from app.attribution.touches import SegmentKey, touches_of, visits_of
+from app.columns.table import Turn
 from app.columns.texts import Texts, hash64, stir
 from app.contract.events import BROWSER, Event, to_micros
 from app.contract.rows import KEPT_BYTES
@@ -48,12 +49,13 @@ read_view = msgspec.msgpack.Decoder(View).decode
 class CounterPartition:
     """One partition's ids, touches and converted users, and its stream time (epoch ms)."""
 
-    def __init__(self, tag: str, policy: Policy) -> None:
+    def __init__(self, tag: str, policy: Policy, turn: Turn | None = None) -> None:
+        """`turn`: what the tables of all partitions of a process share, so that they merge one after the other."""
         bounds = policy.bounds
         self.policy = policy
-        self.seen = Seen(tag, bounds.dedup_window_ms)
-        self.touches = touches_of(tag, policy)
-        self.visits = visits_of(tag, policy)
+        self.seen = Seen(tag, bounds.dedup_window_ms, turn)
+        self.touches = touches_of(tag, policy, turn)
+        self.visits = visits_of(tag, policy, turn)
         self.converters = Converters(tag, bounds.correction_horizon_ms)
         stored_ms = max(self.touches.slot_ms, self.visits.slot_ms if self.visits else 0)
         # how long a forget is remembered: until nothing that it concerns is accepted or stored any more

@@ -18,7 +18,7 @@ pairs = st.lists(st.tuples(users, st.integers(0, 3 * DAY_MS)), max_size=12)
 def test_late_is_what_is_older_than_a_conversion_of_its_user(
     batches: list[list[tuple[int, int]]], touches: list[tuple[int, int]], stream_ms: int
 ) -> None:
-    with patch.object(converters, "_PLACES_MIN", 4):
+    with patch.object(converters, "_PLACES_MIN", 4), patch.object(converters, "_RECENT_MIN", 3):
         found = Converters("c0", horizon_ms=0)
         stored: dict[str, bytes] = {}
         for batch in batches:

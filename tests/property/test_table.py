@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.columns import index as index_module
 from app.columns import table as table_module
-from app.columns.table import HASH, StateDamaged, Table, record_type
+from app.columns.table import HASH, StateDamaged, Table, Turn, record_type
 from tests.memory.redis import Memory, MemoryStore
 
 RECORD = record_type([("number", "<u4"), ("text", "S3")])
@@ -33,6 +34,7 @@ def small() -> Iterator[None]:
         patch.object(table_module, "NEW_MAX", 8),
         patch.object(table_module, "FAN_OUT", 3),
         patch.object(table_module, "RUN_MAX_BYTES", 60 * RECORD.itemsize),
+        patch.object(index_module, "LARGE", 20),  # so the merged runs' index is the other one
     ):
         yield
 
@@ -92,6 +94,31 @@ def test_runs_are_merged_so_that_few_are_asked() -> None:
         assert store.guarded_write(table.write(records_of([number * 2**32], number)))
     assert [run.count for run in table.runs] == [48, 48, 48, 24, 24, 8]
     assert sum(run.count for run in table.runs) + table.new_count == 200
+
+
+def test_of_several_tables_one_merges_in_a_batch() -> None:
+    store, turn = MemoryStore(Memory()), Turn()
+    tables = [Table(f"{{c0}}:{name}", RECORD, turn) for name in "abc"]
+    found = []
+    for number in range(6):
+        turn.begin()
+        for table in tables:
+            find(table, store, [])
+            assert store.guarded_write(table.write(records_of([number], number), flush=True))
+        found.append([len(table.runs) for table in tables])
+    assert found == [[1, 1, 1], [2, 2, 2], [3, 3, 3], [2, 4, 4], [3, 3, 5], [4, 4, 4]]
+
+
+def test_a_table_whose_turn_never_comes_merges_when_it_has_twice_as_many_runs() -> None:
+    store, turn = MemoryStore(Memory()), Turn()
+    assert turn.take()
+    table = Table("{c0}:t", RECORD, turn)
+    found = []
+    for number in range(10):
+        find(table, store, [])
+        assert store.guarded_write(table.write(records_of([number], number), flush=True))
+        found.append(len(table.runs))
+    assert found == [1, 2, 3, 4, 5, 6, 5, 6, 7, 6]
 
 
 @pytest.mark.parametrize("part", ["{c0}:t:1", "{c0}:t:1:at", "{c0}:t:runs", "{c0}:t:new"])
