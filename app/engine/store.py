@@ -6,7 +6,7 @@ by redis-py.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,6 +17,7 @@ from redis.crc import key_slot
 from redis.retry import Retry
 
 Command = Sequence[Any]
+_PIECE_BYTES: Final = 1 << 18
 
 
 class StoreUnavailable(Exception):
@@ -58,7 +59,7 @@ class RedisStore:
         packed = [hiredis.pack_command(tuple(command)) for command in commands]
         if packed:
             try:
-                self._connect().send_packed_command([b"".join(packed)], check_health=False)
+                self._connect().send_packed_command(_in_pieces(packed), check_health=False)
             except (redis.RedisError, OSError) as error:
                 raise self._failed(error) from error
         return len(packed)
@@ -101,6 +102,19 @@ class RedisStore:
                 f"Redis: {error}: see that the user in ONECOUNT_REDIS_URL and ONECOUNT_REDIS_PASSWORD are right"
             )
         return _refusal(error) if isinstance(error, redis.ResponseError) else StoreUnavailable(f"Redis: {error}")
+
+
+def _in_pieces(packed: list[bytes]) -> Iterator[bytes]:
+    """Packed commands in a row, joined to pieces that are worth a system call; a large one stays as it is, without a copy."""
+    joined: list[bytes] = []
+    size_bytes = 0
+    for command in packed:
+        if size_bytes + len(command) > _PIECE_BYTES:
+            yield b"".join(joined)
+            joined, size_bytes = [], 0
+        joined.append(command)
+        size_bytes += len(command)
+    yield b"".join(joined)
 
 
 class _Shard(NamedTuple):
