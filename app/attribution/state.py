@@ -150,8 +150,28 @@ class _Stored(msgspec.Struct, array_like=True, gc=False):
     forgotten_ms: int = NEVER_MS
 
 
+class _Dated(msgspec.Struct, array_like=True, gc=False):
+    """When a conversion happened, and what stands before that in its stored form."""
+
+    event_id: msgspec.Raw
+    name: msgspec.Raw
+    platform: msgspec.Raw
+    time_ms: int
+
+
+class _StoredDates(msgspec.Struct, array_like=True, gc=False):
+    """When the conversions of a stored state happened, and what else it holds."""
+
+    version: int
+    conversions: list[_Dated]
+    adjustments: list[msgspec.Raw]
+    last_order: tuple[int, str, str] | None = None
+    forgotten_ms: int = NEVER_MS
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Stored).decode
+_decode_dates = msgspec.msgpack.Decoder(_StoredDates).decode
 _conversion = msgspec.msgpack.Decoder(Conversion).decode
 
 
@@ -190,6 +210,16 @@ def unpack_tied(data: bytes | None, ids: Iterable[str]) -> UserState:
         state = unpack(data)
         return state if stored.adjustments else _tied(state, stored.conversions, set(ids))
     return UserState([], [], stored.last_order, stored.forgotten_ms, stored.conversions)
+
+
+def is_younger(data: bytes, floor_ms: int) -> bool:
+    """Whether a stored state holds nothing but conversions of `floor_ms` (epoch ms) and later; in a fifth of the time in which it is
+    unpacked.
+    """
+    stored = _decode_dates(data)
+    if stored.adjustments or stored.last_order is not None or stored.forgotten_ms != NEVER_MS:
+        return False
+    return min((conversion.time_ms for conversion in stored.conversions), default=floor_ms) >= floor_ms
 
 
 def _tied(state: UserState, stored: list[msgspec.Raw], shared: set[str]) -> UserState:

@@ -11,7 +11,7 @@ import numpy as np
 from app.attribution import touches as touch_store
 from app.attribution.expiry import expire
 from app.attribution.forgetting import forget, forgotten_until, spared
-from app.attribution.state import NEVER_MS, Conversion, Touch, UserState, pack, unpack, unpack_tied
+from app.attribution.state import NEVER_MS, Conversion, Touch, UserState, is_younger, pack, unpack, unpack_tied
 from app.attribution.users import Change, CountDelta, Paths, changes, ids_of, take_in
 from app.columns.table import distinct
 from app.columns.texts import Coded, Texts, hash64, texts_of
@@ -362,9 +362,10 @@ def _let_go(state: UserState, view: CounterPartition) -> None:
 def _sweep(replies: list[bytes], written: dict[str, bytes | None], view: CounterPartition) -> dict[str, bytes | None]:
     """Lets go of what can no longer matter of the users of one bucket that this batch does not touch anyway."""
     out: dict[str, bytes | None] = {}
+    floor_ms = view.stream_ms - view.policy.conversion_retention_ms()
     for name, packed in zip(replies[::2], replies[1::2], strict=True):
         field = name.decode()
-        if field in written:
+        if field in written or is_younger(packed, floor_ms):
             continue
         state = unpack(packed)
         before = _kept(state)

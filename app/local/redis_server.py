@@ -20,6 +20,7 @@ PING_TIMEOUT_S = 1.0
 FOR_STATE: dict[str, object] = {
     "appendfsync": "everysec",
     "rdbcompression": False,  # binary tables hardly compress, and a rewrite of the file spends most of its CPU on it
+    "auto-aof-rewrite-percentage": 200,  # a rewrite writes all that is held; disk is cheaper
     "auto-aof-rewrite-min-size": "1gb",  # a small file is loaded in a second or two, however often records were rewritten
     "save": "",
     "maxmemory-policy": "noeviction",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.attribution.expiry import prune
 from app.attribution.merging import Arrived
 from app.attribution.settle import credit
-from app.attribution.state import Adjustment, Conversion, Touch, UserState, pack, unpack, unpack_tied
+from app.attribution.state import Adjustment, Conversion, Touch, UserState, is_younger, pack, unpack, unpack_tied
 from app.attribution.users import answer, changes, ids_of, take_in
 from app.policy.load import parse_policy
 
@@ -238,3 +238,13 @@ def test_what_was_let_go_changes_no_decision_on_what_comes_later_however_often_i
         found, must = (answer(state, POLICY).settlement.decisions for state in (pruned, whole))
         assert found == {key: must[key] for key in found}
         prune(pruned, end_ms - POLICY.conversion_retention_ms())
+
+
+@given(histories, st.integers(0, 600))
+def test_what_is_younger_than_a_time_holds_nothing_that_could_be_let_go(history: list[Any], floor_s: int) -> None:
+    floor_ms = floor_s * SECOND_MS
+    state = UserState([conversion for conversion, _ in arrived_in(history)], adjustments_in(history))
+    oldest_ms = min((conversion.time_ms for conversion in state.conversions), default=floor_ms)
+    assert is_younger(pack(state), floor_ms) == (not state.adjustments and oldest_ms >= floor_ms)
+    for told in ({"last_order": (17, "c1", "purchase")}, {"forgotten_ms": 0}):
+        assert not is_younger(pack(msgspec.structs.replace(state, **told)), 0)
