@@ -243,14 +243,14 @@ class Table:
         return np.concatenate([part.view(self._new.dtype) for part in parts]).view(self.record)
 
     def _due(self) -> list[int]:
-        """The places of the runs to merge next: the oldest of the newest level that has FAN_OUT of them; so many as fit. Where it is
-        not this table's turn, there are none until a level has twice as many.
+        """The places of the runs to merge next: the oldest of the newest level that has FAN_OUT of them, or more than fit into one;
+        so many as fit. Where it is not this table's turn, there are none until a level has twice as many.
         """
         for level in sorted({run.level for run in self.runs}):
             places = [place for place, run in enumerate(self.runs) if run.level == level]
             counts = np.cumsum([self.runs[place].count for place in places])
             fitting = int(np.searchsorted(counts, RUN_MAX_BYTES // self.record.itemsize, side="right"))
-            if len(places) < FAN_OUT or fitting <= 1:
+            if fitting <= 1 or (len(places) < FAN_OUT and len(places) <= fitting):
                 continue
             if self._turn is None or self._turn.take() or len(places) >= 2 * FAN_OUT:
                 return places[: min(fitting, FAN_OUT)]

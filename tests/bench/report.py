@@ -86,7 +86,11 @@ def failures(result: dict[str, Any]) -> list[str]:
             bars.append(("Redis bytes per million events", middle["redis_bytes_per_million"], REDIS_BAR_BYTES))
     if middle["growth"]:
         bars.append(
-            ("CPU of the last events over the first", middle["growth"]["late"] / middle["growth"]["early"], GROWTH_BAR)
+            (
+                "CPU of the last events over the first",
+                middle["growth"]["late"]["total"] / middle["growth"]["early"]["total"],
+                GROWTH_BAR,
+            )
         )
     if "peer" in result:
         ratios = result["peer"]["ratios"]
@@ -129,8 +133,9 @@ def _runs_table(result: dict[str, Any]) -> Table:
     add("  floor (consume, decode, re-produce a seventh)", "floor", "cpu_s_per_million")
     add("  total / floor", "floor", "ratio")
     if middle["growth"]:
-        add("  total from 1 to 3 million", "growth", "early")
-        add("  total of the last 2 million", "growth", "late")
+        for part in (*PARTS, "total"):
+            add(f"  {part} from 1 to 3 million", "growth", "early", part)
+            add(f"  {part} of the last 2 million", "growth", "late", part)
     add("CPU s of the broker", "broker_cpu_s")
     add("CPU s of everything else on the machine", "others_cpu_s")
     for part in PARTS:

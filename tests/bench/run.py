@@ -41,13 +41,13 @@ class Bench(NamedTuple):
         meter.start()
         ends = self.progress.ends(deployment.events_topic)
         used: dict[str, float] = {}
-        course: list[tuple[int, float]] = [(0, 0.0)]
+        course: list[tuple[int, dict[str, float]]] = [(0, dict.fromkeys(PARTS, 0.0))]
 
         def is_done() -> bool:
             deployment.runs()
             reached = self.progress.committed(deployment.groups["counter"], deployment.events_topic)
             used.update(meter.read())
-            course.append((sum(map(max, reached.values(), [0] * len(reached))), sum(used[part] for part in PARTS)))
+            course.append((sum(map(max, reached.values(), [0] * len(reached))), {part: used[part] for part in PARTS}))
             return all(
                 reached.get(partition, 0) >= end for partition, end in ends.items()
             ) and self.progress.has_read_all(deployment.groups["aggregator"], deployment.topics["deltas"])
@@ -96,14 +96,15 @@ class Bench(NamedTuple):
         return used_s / n * 1e6
 
 
-def growth(course: list[tuple[int, float]]) -> dict[str, float]:
-    """CPU seconds per million early and late in a long run, from (events so far, CPU seconds so far)."""
+def growth(course: list[tuple[int, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """CPU seconds per million of each part and in total, early and late in a long run, from (events so far, CPU seconds so far)."""
     total = course[-1][0]
     if total < GROWTH_EVENTS_MIN:
         return {}
-    events, seconds = (np.array(column) for column in zip(*course, strict=True))
-    spans = {"early": EARLY, "late": (total - (EARLY[1] - EARLY[0]), total)}
-    return {
-        name: float(np.diff(np.interp(span, events, seconds))[0]) / (span[1] - span[0]) * 1e6
-        for name, span in spans.items()
-    }
+    events = np.array([reached for reached, _ in course])
+    found = {}
+    for name, span in {"early": EARLY, "late": (total - (EARLY[1] - EARLY[0]), total)}.items():
+        used = {part: np.diff(np.interp(span, events, [cpu[part] for _, cpu in course]))[0] for part in PARTS}
+        found[name] = {part: float(cpu_s) / (span[1] - span[0]) * 1e6 for part, cpu_s in used.items()}
+        found[name]["total"] = sum(found[name].values())
+    return found
