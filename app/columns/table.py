@@ -26,6 +26,7 @@ HASH: Final = "hash"  # the last field of every record
 TIME: Final = "time"  # the field of those that have a time, a uint32
 _HALF: Final = 4  # bytes of half a hash
 _UPPER: Final = np.uint64(32)
+_SLICES: Final = 8  # of the hashes, merged one after the other
 _MARKS: Final = 1 << 14
 _LAST_BITS: Final = np.uint64(_MARKS - 1)
 
@@ -260,26 +261,36 @@ class Table:
         """Puts one run in the place of those that were read, which stand side by side."""
         places = sorted(self._merging)
         old = [self.runs[place] for place in places]
-        indexes = [self._indexes[place] for place in places]
+        uppers = [self._indexes[place].upper() for place in places]
         parts = [np.frombuffer(self._merging[place], dtype=self._lower) for place in places]
         self._merging = {}
-        hashes = np.concatenate([index.upper() for index in indexes]).astype(np.uint64) << _UPPER
-        hashes |= np.concatenate([part["lower"] for part in parts])
-        # equal hashes stay in the order in which they were written; runs, which are sorted, are sorted faster so
-        order = np.argsort(hashes, kind="stable")
-        upper = (hashes[order] >> _UPPER).astype(np.uint32)
-        targets = np.empty(len(order), dtype=np.int64)
-        targets[order] = np.arange(len(order))
-        del hashes, order
-        rest, at = np.empty(len(upper), dtype=self._halves["rest"]), 0
-        for part in parts:  # put to their places without ever standing in a row
-            rest[targets[at : at + len(part)]] = part.view(rest.dtype)
-            at += len(part)
+        upper, rest = self._sorted_together(uppers, parts)
+        del uppers, parts
         run = Run(max(each.number for each in (*old, *self.runs)) + 1, old[0].level + 1, len(upper))
         run.first, run.last = min(each.first for each in old), max(each.last for each in old)
         del self.runs[places[0] : places[-1] + 1], self._indexes[places[0] : places[-1] + 1]
         gone = [key for each in old for key in (self._run_key(each), f"{self._run_key(each)}:at")]
         return [("UNLINK", *gone), *self._store(places[0], run, upper, rest)]
+
+    def _sorted_together(self, uppers: list[np.ndarray], parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The upper halves and the rest of the records of several runs, sorted; a part of all hashes at a time, since what sorting
+        takes is more than what is sorted.
+        """
+        bounds = (np.arange(1, _SLICES, dtype=np.uint64) << _UPPER) // np.uint64(_SLICES)
+        ends = [[0, *upper.searchsorted(bounds.astype(np.uint32)).tolist(), len(upper)] for upper in uppers]
+        count, done = sum(map(len, uppers)), 0
+        upper, rest = np.empty(count, dtype=np.uint32), np.empty(count, dtype=self._halves["rest"])
+        for at in range(_SLICES):
+            cuts = [slice(each[at], each[at + 1]) for each in ends]
+            hashes = np.concatenate([each[cut] for each, cut in zip(uppers, cuts, strict=True)]).astype(np.uint64)
+            chosen = np.concatenate([part[cut].view(rest.dtype) for part, cut in zip(parts, cuts, strict=True)])
+            hashes = hashes << _UPPER | chosen.view(self._lower)["lower"]
+            # equal hashes stay in the order in which they were written; runs, which are sorted, are sorted faster so
+            order = np.argsort(hashes, kind="stable")
+            target = slice(done, done + len(order))
+            upper[target], rest[target] = hashes[order] >> _UPPER, chosen[order]
+            done += len(order)
+        return upper, rest
 
     def _sorted(self, records: np.ndarray) -> list[Command]:
         """Makes a run of new records; the commands that write it."""
