@@ -20,6 +20,7 @@ from app.engine.state import StateRefused
 
 HOUR_MS = 3_600_000
 LEADER_S: Final = 1.0
+WAIT_S: Final = 0.01  # for more records, after the end of the log was told, too
 READ_TIMEOUT_S = 10  # without a record or the end of the log: nobody answers
 CLOCK_MS: Final = 86_400_000  # more than a broker's clock is behind those that the events' times come from
 SETTLED_S: Final = 2.0  # without state, C alone says what is published: it is asked for again after so long
@@ -170,7 +171,7 @@ def read_partition(
         deadline = time.monotonic() + READ_TIMEOUT_S
         count = 0
         while limit is None or count < limit:
-            for message in consumer.consume(at_once if limit is None else min(at_once, limit - count), 0.1):
+            for message in consumer.consume(at_once if limit is None else min(at_once, limit - count), WAIT_S):
                 error = message.error()
                 if error is None:
                     count += 1
