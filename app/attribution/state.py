@@ -200,8 +200,8 @@ def unpack_tied(data: bytes | None, ids: Iterable[str]) -> UserState:
     `UnknownStateVersion`.
 
     Conversions are judged together where they share their event_id, their order or their touch (docs/counting.md, sections 4 and
-    14), and with those that such ones are judged with. Where adjustments are held, or an order hangs on those before it, it takes
-    the whole state, of `unpack`.
+    14), and with those that such ones are judged with. Where adjustments are held it is all of them. Where an adjustment comes or
+    journeys are followed, in which an order hangs on those before it, the whole state must be judged: `unpack`.
     """
     if data is None:
         return UserState([], [])
@@ -217,7 +217,8 @@ def is_younger(data: bytes, floor_ms: int) -> bool:
     unpacked.
     """
     stored = _decode_dates(data)
-    if stored.adjustments or stored.last_order is not None or stored.forgotten_ms != NEVER_MS:
+    others = stored.adjustments or stored.last_order is not None or stored.forgotten_ms != NEVER_MS
+    if others or stored.version != STATE_VERSION:
         return False
     return min((conversion.time_ms for conversion in stored.conversions), default=floor_ms) >= floor_ms
 

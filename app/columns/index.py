@@ -4,9 +4,8 @@ from typing import Final
 
 import numpy as np
 
-LARGE: Final = (
-    1 << 17
-)  # records from which on the first bits of their hashes take less room than the places that stand for them
+# Records from which on the first bits of their hashes take less room than the places that stand for them.
+LARGE: Final = 1 << 17
 _SMALL_BITS, _LARGE_BITS = 10, 16
 _BITS: Final = 32  # of what is indexed
 

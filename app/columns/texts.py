@@ -45,14 +45,21 @@ class Texts(NamedTuple):
 def texts_of(values: Sequence[bytes | None]) -> Texts:
     """A column of its own buffer."""
     try:
-        joined = b"".join(values) + bytes(PAD)  # type: ignore[arg-type]
+        buffer = in_a_row(values)  # type: ignore[arg-type]
         sizes = lengths = sizes_of(values)  # type: ignore[arg-type]
     except TypeError:  # some are absent
         present = [value or b"" for value in values]
-        joined = b"".join(present) + bytes(PAD)
+        buffer = in_a_row(present)
         sizes = sizes_of(present)
         lengths = np.where([value is None for value in values], ABSENT, sizes)
-    return Texts(np.frombuffer(joined, dtype=np.uint8), np.cumsum(sizes) - sizes, lengths)
+    return Texts(buffer, np.cumsum(sizes) - sizes, lengths)
+
+
+def in_a_row(values: Sequence[bytes], room_bytes: int = PAD) -> np.ndarray:
+    """The bytes of all values one behind the other (uint8), with so many that are 0 behind them. Raises TypeError where one is
+    absent.
+    """
+    return np.frombuffer(bytearray().join([*values, bytes(room_bytes)]), dtype=np.uint8)  # copied once
 
 
 def sizes_of(values: Sequence[bytes]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """A Bloom filter over 63-bit ids, vectorised: it spares Redis the question for ids that certainly are new.
 
 Blocked: an id's eight bits lie in four words side by side, two in each (a split block filter: Putze, Sanders and Singler, 2007), so
-a question touches one cache line. A layer holds 12 bits an id; when it is full a twice
-larger one is put on top, so the share of false positives stays below 0.5 % a layer.
+a question touches one cache line. A layer holds 12 bits an id; when it is full a twice larger one is put on top, so the share of
+false positives stays below 0.5 % a layer.
 """
 
 from typing import Final

@@ -71,8 +71,8 @@ def decode_batch(
     shapes: Shapes,
 ) -> Decoded:
     """Judges every record of a batch; accepts and rejects exactly as `decode_event` does one at a time."""
-    joined, found = match(values, shapes, lesson)
-    _suspect(np.frombuffer(joined, dtype=np.uint8), found, keys, stamps_ms, platforms, bounds)
+    buffer, used_bytes, found = match(values, shapes, lesson)
+    _suspect(buffer, found, keys, stamps_ms, platforms, bounds)
     rejections: list[tuple[int, Rejection]] = []
     others: list[tuple[int, Accepted]] = []
     userless: list[tuple[int, Accepted]] = []
@@ -85,7 +85,9 @@ def decode_batch(
             userless.append((row, judged))
         else:
             others.append((row, judged))
-    return _merge(joined, found, shapes.columns, others, rejections, userless)
+    if others:
+        buffer = _add(found, shapes.columns, others, buffer, used_bytes)
+    return _merge(buffer, found, shapes.columns, others, rejections, userless)
 
 
 def lesson(raw: bytes) -> Shape | None:
@@ -209,7 +211,7 @@ def _may_hide_something(event: Event, raw: bytes) -> bool:
 
 
 def _merge(
-    joined: bytes,
+    buffer: np.ndarray,
     found: Found,
     names: tuple[str, ...],
     others: list[tuple[int, Accepted]],
@@ -217,9 +219,6 @@ def _merge(
     userless: list[tuple[int, Accepted]],
 ) -> Decoded:
     """Spans and structs as one set of columns, by `names`, in the batch's order."""
-    buffer = np.frombuffer(joined, dtype=np.uint8)
-    if others:
-        buffer = _add(found, names, others, joined)
     columns = {name: Texts(buffer, found.starts[at], found.lengths[at]) for at, name in enumerate(names)}
     events = {row: event for row, (event, _) in others if event.event_type not in TOUCH_TYPES}
     left_out = [row for row, _ in (*rejections, *userless)]
@@ -241,8 +240,10 @@ def _merge(
     )
 
 
-def _add(found: Found, names: tuple[str, ...], others: list[tuple[int, Accepted]], joined: bytes) -> np.ndarray:
-    """Puts structs in their rows; the buffer of all texts."""
+def _add(
+    found: Found, names: tuple[str, ...], others: list[tuple[int, Accepted]], buffer: np.ndarray, used_bytes: int
+) -> np.ndarray:
+    """Puts structs in their rows, and their texts behind the bytes that are used; the buffer of all texts."""
     rows = [row for row, _ in others]
     events = [accepted.event for _, accepted in others]
     found.types[rows] = [TYPE_CODE[event.event_type] for event in events]
@@ -250,6 +251,10 @@ def _add(found: Found, names: tuple[str, ...], others: list[tuple[int, Accepted]
     found.costs[rows] = [np.nan if event.cost is None else event.cost for event in events]
     added = [None if (text := getattr(event, name)) is None else text.encode() for name in names for event in events]
     own = texts_of(added)
-    found.starts[:, rows] = (own.starts + len(joined)).reshape(len(names), -1)
+    found.starts[:, rows] = (own.starts + used_bytes).reshape(len(names), -1)
     found.lengths[:, rows] = own.lengths.reshape(len(names), -1)
-    return np.frombuffer(joined + own.buffer.tobytes(), dtype=np.uint8)
+    end = used_bytes + len(own.buffer)
+    if end > len(buffer):
+        return np.concatenate([buffer[:used_bytes], own.buffer])
+    buffer[used_bytes:end] = own.buffer
+    return buffer

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from app.columns.texts import PAD, sizes_of
+from app.columns.texts import PAD, in_a_row, sizes_of
 from app.contract.events import MAX_EVENT_BYTES, TOUCH_ATTRIBUTES
 from app.intake.walk import (
     COLUMNS,
@@ -67,6 +67,7 @@ OTHER_FIELDS: Final = frozenset(
 )
 REQUIRED: Final = ("event_id", "event_type", "event_time", "advertiser_id", "user_id", "platform", "campaign_id")
 
+_ROOM: Final = 16  # of so many bytes one is left free for the texts of few
 _LITERAL: Final = re.compile(rb"(:[ ]*)(null|true|false|-?[0-9][0-9.eE+-]*)([ ]*[,}])[ ]*$")
 
 # Gives the shape of a record that the strict contract accepts, or None.
@@ -175,20 +176,23 @@ def _planned(value: Value) -> PlannedValue:
     return PlannedValue(kind, value.field, *TEXT_FIELDS.get(value.field, (0, MAX_EVENT_BYTES)))
 
 
-def match(values: Sequence[bytes | None], shapes: Shapes, lesson: Lesson) -> tuple[bytes, Found]:
-    """The batch's bytes in a row (with PAD bytes behind them), and what is found in it along the shapes. Learns new ones."""
+def match(values: Sequence[bytes | None], shapes: Shapes, lesson: Lesson) -> tuple[np.ndarray, int, Found]:
+    """The batch's bytes in a row (uint8; with PAD bytes behind them, and room for the texts of few), how many they are with the
+    PAD bytes, and what is found in them along the shapes. Learns new ones.
+    """
     try:
-        joined = b"".join(values) + bytes(PAD)  # type: ignore[arg-type]
         present: Sequence[bytes] = values  # type: ignore[assignment]
-    except TypeError:
+        sizes = sizes_of(present)
+    except TypeError:  # some are absent
         present = [value or b"" for value in values]
-        joined = b"".join(present) + bytes(PAD)
-    buffer, sizes = np.frombuffer(joined, dtype=np.uint8), sizes_of(present)
+        sizes = sizes_of(present)
+    used_bytes = int(sizes.sum()) + PAD
+    buffer = in_a_row(present, PAD + used_bytes // _ROOM)
     found = walk(buffer, sizes, shapes.plan)
     learnt: Counter[int] = Counter()
     while _learn(present, np.flatnonzero(found.fates == NEW), shapes, lesson, learnt):
         found = walk(buffer, sizes, shapes.plan)
-    return joined, found
+    return buffer, used_bytes, found
 
 
 def _learn(values: Sequence[bytes], left: np.ndarray, shapes: Shapes, lesson: Lesson, lessons: Counter[int]) -> bool:
