@@ -21,7 +21,7 @@ from tests.bench.floor import decode
 from tests.bench.w2 import POLICY, TOPIC, stream
 from tests.memory.log import MemoryMessage
 
-RATIO: Final = 4.4  # the counter's fold and its Redis commands over orjson.loads
+RATIO: Final = 4.2  # the counter's fold and its Redis commands over orjson.loads
 MARGIN: Final = 1.3
 ROUNDS: Final = 9
 START_MS: Final = 1_764_000_000_000
