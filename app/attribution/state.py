@@ -225,18 +225,17 @@ def is_younger(data: bytes, floor_ms: int) -> bool:
 
 def _tied(state: UserState, stored: list[msgspec.Raw], shared: set[str]) -> UserState:
     """The state with those conversions alone that are tied to the ids, at once or by others; in their order."""
-    left = list(range(len(stored)))
-    count = 0
-    while len(left) != count:
-        count = len(left)
-        for at in left:
-            ids = state.conversions[at].shared_ids()
-            if not shared.isdisjoint(ids):
+    tied: set[int] = set()
+    count = -1
+    while len(tied) != count:
+        count = len(tied)
+        for at, conversion in enumerate(state.conversions):
+            ids = conversion.shared_ids()
+            if at not in tied and not shared.isdisjoint(ids):
+                tied.add(at)
                 shared.update(ids)
-        left = [at for at in left if shared.isdisjoint(state.conversions[at].shared_ids())]
-    others = set(left)
-    state.others = [stored[at] for at in left]
-    state.conversions = [each for at, each in enumerate(state.conversions) if at not in others]
+    state.others = [each for at, each in enumerate(stored) if at not in tied]
+    state.conversions = [each for at, each in enumerate(state.conversions) if at in tied]
     return state
 
 

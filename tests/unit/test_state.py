@@ -1,11 +1,22 @@
 """Which versions of state and of messages a release reads, which it rebuilds, and which it refuses."""
 
+from itertools import permutations
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from app.attribution.state import NEVER_MS, STATE_VERSION, Adjustment, UserState, pack, unpack
+from app.attribution.state import (
+    NEVER_MS,
+    STATE_VERSION,
+    Adjustment,
+    Conversion,
+    Touch,
+    UserState,
+    pack,
+    unpack,
+    unpack_tied,
+)
 from app.engine.aggregator import read_deltas
 from app.engine.state import StateOutdated, StateRefused, check_version
 from app.windows import deltas
@@ -88,3 +99,30 @@ def test_a_retraction_that_was_taken_over_from_a_row_is_of_that_rows_action() ->
     assert [each.action() for each in both] == ["a", "b"]
     assert len({each.identity() for each in both}) == 2
     assert Adjustment("", "", "retract", 17, None, None, "c1", nowhere, None, b"").action() == ""
+
+
+def conversion(event_id: str, order_id: str | None, touch_id: str | None) -> Conversion:
+    credits = {} if touch_id is None else {"meta": Touch("click", 1, touch_id, ())}
+    return Conversion(event_id, "signup", "meta", 2, None, None, order_id, credits, {})
+
+
+def test_what_ids_are_tied_to_is_found_in_whatever_order_it_is_held() -> None:
+    # the order o ties the first to the second, whose touch ties it to the third, whose order ties it to the fourth
+    chain = [
+        conversion("a", "o", None),
+        conversion("b", "o", "t"),
+        conversion("c", "p", "t"),
+        conversion("d", "p", None),
+    ]
+    alone = conversion("e", "q", "u")
+    for held in permutations([*chain, alone]):
+        packed = pack(UserState(list(held), []))
+        for asked in ("a", "d", "t", "p"):
+            state = unpack_tied(packed, [asked])
+            assert [each.event_id for each in state.conversions] == [
+                each.event_id for each in held if each is not alone
+            ]
+            assert len(state.others) == 1
+            assert {each.event_id for each in unpack(pack(state)).conversions} == set("abcde")
+        assert [each.event_id for each in unpack_tied(packed, ["u"]).conversions] == ["e"]
+        assert not unpack_tied(packed, ["f"]).conversions
