@@ -189,9 +189,7 @@ def unpack(data: bytes | None) -> UserState:
     """A user's state from its stored form; None is a user without any. Raises `UnknownStateVersion`."""
     if data is None:
         return UserState([], [])
-    stored = _read(data)
-    conversions = [_conversion(each) for each in stored.conversions]
-    return UserState(conversions, stored.adjustments, stored.last_order, stored.forgotten_ms)
+    return _whole(_read(data))
 
 
 def unpack_tied(data: bytes | None, ids: Iterable[str]) -> UserState:
@@ -207,7 +205,7 @@ def unpack_tied(data: bytes | None, ids: Iterable[str]) -> UserState:
         return UserState([], [])
     stored = _read(data)
     if stored.adjustments or any(_encode(each) in data for each in ids):
-        state = unpack(data)
+        state = _whole(stored)
         return state if stored.adjustments else _tied(state, stored.conversions, set(ids))
     return UserState([], [], stored.last_order, stored.forgotten_ms, stored.conversions)
 
@@ -237,6 +235,11 @@ def _tied(state: UserState, stored: list[msgspec.Raw], shared: set[str]) -> User
     state.others = [each for at, each in enumerate(stored) if at not in tied]
     state.conversions = [each for at, each in enumerate(state.conversions) if at in tied]
     return state
+
+
+def _whole(stored: _Stored) -> UserState:
+    conversions = [_conversion(each) for each in stored.conversions]
+    return UserState(conversions, stored.adjustments, stored.last_order, stored.forgotten_ms)
 
 
 def _read(data: bytes) -> _Stored:

@@ -75,6 +75,18 @@ def unlikely(codes: np.ndarray, slots: np.ndarray, rows: np.ndarray) -> int:
     return count
 
 
+@inlined
+def _first_from(values: np.ndarray, each: int, low: int, high: int) -> int:
+    """The place, of `low` to `high`, of the first sorted value that is not smaller than one."""
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < each:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 @compiled(WORDS, WORDS, FLAGS, filled(FLAGS))
 def look_all(hashes: np.ndarray, wanted: np.ndarray, marks: np.ndarray, found: np.ndarray) -> None:
     """Which hashes are among the wanted, which are sorted; `marks`: which last bits a wanted one has."""
@@ -83,13 +95,7 @@ def look_all(hashes: np.ndarray, wanted: np.ndarray, marks: np.ndarray, found: n
         each = hashes[row]
         if not marks[each & last_bits]:
             continue
-        low, high = 0, len(wanted)
-        while low < high:
-            middle = (low + high) // 2
-            if wanted[middle] < each:
-                low = middle + 1
-            else:
-                high = middle
+        low = _first_from(wanted, each, 0, len(wanted))
         found[row] = low < len(wanted) and wanted[low] == each
 
 
@@ -108,14 +114,8 @@ def _find_all(
     for row in range(len(wanted)):
         bucket = wanted[row] >> shift
         low, end = np.int64(starts[bucket]), np.int64(starts[bucket + 1])
-        high = end
         each = wanted[row] & mask  # what `rest` has of it
-        while low < high:
-            middle = (low + high) // 2
-            if rest[middle] < each:
-                low = middle + 1
-            else:
-                high = middle
+        low = _first_from(rest, each, low, end)
         if low == end or rest[low] != each:
             continue
         high = low + 1

@@ -7,7 +7,7 @@ import numpy as np
 
 from app.columns.compiled import BYTES, FLOATS, INT_ROWS, INTS, WORDS, compiled, filled, inlined
 from app.columns.loops import is_same
-from app.columns.texts import ABSENT, PAD, words_of
+from app.columns.texts import ABSENT, in_a_row, words_of
 from app.contract.events import MAX_AMOUNT, MAX_EVENT_BYTES, TOUCH_ATTRIBUTES, TOUCH_TYPES
 
 COLUMNS: Final = ("event_id", "user_id", "advertiser_id", "platform", *TOUCH_ATTRIBUTES)
@@ -102,7 +102,7 @@ def plan_of(shapes: Sequence[PlannedShape], kept: tuple[str, ...] = COLUMNS) -> 
         np.array(rows, dtype=np.int64).reshape(-1, 5),
         np.array(values, dtype=np.int64).reshape(-1, 4),
         np.stack([np.cumsum(sizes) - sizes, sizes], axis=1),
-        np.frombuffer(b"".join(constants) + bytes(PAD), dtype=np.uint8),
+        in_a_row(constants),
         len(kept),
     )
 
