@@ -65,6 +65,7 @@ class CounterStage:
         # a topic's records come after another's in a batch, and must not be too late by that
         self.span_ms = policy.bounds.correction_horizon_ms / 8
         self.idle_timeout_ms = policy.bounds.idle_timeout_ms
+        self.newest_ms = 0
         self._turn = Turn()
         self.opened: dict[int, CounterPartition] = {}
         self.shapes = Shapes((*COLUMNS, CLICK_ID) if self.has_click_ids else COLUMNS)
@@ -310,7 +311,8 @@ class CounterStage:
                     fold.counted["accepted", platform, kind] += count
 
     def _send(self, numbers: list[tuple[bytes, deltas.Numbers]], marks: list[deltas.Mark], fold: Fold) -> None:
-        for partition, value in deltas.messages(numbers, marks, self.partitions, self.delta_partitions):
+        newest_ms = int(fold.stamps_ms.max(initial=0))
+        for partition, value in deltas.messages(numbers, marks, self.partitions, self.delta_partitions, newest_ms):
             records.add(fold.outputs, self.settings.deltas_topic, partition, {"value": value})
 
     def published_since_ms(self, partition: int, begins_ms: int, before: Iterator[list[Record]], run: Run) -> int:

@@ -58,6 +58,7 @@ class MatcherStage:
         self.partitions = partitions  # of users
         self.rebuild_ms = policy.click_log_ms()
         self.idle_timeout_ms = policy.bounds.idle_timeout_ms
+        self.newest_ms = 0
         self.opened: dict[int, Book] = {}
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:

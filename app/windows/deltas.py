@@ -36,13 +36,14 @@ class Mark(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 class DeltaMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One message of `onecount.deltas`. `partitions`: how many owner partitions there are; a row: key, then the change
-    of each measure.
+    of each measure. `newest_ms`: the Kafka timestamp of the newest event of the batch; 0 where it has none.
     """
 
     partitions: int
     marks: list[Mark]
     rows: list[tuple[str, int, int, int, int, int, int]]
     version: int = VERSION
+    newest_ms: int = 0
 
 
 class MarksMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -117,7 +118,11 @@ def touch_deltas(
 
 
 def messages(
-    deltas: Iterable[tuple[bytes, Numbers]], marks: list[Mark], owner_partitions: int, delta_partitions: int
+    deltas: Iterable[tuple[bytes, Numbers]],
+    marks: list[Mark],
+    owner_partitions: int,
+    delta_partitions: int,
+    newest_ms: int,
 ) -> list[tuple[int, bytes]]:
     """The batch's messages as (deltas partition, value): at least one to every partition, since each needs the
     watermark.
@@ -129,6 +134,7 @@ def messages(
     for partition, part in enumerate(by_partition):
         for start in range(0, max(len(part), 1), MAX_ROWS_A_MESSAGE):
             last = start + MAX_ROWS_A_MESSAGE >= len(part)
-            chunk = DeltaMessage(owner_partitions, marks if last else [], part[start : start + MAX_ROWS_A_MESSAGE])
+            some = part[start : start + MAX_ROWS_A_MESSAGE]
+            chunk = DeltaMessage(owner_partitions, marks if last else [], some, newest_ms=newest_ms)
             found.append((partition, encode(chunk)))
     return found

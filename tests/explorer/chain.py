@@ -50,6 +50,7 @@ class ChainStage:
     rebuild_ms = 0
     span_ms = inf
     idle_timeout_ms = 1 << 60
+    newest_ms = 0
 
     def __init__(self, published_topic: str) -> None:
         self.topic = published_topic

@@ -27,7 +27,7 @@ role, slot, supervisor, state, message = sys.argv[1:]
 counter_partition.VIEW_VERSION = aggregator.VIEW_VERSION = int(state)
 deltas.VERSION = int(message)
 made = deltas.DeltaMessage
-deltas.DeltaMessage = lambda *parts: made(*parts, version=int(message))
+deltas.DeltaMessage = lambda *parts, **named: made(*parts, version=int(message), **named)
 sys.exit(run_worker(from_environment(), role, int(slot), int(supervisor)))
 """
 
