@@ -36,10 +36,10 @@ BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 # How often the policy record and Redis's settings are looked at anew: well within the notice that a new version of the
 # policy must give, and the longest that a worker counts on a Redis that was told to evict.
 LOOK_S = 10.0
-# How long a batch of late events may wait for more, as a share of how late they are, and at most: a row that changes again
-# within it is written once. What a tenth makes of a latency nobody sees.
+# How long a batch of late events may take, as a share of how late they are, and at most in commit intervals: a row that changes
+# again meanwhile is written once, and nobody sees a tenth of a delay.
 LATE_SHARE = 0.1
-LATE_WAIT_S = 1.0
+LATE_INTERVALS = 5
 
 
 class Observer(Protocol):
@@ -199,11 +199,13 @@ def _prove(session: Session) -> None:
 
 def _read(session: Session, settings: Settings) -> None:
     """Fills the partitions' pending records: until the commit interval since the last batch was closed is over and no more are at
-    hand, or the batch is as large as it may be. Late events may wait longer than the commit interval.
+    hand, or the batch is as large as it may be. A batch that follows late events may take longer.
     """
-    newest_ms = session.stage.newest_ms
-    late_s = time.time() - newest_ms / 1000 if newest_ms else 0
-    deadline = session.closed_at + max(settings.commit_interval_ms / 1000, min(late_s * LATE_SHARE, LATE_WAIT_S))
+    interval_s, newest_ms = settings.commit_interval_ms / 1000, session.stage.newest_ms
+    if newest_ms:
+        late_s = time.time() - newest_ms / 1000
+        interval_s = max(interval_s, min(late_s * LATE_SHARE, interval_s * LATE_INTERVALS))
+    deadline = session.closed_at + interval_s
     bytes_max = settings.max_batch_bytes // session.reading.share
     count, size_bytes = 0, 0
     while count < settings.max_batch_events and size_bytes < bytes_max:
