@@ -134,7 +134,6 @@ class AggregatorStage:
         self.idle_timeout_ms = policy.bounds.idle_timeout_ms
         self.newest_ms = 0
         self.opened: dict[int, AggregatorPartition] = {}
-        self.records = counts.CountRecords(policy.bounds.dimensions, policy.bounds.window_ms)
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:
         """Takes a partition over. Raises `StateRefused` where the stored state does not fit this release or policy,
@@ -248,10 +247,10 @@ class AggregatorStage:
             self._publish(partition, written, fold)
 
     def _publish(self, partition: int, written: dict[int, Counts], fold: Fold) -> None:
-        closed_ms = self.opened[partition].closed_ms()
+        closed_ms, width_ms = self.opened[partition].closed_ms(), self.bounds.window_ms
         out = fold.outputs.setdefault((self.settings.counts_topic, partition), [])
         for window, some in sorted(written.items()):  # so a final row says that all windows before it are written
-            out += self.records.of(window, some, final=window + self.bounds.window_ms <= closed_ms)
+            out += counts.records(window, some, self.bounds.dimensions, width_ms, final=window + width_ms <= closed_ms)
 
     def _floor_ms(self, opened: AggregatorPartition) -> int:
         """The start of the oldest window whose counts can still change: by the time of events, which alone decides what is late."""
@@ -292,7 +291,7 @@ class AggregatorStage:
             for key, value in some:
                 if value is None or (row := rows.decode_count(value)).window_start < since_ms:
                     continue
-                by_window[row.window_start] += [key, counts.published(row)]
+                by_window[row.window_start] += [key, counts.packed(row)]
                 is_final[row.window_start] = row.final
             opened.windows |= by_window.keys()
             commands: list[Command] = [("HSET", opened.key(window), *pairs) for window, pairs in by_window.items()]

@@ -166,6 +166,8 @@ def step(session: Session, settings: Settings, observer: Observer) -> int:
         passing("batch_read")
         observer.step("read", read_s)
         _carry(session, batches, observer)
+    newest_ms = session.stage.newest_ms
+    session.late_s = time.time() - newest_ms / 1000 if batches and newest_ms else 0.0
     for partition, owned in list(session.owned.items()):
         if owned.mode is Mode.REPLAY and owned.is_caught_up():
             owned.mode = Mode.LIVE
@@ -201,11 +203,8 @@ def _read(session: Session, settings: Settings) -> None:
     """Fills the partitions' pending records: until the commit interval since the last batch was closed is over and no more are at
     hand, or the batch is as large as it may be. A batch that follows late events may take longer.
     """
-    interval_s, newest_ms = settings.commit_interval_ms / 1000, session.stage.newest_ms
-    if newest_ms:
-        late_s = time.time() - newest_ms / 1000
-        interval_s = max(interval_s, min(late_s * LATE_SHARE, interval_s * LATE_INTERVALS))
-    deadline = session.closed_at + interval_s
+    interval_s = settings.commit_interval_ms / 1000
+    deadline = session.closed_at + max(interval_s, min(session.late_s * LATE_SHARE, interval_s * LATE_INTERVALS))
     bytes_max = settings.max_batch_bytes // session.reading.share
     count, size_bytes = 0, 0
     while count < settings.max_batch_events and size_bytes < bytes_max:

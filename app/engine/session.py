@@ -86,6 +86,7 @@ class Session:
         self.failure: BaseException | None = None
         self.folded = 0  # records carried through all steps
         self.closed_at = time.monotonic()  # when the last batch was read in full
+        self.late_s = 0.0  # how old its newest event was when it was done; 0 where the next one is not to wait for more
         self.unsettled: str | None = None  # what becomes of the transaction at hand if the session ends now
         self.partitions = 0  # of each input topic
         self.timeout_s = settings.request_timeout_ms / 1000

@@ -44,6 +44,18 @@ def fold(stage: aggregator.AggregatorStage, store: MemoryStore, end: int, change
     return sorted((each["key"], each["value"]) for each in published), out.views[0]
 
 
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), max_size=4))
+def test_a_batch_is_as_late_as_its_newest_event(told: list[list[int]]) -> None:
+    store = MemoryStore(Memory())
+    stage = aggregator.AggregatorStage(Settings(), POLICY)
+    stage.open(0, None, store.run)
+    for times_ms in told:
+        messages = [deltas.encode(deltas.DeltaMessage(1, [], [], newest_ms=time_ms)) for time_ms in times_ms]
+        batch = [MemoryMessage(("onecount.deltas", 0), at, value=value) for at, value in enumerate(messages)]
+        stage.fold({0: Batch(batch, {"onecount.deltas": (0, len(batch))})}, set(), store.run)
+        assert stage.newest_ms == max(times_ms)
+
+
 @settings(max_examples=80)
 @given(batches, st.sampled_from([1, 3, 1000]))
 def test_rows_in_memory_are_those_in_redis(course: list[tuple[int, Any]], held_rows: int) -> None:

@@ -1,19 +1,22 @@
 """What a session tells of itself: how far behind it is, what becomes of its transaction, signs of life in long work."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from app.columns.table import StateDamaged
-from app.engine import rebuild
+from app.engine import loop, rebuild
 from app.engine.ledger import Mode
 from app.engine.loop import cause_of
 from app.engine.session import Lag, Session, SessionEnded
 from app.engine.store import StoreUnavailable
 from app.observe.catalogue import SESSION_CAUSES
 from app.policy.load import load_policy
+from app.settings import Settings
 from tests.integration.deployment import POLICY
 from tests.memory.deployment import Deployment, deployed
 from tests.memory.log import Fate, MemoryMessage
@@ -54,6 +57,48 @@ def test_news_of_a_partition_s_end_does_not_close_a_batch_while_records_are_at_h
 
     # the end of the re-keyed topic's partition comes first, and takes one of the four places
     assert deployment.turn("counter-0", rotation=1, prepare=prepare) == 15
+
+
+@pytest.mark.parametrize(("late_s", "takes_s"), [(0, 0.2), (-5, 0.2), (1.5, 0.2), (4, 0.4), (20, 1.0), (1e9, 1.0)])
+def test_a_batch_of_late_events_takes_a_tenth_of_their_delay_and_five_intervals_at_most(
+    late_s: float, takes_s: float
+) -> None:
+    now_s = 1_000.0
+
+    def poll(count: int, timeout_s: float) -> tuple[int, int]:
+        nonlocal now_s
+        now_s += timeout_s / 2 + 0.001
+        return 0, 0
+
+    session: Any = SimpleNamespace(
+        late_s=late_s,
+        closed_at=now_s,
+        reading=SimpleNamespace(share=1, slice_records=100),
+        poll=poll,
+    )
+    with patch.object(loop, "time", SimpleNamespace(monotonic=lambda: now_s)):
+        loop._read(session, Settings(commit_interval_ms=200))
+    assert session.closed_at == pytest.approx(1_000 + takes_s, abs=0.003)
+
+
+def test_aggregators_hear_from_counters_how_late_events_are(deployment: Deployment) -> None:
+    def late_s(name: str) -> float:
+        assert deployment.turn(name) > 0
+        session = deployment.workers[name].session
+        assert session is not None
+        return session.late_s
+
+    deployment.clock_ms = 50_000
+    assert late_s("counter-0") == 0, "a counter has no rows that would be written once more"
+    assert late_s("aggregator-0") == 30
+    assert deployment.turn("aggregator-0") == 0
+    session = deployment.workers["aggregator-0"].session
+    assert session is not None
+    assert session.late_s == 0, "it has caught up: nothing came"
+    deployment.broker.append(TOPIC, 0, value=b"{}", timestamp=49_000)
+    assert (late_s("counter-0"), late_s("aggregator-0")) == (0, 1)
+    deployment.idle("counter-0")
+    assert late_s("aggregator-0") == 0, "a word of an idle counter is of no event"
 
 
 def test_a_log_of_which_nothing_was_deleted_is_in_no_danger(deployment: Deployment) -> None:
