@@ -22,6 +22,7 @@ from app.engine.state import StateRefused, check_version, unreadable
 from app.policy.model import DAY_MS, Policy
 from app.publish import records
 
+SWEPT_USERS: Final = 1_000  # of a bucket with each batch
 # of all that a counter keeps in Redis; one more with every change that an older release would misread
 VIEW_VERSION: Final = 3  # 2: ids, users and names by another hash; 3: ids and touches in tables
 
@@ -40,6 +41,7 @@ class View(msgspec.Struct, array_like=True):
     swept_buckets: int
     visits: list[tuple[SegmentKey, int]] = []
     visit_slots: list[int] = []
+    swept_to: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -64,6 +66,7 @@ class CounterPartition:
         self.settled_ms = 0  # the stream time with which the batch before ended
         self.swept_day = -1
         self.swept_buckets = CONVERTER_BUCKETS
+        self.swept_to = 0  # Redis's cursor in the bucket that is being looked through
 
     def load(self, packed: bytes | None, run: Run) -> None:
         """Takes the stored view over and reads the filters and the late index back. Raises `StateRefused`, and
@@ -81,7 +84,7 @@ class CounterPartition:
                 f"the stored touches keep {', '.join(view.keep)}; the policy differs: set it back or run `onecount rebuild`"
             )
         self.stream_ms, self.swept_day, self.swept_buckets = view.stream_ms, view.swept_day, view.swept_buckets
-        self.settled_ms = view.stream_ms
+        self.settled_ms, self.swept_to = view.stream_ms, view.swept_to
         self.touches.slots = set(view.slots)
         if self.visits is not None:
             self.visits.slots = set(view.visit_slots)
@@ -110,6 +113,7 @@ class CounterPartition:
                 self.swept_buckets,
                 sorted((segment, len(table)) for segment, table in self.visits.segments.items()) if self.visits else [],
                 sorted(self.visits.slots) if self.visits else [],
+                self.swept_to,
             )
         )
 
@@ -123,17 +127,24 @@ class CounterPartition:
             + self.converters.expire(self.stream_ms)
         )
 
-    def bucket_to_sweep(self) -> int | None:
-        """Each day of stream time every bucket of user states is looked through once, one a batch, for users to
-        forget.
+    def sweep_command(self) -> Command | None:
+        """What reads the users to be looked through next for what can be let go: each day of stream time all of them once, some with
+        each batch, since a bucket may hold more than fits into memory.
         """
         day = self.stream_ms // DAY_MS
         if self.swept_buckets >= CONVERTER_BUCKETS:
             if day == self.swept_day:
                 return None
             self.swept_day, self.swept_buckets = day, 0
-        self.swept_buckets += 1
-        return self.swept_buckets - 1
+        return ("HSCAN", self.converters.key(self.swept_buckets), self.swept_to, "COUNT", SWEPT_USERS)
+
+    def swept(self, cursor: int) -> None:
+        """Takes over how far Redis has come in the bucket; 0 where it is at its end. After a Redis that counts otherwise (a replica) the
+        rest of a bucket may be looked through tomorrow.
+        """
+        self.swept_to = cursor
+        if cursor == 0:
+            self.swept_buckets += 1
 
 
 class Part:

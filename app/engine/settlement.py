@@ -67,7 +67,7 @@ class _Reading(NamedTuple):
     records: dict[touch_store.SegmentKey, np.ndarray]
     names: list[Command]
     followed: paths.Reading | None
-    swept: int | None
+    sweeps: bool
     commands: list[Command]
 
 
@@ -160,11 +160,10 @@ def _reading(
         asked = {kind: _columns(found) for kind, found in places.items()}
         wanted = view.touches.wanted(asked, _whole(work.values(), policy))
     reads, fields = view.converters.read_commands(list(work))
-    swept = view.bucket_to_sweep()
-    sweep: list[Command] = [("HGETALL", view.converters.key(swept))] if swept is not None else []
+    sweep = view.sweep_command()
     visited = followed.wanted.commands if followed is not None else []
-    commands = [*reads, *wanted.commands, *visited, *sweep]
-    return _Reading(view, work, fields, places, wanted, packed, names, followed, swept, commands)
+    commands = [*reads, *wanted.commands, *visited, *([sweep] if sweep is not None else [])]
+    return _Reading(view, work, fields, places, wanted, packed, names, followed, sweep is not None, commands)
 
 
 def _find_places(
@@ -242,8 +241,10 @@ def _settle_partition(
         _let_go(state, view)
         out[field] = None if state.is_empty() else pack(state)
     publish(partition, judged, settings, fold)
-    if reading.swept is not None:
-        out |= _sweep(found[-1], out, view)
+    if reading.sweeps:
+        cursor, pairs = found[-1]
+        out |= _sweep(pairs, out, view)
+        view.swept(int(cursor))
     fold.writes.setdefault(partition, []).extend(
         [
             *reading.names,
@@ -360,7 +361,7 @@ def _let_go(state: UserState, view: CounterPartition) -> None:
 
 
 def _sweep(replies: list[bytes], written: dict[str, bytes | None], view: CounterPartition) -> dict[str, bytes | None]:
-    """Lets go of what can no longer matter of the users of one bucket that this batch does not touch anyway."""
+    """Lets go of what can no longer matter of users, names and packed states in turn, that this batch does not touch anyway."""
     out: dict[str, bytes | None] = {}
     floor_ms = view.stream_ms - view.policy.conversion_retention_ms()
     for name, packed in zip(replies[::2], replies[1::2], strict=True):

@@ -4,6 +4,7 @@ Replies are what a real Redis answers (bytes, flat lists of pairs, None); a comm
 change of a key moves its version on, emptying Redis included, so WATCH fails exactly where a real one would.
 """
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -197,6 +198,16 @@ def _hgetall(memory: Memory, key: bytes) -> list[bytes]:
     return [part for pair in (memory.look(key, dict) or {}).items() for part in pair]
 
 
+def _hscan(memory: Memory, key: bytes, cursor: bytes, count: bytes, size: bytes) -> list[Any]:
+    """In the order of the fields' hashes, as Redis: what is there all the time is found whatever comes and goes meanwhile."""
+    assert count == b"COUNT"
+    held = memory.look(key, dict) or {}
+    places = {field: zlib.crc32(field) + 1 for field in held}
+    left = sorted((place, field) for field, place in places.items() if place >= int(cursor))
+    found = [part for _, field in left[: int(size)] for part in (field, held[field])]
+    return [b"%d" % (left[int(size)][0] if len(left) > int(size) else 0), found]
+
+
 def _hlen(memory: Memory, key: bytes) -> int:
     return len(memory.look(key, dict) or {})
 
@@ -279,6 +290,7 @@ _COMMANDS: Final[dict[str, Callable[..., Any]]] = {
     "HMGET": _hmget,
     "HGETALL": _hgetall,
     "HKEYS": _hkeys,
+    "HSCAN": _hscan,
     "HLEN": _hlen,
     "SCAN": _scan,
     "SADD": _sadd,
