@@ -201,10 +201,11 @@ def _prove(session: Session) -> None:
 
 def _read(session: Session, settings: Settings) -> None:
     """Fills the partitions' pending records: until the commit interval since the last batch was closed is over and no more are at
-    hand, or the batch is as large as it may be. A batch that follows late events may take longer.
+    hand, or the batch is as large as it may be. A batch that follows late events may take longer while more keep coming.
     """
     interval_s = settings.commit_interval_ms / 1000
-    deadline = session.closed_at + max(interval_s, min(session.late_s * LATE_SHARE, interval_s * LATE_INTERVALS))
+    deadline = session.closed_at + interval_s
+    latest = session.closed_at + min(session.late_s * LATE_SHARE, interval_s * LATE_INTERVALS)
     bytes_max = settings.max_batch_bytes // session.reading.share
     count, size_bytes = 0, 0
     while count < settings.max_batch_events and size_bytes < bytes_max:
@@ -212,7 +213,10 @@ def _read(session: Session, settings: Settings) -> None:
         came, bytes_came = session.poll(wanted, max(deadline - time.monotonic(), 0))
         count += came
         size_bytes += bytes_came
-        if came < wanted and time.monotonic() >= deadline:
+        now = time.monotonic()
+        if came:
+            deadline = max(deadline, min(now + interval_s, latest))
+        if came < wanted and now >= deadline:
             break
     session.closed_at = time.monotonic()
 

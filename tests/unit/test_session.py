@@ -59,26 +59,36 @@ def test_news_of_a_partition_s_end_does_not_close_a_batch_while_records_are_at_h
     assert deployment.turn("counter-0", rotation=1, prepare=prepare) == 15
 
 
+def read_s(late_s: float, until_s: float) -> float:
+    """How long a batch is read (s) at an interval of 0.2 s, where a record comes every 10 ms until a time (s)."""
+    now_s = 0.0
+
+    def poll(count: int, timeout_s: float) -> tuple[int, int]:
+        nonlocal now_s
+        if now_s < until_s:
+            now_s += min(timeout_s, 0.01)
+            return 1, 100
+        now_s += timeout_s
+        return 0, 0
+
+    reading = SimpleNamespace(share=1, slice_records=100)
+    session: Any = SimpleNamespace(late_s=late_s, closed_at=0.0, reading=reading, poll=poll)
+    with patch.object(loop, "time", SimpleNamespace(monotonic=lambda: now_s)):
+        loop._read(session, Settings(commit_interval_ms=200))
+    assert session.closed_at == now_s
+    return now_s
+
+
 @pytest.mark.parametrize(("late_s", "takes_s"), [(0, 0.2), (-5, 0.2), (1.5, 0.2), (4, 0.4), (20, 1.0), (1e9, 1.0)])
 def test_a_batch_of_late_events_takes_a_tenth_of_their_delay_and_five_intervals_at_most(
     late_s: float, takes_s: float
 ) -> None:
-    now_s = 1_000.0
+    assert read_s(late_s, until_s=10) == pytest.approx(takes_s)
 
-    def poll(count: int, timeout_s: float) -> tuple[int, int]:
-        nonlocal now_s
-        now_s += timeout_s / 2 + 0.001
-        return 0, 0
 
-    session: Any = SimpleNamespace(
-        late_s=late_s,
-        closed_at=now_s,
-        reading=SimpleNamespace(share=1, slice_records=100),
-        poll=poll,
-    )
-    with patch.object(loop, "time", SimpleNamespace(monotonic=lambda: now_s)):
-        loop._read(session, Settings(commit_interval_ms=200))
-    assert session.closed_at == pytest.approx(1_000 + takes_s, abs=0.003)
+@pytest.mark.parametrize(("until_s", "takes_s"), [(0, 0.2), (0.1, 0.3), (0.5, 0.7), (0.9, 1.0)])
+def test_a_batch_of_late_events_ends_an_interval_after_the_last_one(until_s: float, takes_s: float) -> None:
+    assert read_s(3_600, until_s) == pytest.approx(takes_s, abs=0.011)
 
 
 def test_aggregators_hear_from_counters_how_late_events_are(deployment: Deployment) -> None:
