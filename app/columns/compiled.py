@@ -6,6 +6,8 @@ numbers goes in and out.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -71,6 +73,14 @@ def _keep_code() -> bool:
         return False
     numba.config.CACHE_DIR = str(folder)
     return os.access(folder, os.W_OK)
+
+
+def prepare(module: str) -> None:
+    """To be called before a module with loops is imported: where none is kept yet a process of its own compiles them, since the
+    compiler takes 170 MB that a process does not give back. Whatever goes wrong there goes wrong again, and is told, at the import.
+    """
+    if _KEEPS and not any(Path(numba.config.CACHE_DIR).rglob("*.nbi")):
+        subprocess.run([sys.executable, "-c", f"import {module}"], stderr=subprocess.DEVNULL, check=False)
 
 
 _KEEPS: Final = _keep_code()

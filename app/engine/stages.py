@@ -33,7 +33,10 @@ def make_stage(role: str, settings: Settings, policy: Policy, clients: Clients) 
 
         users = partition_counts(settings, clients, settings.events_topics[:1])[settings.events_topics[0]]
         return MatcherStage(settings, policy, users), Reading(settings.matcher_group, (settings.clicks_topic,), {})
-    from app.engine.counter import CounterStage  # its compiled loops take a while to import, and memory
+    from app.columns.compiled import prepare  # Numba and the compiled loops take a while to import, and memory
+
+    prepare("app.engine.counter")
+    from app.engine.counter import CounterStage
 
     own = (settings.deltas_topic, *((settings.clicks_topic,) if policy.bounds.click_ids else ()))
     counts = partition_counts(settings, clients, (*settings.input_topics(), *own))

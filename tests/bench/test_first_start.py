@@ -4,6 +4,9 @@ What a counter holds back while it reads may not grow with the backlog. Both bou
 speed, and CPU is compared with orjson's on the same events.
 """
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Final
 import pytest
 
 from app.generate import Generated
+from app.local.processes import PROJECT_ROOT
 from tests.bench.deployment import fresh_deployment
 from tests.bench.floor import decode
 from tests.bench.meter import cpu_s, peak_rss_mb, tree
@@ -49,6 +53,28 @@ def test_a_first_start_on_a_backlog_takes_bounded_memory_and_cpu(
     )
     assert peak_mb <= PEAK_MB
     assert ratio <= RATIO
+
+
+def test_a_compiler_does_not_stay_in_a_counter_s_memory(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from app.columns.compiled import prepare
+from tests.bench.meter import peak_rss_mb
+if sys.argv[1] == "prepared":
+    prepare("app.engine.counter")
+import app.engine.counter
+print(peak_rss_mb(os.getpid()))
+"""
+    peaks_mb = {}
+    for way in ("prepared", "at once", "kept"):
+        folder = tmp_path / ("kept" if way != "at once" else "other")
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
+        argv = [sys.executable, "-c", script, way]
+        found = subprocess.run(argv, env=environment, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+        peaks_mb[way] = float(found.stdout)
+    print(peaks_mb)
+    assert peaks_mb["prepared"] == pytest.approx(peaks_mb["kept"], abs=20)
+    assert peaks_mb["prepared"] < peaks_mb["at once"] - 100
 
 
 def _count(name: str, records: list[Generated], services: Services, folder: Path) -> tuple[float, float]:
