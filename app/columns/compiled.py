@@ -76,11 +76,16 @@ def _keep_code() -> bool:
 
 
 def prepare(module: str) -> None:
-    """To be called before a module with loops is imported: where none is kept yet a process of its own compiles them, since the
-    compiler takes 170 MB that a process does not give back. Whatever goes wrong there goes wrong again, and is told, at the import.
+    """To be called before a module with loops is imported: where their code is not kept yet a process of its own compiles it, since
+    the compiler takes 170 MB that a process does not give back. What goes wrong there goes wrong again, and is told, at the import.
     """
-    if _KEEPS and not any(Path(numba.config.CACHE_DIR).rglob("*.nbi")):
-        subprocess.run([sys.executable, "-c", f"import {module}"], stderr=subprocess.DEVNULL, check=False)
+    if not _KEEPS:
+        return
+    done = Path(numba.config.CACHE_DIR) / f"{module}-{sys.implementation.cache_tag}-{numba.__version__}"
+    if not done.exists():
+        argv = [sys.executable, "-c", f"import {module}"]
+        if subprocess.run(argv, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+            done.touch()
 
 
 _KEEPS: Final = _keep_code()

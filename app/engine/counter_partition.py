@@ -23,6 +23,7 @@ from app.policy.model import DAY_MS, Policy
 from app.publish import records
 
 SWEPT_USERS: Final = 1_000  # of a bucket with each batch
+SWEPT_LATE: Final = 20_000  # where the day before was too short: few batches, or history in a hurry
 # of all that a counter keeps in Redis; one more with every change that an older release would misread
 VIEW_VERSION: Final = 3  # 2: ids, users and names by another hash; 3: ids and touches in tables
 
@@ -136,7 +137,8 @@ class CounterPartition:
             if day == self.swept_day:
                 return None
             self.swept_day, self.swept_buckets = day, 0
-        return ("HSCAN", self.converters.key(self.swept_buckets), self.swept_to, "COUNT", SWEPT_USERS)
+        count = SWEPT_USERS if day == self.swept_day else SWEPT_LATE
+        return ("HSCAN", self.converters.key(self.swept_buckets), self.swept_to, "COUNT", count)
 
     def swept(self, cursor: int) -> None:
         """Takes over how far Redis has come in the bucket; 0 where it is at its end. After a Redis that counts otherwise (a replica) the

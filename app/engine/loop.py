@@ -36,10 +36,11 @@ BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 # How often the policy record and Redis's settings are looked at anew: well within the notice that a new version of the
 # policy must give, and the longest that a worker counts on a Redis that was told to evict.
 LOOK_S = 10.0
-# How long a batch of late events may take, as a share of how late they are, and at most in commit intervals: a row that changes
+# How long a batch of late events may take, as a share of how late they are, in commit intervals, and in all: a row that changes
 # again meanwhile is written once, and nobody sees a tenth of a delay.
 LATE_SHARE = 0.1
 LATE_INTERVALS = 5
+LATE_S = 1.0
 
 
 class Observer(Protocol):
@@ -205,7 +206,7 @@ def _read(session: Session, settings: Settings) -> None:
     """
     interval_s = settings.commit_interval_ms / 1000
     deadline = session.closed_at + interval_s
-    latest = session.closed_at + min(session.late_s * LATE_SHARE, interval_s * LATE_INTERVALS)
+    latest = session.closed_at + min(session.late_s * LATE_SHARE, interval_s * LATE_INTERVALS, LATE_S)
     bytes_max = settings.max_batch_bytes // session.reading.share
     count, size_bytes = 0, 0
     while count < settings.max_batch_events and size_bytes < bytes_max:

@@ -109,6 +109,19 @@ def test_a_guarded_write_leaves_out_the_partition_that_changed_and_no_other(
     assert store.guarded_write(writes())
 
 
+def test_a_large_hash_is_looked_through_in_parts(store: ClusterStore) -> None:
+    users = {b"shop\x1fu%d" % number: b"state %d" % number for number in range(3_000)}
+    store.run([("HSET", "{c0}:conv:0", *(part for pair in users.items() for part in pair))])
+    found, cursor, calls = {}, 0, 0
+    while cursor or not calls:
+        reply, pairs = store.run([("HSCAN", "{c0}:conv:0", cursor, "COUNT", 1_000)])[0]
+        cursor, calls = int(reply), calls + 1
+        found |= dict(zip(pairs[::2], pairs[1::2], strict=True))
+        assert len(pairs) < 2 * 1_500
+    assert found == users
+    assert calls >= 3
+
+
 def test_every_master_is_asked_for_its_settings_and_its_keys(cluster: LocalRedisCluster, store: ClusterStore) -> None:
     assert unsafe_settings(look_at(store)) == []
     evicting = cluster.masters[-1]

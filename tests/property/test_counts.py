@@ -13,6 +13,15 @@ keys = st.tuples(names | st.just(rows.ALL), names, st.tuples(names | st.none(), 
 measures = st.tuples(*[st.integers(0, 2**53)] * 4, *[st.integers(-(10**15), 10**15)] * 2, st.integers(1, 2**53))
 
 
+@given(measures, measures)
+def test_rows_add_up_measure_by_measure_and_each_change_is_a_revision(
+    one: counts.Counted, other: counts.Counted
+) -> None:
+    total = tuple(map(sum, zip(one[:-1], other[:-1], strict=True)))
+    assert counts.added(one[:-1], other[:-1]) == total
+    assert counts.revised(one, other[:-1]) == (*total, one[-1] + 1)
+
+
 @given(st.integers(0, 2**41), st.dictionaries(keys, measures, max_size=5), st.booleans())
 def test_a_record_is_its_row(
     window: int,

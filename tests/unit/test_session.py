@@ -59,8 +59,8 @@ def test_news_of_a_partition_s_end_does_not_close_a_batch_while_records_are_at_h
     assert deployment.turn("counter-0", rotation=1, prepare=prepare) == 15
 
 
-def read_s(late_s: float, until_s: float) -> float:
-    """How long a batch is read (s) at an interval of 0.2 s, where a record comes every 10 ms until a time (s)."""
+def read_s(late_s: float, until_s: float, interval_ms: int = 200) -> float:
+    """How long a batch is read (s), where a record comes every 10 ms until a time (s)."""
     now_s = 0.0
 
     def poll(count: int, timeout_s: float) -> tuple[int, int]:
@@ -74,7 +74,7 @@ def read_s(late_s: float, until_s: float) -> float:
     reading = SimpleNamespace(share=1, slice_records=100)
     session: Any = SimpleNamespace(late_s=late_s, closed_at=0.0, reading=reading, poll=poll)
     with patch.object(loop, "time", SimpleNamespace(monotonic=lambda: now_s)):
-        loop._read(session, Settings(commit_interval_ms=200))
+        loop._read(session, Settings(commit_interval_ms=interval_ms))
     assert session.closed_at == now_s
     return now_s
 
@@ -84,6 +84,11 @@ def test_a_batch_of_late_events_takes_a_tenth_of_their_delay_and_five_intervals_
     late_s: float, takes_s: float
 ) -> None:
     assert read_s(late_s, until_s=10) == pytest.approx(takes_s)
+
+
+def test_a_long_commit_interval_is_not_made_longer() -> None:
+    assert read_s(3_600, until_s=30, interval_ms=5_000) == pytest.approx(5, abs=0.011)
+    assert read_s(3_600, until_s=30, interval_ms=400) == pytest.approx(1, abs=0.011)
 
 
 @pytest.mark.parametrize(("until_s", "takes_s"), [(0, 0.2), (0.1, 0.3), (0.5, 0.7), (0.9, 1.0)])
