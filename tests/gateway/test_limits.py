@@ -3,7 +3,7 @@
 import socket
 import time
 import uuid
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -121,9 +121,16 @@ def test_what_is_no_http_is_refused(gateway: Gateway) -> None:
 
 def test_a_gateway_at_its_limit_lives_and_tells_so(gateway: Gateway) -> None:
     small = Gateway(gateway.deployment, gateway_max_requests=1).ready()
-    with closing(connected(small)) as slow:
-        slow.sendall(HEAD + b"content-length: 1000\r\n\r\n{")
-        gateway.deployment.wait_until(lambda: small.post(visit("beyond")).status_code == 503, "it is at its limit", 20)
+    with ExitStack() as stack:
+
+        def is_at_its_limit() -> bool:
+            slow = stack.enter_context(
+                closing(connected(small))
+            )  # it is refused itself where the post is there before it
+            slow.sendall(HEAD + b"content-length: 1000\r\n\r\n{")
+            return small.post(visit("beyond")).status_code == 503
+
+        gateway.deployment.wait_until(is_at_its_limit, "it is at its limit", 20)
         assert int(small.post(visit("beyond")).headers["retry-after"]) >= 1
         pixel = small.get("/p.gif?advertiser_id=shop&event_type=visit&page=/&event_id=beyond", referer=ORIGIN)
         assert (pixel.status_code, pixel.headers["onecount"]) == (200, "lost")
