@@ -51,9 +51,7 @@ class Stage(Protocol):
     rebuild_ms: int  # how far back (ms) a rebuild reads the input
     span_ms: float  # the longest time (ms) that a batch of several topics may span
     idle_timeout_ms: int
-    newest_ms: (
-        int  # the Kafka timestamp of the newest event of its last batch; 0 where the next one is not to wait for more
-    )
+    newest_ms: int  # Kafka timestamp of the newest event of its last batch; 0: the next one is not to wait for more
 
     def open(self, partition: int, view: bytes | None, run: Run) -> None:
         """Takes a partition over, from the view stored with its last batch (None: it is new)."""
