@@ -65,10 +65,16 @@ def set_offsets(deployment: Deployment, group: str, places: list[tuple[str, int,
 
 
 def committed(deployment: Deployment, group: str) -> dict[tuple[str, int], int]:
-    """A group's offsets."""
+    """A group's offsets; asked for again where the answer does not come, as on a new broker whose first group this is."""
     request = ConsumerGroupTopicPartitions(group)
-    admin = admin_of(deployment)
-    answered = admin.list_consumer_group_offsets([request], require_stable=True)[group].result(TIMEOUT_S)
+    for tries in reversed(range(3)):
+        try:
+            asked = admin_of(deployment).list_consumer_group_offsets([request], require_stable=True)
+            answered = asked[group].result(TIMEOUT_S)
+            break
+        except TimeoutError:
+            if not tries:
+                raise
     return {(place.topic, place.partition): place.offset for place in answered.topic_partitions if place.offset >= 0}
 
 
