@@ -85,7 +85,8 @@ class CounterPartition:
                 f"the stored touches keep {', '.join(view.keep)}; the policy differs: set it back or run `onecount rebuild`"
             )
         self.stream_ms, self.swept_day, self.swept_buckets = view.stream_ms, view.swept_day, view.swept_buckets
-        self.settled_ms, self.swept_to = view.stream_ms, view.swept_to
+        self.swept_to = view.swept_to
+        self.settled_ms = view.stream_ms
         self.touches.slots = set(view.slots)
         if self.visits is not None:
             self.visits.slots = set(view.visit_slots)
